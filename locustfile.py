@@ -1,13 +1,14 @@
-"""Load for a florence service: users of its three doors, the tasks mixed as told, every answer checked.
+"""A load test of a florence service: users of its three interfaces, tasks in given proportions, every answer
+checked.
 
     locust --headless --users 16 --spawn-rate 16 --run-time 30s --host http://localhost:8000
     locust V2BinaryUser --headless --users 16 --run-time 30s --tasks "caption=3, <OD>=1" --fresh
 
 V2JsonUser sends the v2 protocol's JSON, V2BinaryUser its binary tensors, TypedUser uploads to the tasks' own
-endpoints; the classes that are named take part, all three where none is. Users ask one request after the
-other without a pause, so their number is the number of requests under way. An answer that is not one counts
-as a failure, with what was wrong with it, and locust ends with status 1. Needs locust and this repository;
---fresh needs Pillow. Knows nothing of the server's code.
+endpoints; the classes named on the command line run, all three where none is named. Users send one request
+after the other without a pause, so their number is the number of requests in flight. An invalid answer counts
+as a failure, with its reason, and locust ends with status 1. Needs locust and this repository; --fresh needs
+Pillow. Knows nothing of the server's code.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Question:
-    """One request, before it is written down. picture: encoded; text: a text, a region, or None."""
+    """One request, before it is encoded. `picture`: the bytes of its file. `text`: a text, a region, or
+    None."""
 
     id: str
     picture: bytes
@@ -56,7 +58,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked: pictures and tasks by lot, tasks by their weights."""
+    """What is sent: pictures and tasks at random, tasks by their weights. `text`: for tasks that take one.
+    `fresh`: whether each picture is changed first."""
 
     pictures: tuple[Path, ...]
     weights: dict[Task, float]
@@ -97,7 +100,7 @@ def add_arguments(parser: LocustArgumentParser) -> None:
 
 @events.init.add_listener
 def read_load(environment: Environment, **_: Any) -> None:
-    """The command line as a Load, for all users; what is wrong with it ends locust."""
+    """The command line as a Load, for all users. An error in it ends locust."""
     options: Any = environment.parsed_options
     pictures = sorted(path for path in Path(options.pictures).glob("*") if path.suffix.lower() in SUFFIXES)
     if not pictures:
@@ -110,7 +113,8 @@ def read_load(environment: Environment, **_: Any) -> None:
 
 
 def read_weights(text: str) -> dict[Task, float]:
-    """`caption=3, <OD>=1` by task; a name alone weighs 1, nothing is all tasks. TaskError, ValueError."""
+    """Weights by task, from `caption=3, <OD>=1`; a name alone weighs 1, and an empty text is all tasks alike.
+    Raises TaskError, ValueError."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     pairs = [part.partition("=") for part in parts]
     weights = {TASKS.resolve(name.strip()): float(weight or 1) for name, _, weight in pairs}
@@ -122,7 +126,7 @@ def read_weights(text: str) -> dict[Task, float]:
 
 
 def _changed(path: Path) -> bytes:
-    """The picture with another pixel than ever before, as JPEG."""
+    """The picture as a JPEG, one pixel of it set at random, so that the service has not seen it before."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -135,7 +139,7 @@ def _changed(path: Path) -> bytes:
 
 
 class FlorenceUser(FastHttpUser):
-    """Asks, waits for the answer, checks it, and asks again."""
+    """Sends a request, waits for the answer, checks it, and sends the next one."""
 
     abstract = True
     network_timeout = 320.0  # longer than the service's own limit, whose message says more
@@ -152,7 +156,7 @@ class FlorenceUser(FastHttpUser):
         ) as reply:
             if reply.status_code == 200:
                 problem = self.problem(reply, question)
-            elif reply.status_code:  # locust itself tells of broken connections
+            elif reply.status_code:  # locust itself reports broken connections
                 problem = f"{reply.status_code}: {reply.text[:200]}"
             else:
                 return
@@ -164,7 +168,7 @@ class FlorenceUser(FastHttpUser):
         raise NotImplementedError
 
     def label(self, asked: Task) -> str:
-        """How the request is called in locust's table."""
+        """The request's name in locust's table."""
         raise NotImplementedError
 
     def problem(self, reply: Any, question: Question) -> str | None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from florence.server.service import service_of_environment
+from florence.server.entry import service
 
-service = service_of_environment()
+__all__ = ["service"]

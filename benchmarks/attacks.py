@@ -35,15 +35,15 @@ FORK = multiprocessing.get_context("fork")  # a new interpreter would load torch
 CALLER: Mapping[str, str] = {"Authorization": doors.KEY["Authorization"]}
 GROUPS: tuple[tuple[Mapping[str, str], Mapping[str, Attack]], ...] = (
     (
-        {},
+        {"FLORENCE_IMAGE_HOSTS": "127.0.0.1:{web}", "FLORENCE_IMAGE_NETWORKS": "127.0.0.0/8"},
         {
             "nothing": lambda target: time.sleep(6 * target.scale),
             **connections.ATTACKS,
             **doors.ATTACKS,
             **calls.ATTACKS,
+            **doors.URLS,
         },
     ),
-    ({"FLORENCE_IMAGE_HOSTS": "127.0.0.1:{web}", "FLORENCE_IMAGE_NETWORKS": "127.0.0.0/8"}, doors.URLS),
     ({"FLORENCE_API_KEYS": f"caller:{'k' * 64}"}, doors.KEYS),
 )
 """Settings of a service, with the port of the host of `image_url` as {web}, and what it is attacked with."""

@@ -1,5 +1,4 @@
-"""Services for `light_path.py`: the real one before an echo of 0 ms, and BentoML with one bare route. For
-`bulk.py`: the real one before an echo of 10 ms."""
+"""The real service before an echo: of 0 ms for `light_path.py`, of 10 ms for `bulk.py`."""
 
 from __future__ import annotations
 
@@ -10,12 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import bentoml
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,14 +30,11 @@ ANSWER = OriginalAnswer(
 
 
 class EchoModel:
-    """Stands for `florence.Florence2`: each request is answered at once. reads: whether its picture is
-    decoded from base64 first, here on the event loop; the real one does that where it reads pictures."""
+    """Stands for `florence.Florence2`: each request is answered at once. Where it asks for <OCR>, its picture
+    is decoded from base64 first, here on the event loop; the real one does that where it reads pictures."""
 
     ready = alive = True
     tasks = TASKS
-
-    def __init__(self, *, reads: bool) -> None:
-        self._reads = reads
 
     def info(self) -> dict[str, str]:
         return {"checkpoint": "echo", "device": "cpu", "dtype": "float32", "encode_stream": "off"}
@@ -55,7 +45,7 @@ class EchoModel:
     def submit_original(
         self, image: Callable[[], bytes], task: str, text: Any = None, **options: Any
     ) -> Future[OriginalAnswer]:
-        if self._reads:
+        if task == "<OCR>":
             image()
         future: Future[OriginalAnswer] = Future()
         future.set_result(ANSWER)
@@ -69,7 +59,6 @@ class SlowEcho(EchoModel):
     """Answers a caption 10 ms after the one before it; with ECHO_AT_ONCE so many side by side."""
 
     def __init__(self) -> None:
-        super().__init__(reads=False)
         self._device = ThreadPoolExecutor(int(os.environ.get("ECHO_AT_ONCE", "1")))
         self._answer = Answer.of(
             TASKS["<CAPTION>"],
@@ -99,18 +88,5 @@ def _service(make: Callable[[], EchoModel]) -> Any:
     )
 
 
-async def _read(request: Request) -> Response:
-    """All that the bare route does."""
-    return Response(str(len(await request.body())))
-
-
-@bentoml.service(http={"port": 8000})
-class Bare:
-    """BentoML, with a mounted route that reads the body."""
-
-
-Bare.mount_asgi_app(Starlette(routes=[Route("/bare", _read, methods=["POST"])]))
-bare = Bare
-echo = _service(lambda: EchoModel(reads=False))
-reading_echo = _service(lambda: EchoModel(reads=True))
+echo = _service(EchoModel)
 slow_echo = _service(SlowEcho)

@@ -44,14 +44,14 @@ class Row:
     cpu_ms: list[float] = field(default_factory=list)
 
 
-def start(name: str) -> contextlib.AbstractContextManager[Server]:
-    """One of the services in `echo_services`."""
-    return serving(f"echo_services:{name}", Path(__file__).parent, FLORENCE_MODEL="demo")
+def start(target: str) -> contextlib.AbstractContextManager[Server]:
+    """A service of this folder."""
+    return serving(target, Path(__file__).parent, FLORENCE_MODEL="demo")
 
 
-def json_body() -> bytes:
+def json_body(task: str) -> bytes:
     """The request as the replaced deployment's users send it."""
-    values = {"INPUT_IMAGE": base64.b64encode(PICTURE).decode(), "TASK_PROMPT": "<CAPTION>"}
+    values = {"INPUT_IMAGE": base64.b64encode(PICTURE).decode(), "TASK_PROMPT": task}
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
         for name, value in values.items()
@@ -132,12 +132,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=8)
     arguments = parser.parse_args()
-    with start("bare") as bare, start("echo") as echo, start("reading_echo") as reading:
-        body = json_body()
+    with start("bare_service:bare") as bare, start("echo_services:echo") as echo:
+        body, read = json_body("<CAPTION>"), json_body("<OCR>")
         rows = [
             Row("bare route", bare, lambda: http_sender(bare, "/bare", body)),
             Row("v2, base64 in JSON", echo, lambda: http_sender(echo, INFER, body)),
-            Row("... the echo reads base64", reading, lambda: http_sender(reading, INFER, body)),
+            Row("... the echo reads base64", echo, lambda: http_sender(echo, INFER, read)),
             Row("v2 over gRPC, binary", echo, lambda: grpc_sender(echo)),
         ]
         for _ in range(arguments.rounds):

@@ -18,27 +18,28 @@ from contextlib import asynccontextmanager
 from statistics import quantiles
 
 import httpx
-from serving import ROOT, Server, serving
+from serving import ROOT, Server
 
 PATIENCE_S = 120.0
 PICTURES = sorted((ROOT / "data").glob("scene_*.*g"))
 PEOPLE = 10
 
 
-def measure(seconds: float, turns: int, rate: float, pause_s: float) -> tuple[list[float], list[float]]:
+def measure(
+    server: Server, seconds: float, turns: int, rate: float, pause_s: float
+) -> tuple[list[float], list[float]]:
     """The seconds of all v2 requests: alone, and beside ten people. In turns, so that both meet the
     same machine.
 
     seconds: of a turn; rate: v2 requests a second; pause_s: how long a person looks at an answer.
     """
-    with serving("service:service", FLORENCE_MODEL="demo", FLORENCE_DTYPE="float32") as server:
-        asyncio.run(_ask(server, rate, 2.0))  # everything has been asked once
-        alone: list[float] = []
-        beside: list[float] = []
-        for _ in range(turns):
-            alone += asyncio.run(_ask(server, rate, seconds))
-            beside += asyncio.run(_beside(server, rate, seconds, pause_s))
-        return alone, beside
+    asyncio.run(_ask(server, rate, min(2.0, seconds)))  # everything has been asked once
+    alone: list[float] = []
+    beside: list[float] = []
+    for _ in range(turns):
+        alone += asyncio.run(_ask(server, rate, seconds))
+        beside += asyncio.run(_beside(server, rate, seconds, pause_s))
+    return alone, beside
 
 
 def summary(alone: list[float], beside: list[float]) -> str:

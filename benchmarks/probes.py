@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
-from serving import Server, serving
+from serving import Server
 
 EVERY_S = 0.01
 CALM_S = 2.0
@@ -32,17 +32,16 @@ Body = tuple[str, bytes, dict[str, str]]
 """A path, a request's body, its headers."""
 
 
-def measure(burst: int, mib: int) -> Iterator[tuple[str, float, str]]:
+def measure(server: Server, burst: int, mib: int) -> Iterator[tuple[str, float, str]]:
     """Of each load: its name, the longest wait of a probe in seconds, and what the load got as answers.
 
     burst: requests at once; mib: of each large body.
     """
-    with serving("service:service", FLORENCE_MODEL="demo", FLORENCE_DTYPE="float32") as server:
-        yield _probed(server, "nothing", lambda: time.sleep(CALM_S) or "")
-        for name, make in BODIES.items():
-            body = make(mib)
-            yield _probed(server, name, lambda: _post(server, *body))  # noqa: B023
-        yield _probed(server, f"{burst} requests at once", lambda: asyncio.run(_burst(server, burst)))
+    yield _probed(server, "nothing", lambda: time.sleep(CALM_S) or "")
+    for name, make in BODIES.items():
+        body = make(mib)
+        yield _probed(server, name, lambda: _post(server, *body))  # noqa: B023
+    yield _probed(server, f"{burst} requests at once", lambda: asyncio.run(_burst(server, burst)))
 
 
 def _probed(server: Server, name: str, load: Callable[[], str]) -> tuple[str, float, str]:

@@ -30,7 +30,7 @@ LOAD = ["-c", "from florence import Florence2; m = Florence2.load('demo'); m.war
 STEPS = [  # name, arguments of Python, whether compiled kernels are there
     ("Python", ["-c", "pass"], True),
     ("import torch", ["-c", "import torch"], True),
-    ("import the service, BentoML in it", ["-c", "import florence.server.service"], True),
+    ("import the service, BentoML in it", ["-c", "from florence.server.entry import service"], True),
     ("library: import, load, warm up", LOAD, True),
     ("the same, compiling", LOAD, False),
     ("`florence run`", RUN, True),

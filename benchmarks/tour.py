@@ -22,7 +22,7 @@ from serving import ROOT, serving
 
 from florence.types.tasks import TASKS, TRITON_TASKS
 
-SERVICE = "florence.server.service:service"
+SERVICE = "florence.server.entry:service"
 REQUEST_S = 120.0
 WIDTH = 100
 """Characters of an answer that are printed."""

@@ -19,7 +19,7 @@ how long a health probe waits for its answer, at most, beside large bodies and m
     python benchmarks/under_load.py --playground 60 [--turns 2] [--rate 4] [--pause 15]
 
 With `--playground` it prints the 95th percentile of v2 requests alone, and beside ten people at the
-playground, in turns of so many seconds.
+playground, in turns of so many seconds; with `--health` too, both of one service.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from playground_users import measure as measure_beside
 from playground_users import summary
 from probes import measure as measure_probes
 from random_models import SIDE, SIZES, make_native
-from serving import ROOT, serving
+from serving import ROOT, Server, serving
 
 sys.path.insert(0, str(ROOT))
 
@@ -128,6 +128,12 @@ def through_service(
         return rate(answer, pictures, concurrency)
 
 
+def beside_playground(server: Server, arguments: argparse.Namespace) -> str:
+    return summary(
+        *measure_beside(server, arguments.playground, arguments.turns, arguments.rate, arguments.pause)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -147,17 +153,17 @@ def main() -> None:
     parser.add_argument("--burst", type=int, default=2000, help="requests at once")
     parser.add_argument("--mib", type=int, default=60, help="of each large body")
     arguments = parser.parse_args()
-    if arguments.health:
-        for load, seconds, answers in measure_probes(arguments.burst, arguments.mib):
-            print(f"{load:24} {1000 * seconds:5.0f} ms  {answers}", flush=True)
+    if arguments.health or arguments.playground is not None:
+        with serving("service:service", FLORENCE_MODEL="demo", FLORENCE_DTYPE="float32") as server:
+            if arguments.health:
+                for load, seconds, answers in measure_probes(server, arguments.burst, arguments.mib):
+                    print(f"{load:24} {1000 * seconds:5.0f} ms  {answers}", flush=True)
+            if arguments.playground is not None:
+                print(beside_playground(server, arguments))
         return
     if arguments.deadline is not None:
         for door, seconds, status in measure_deadlines(arguments.deadline, arguments.side):
             print(f"{door:14} {seconds:6.3f} s  {status}", flush=True)
-        return
-    if arguments.playground is not None:
-        alone, beside = measure_beside(arguments.playground, arguments.turns, arguments.rate, arguments.pause)
-        print(summary(alone, beside))
         return
     environment = {"OMP_WAIT_POLICY": "active"} if arguments.spin else {}
     alone, served = [], []

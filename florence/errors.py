@@ -1,17 +1,17 @@
 """The errors that callers see, each with the HTTP status it becomes.
 
 FlorenceError
-├── RequestError 400          what was asked can't be answered; the message says what to change
+├── RequestError 400          the request can't be answered as it stands; the message says what to change
 │   ├── ImageError 400        not a picture, truncated, an unsupported format
 │   │   ├── ImageTooLarge 413 more bytes, pixels or frames than allowed
 │   │   ├── UrlError 400      a picture's URL that is malformed or not allowed
-│   │   └── NoPicture 422     its host has no picture there
+│   │   └── NoPicture 422     the URL's host has no picture there
 │   ├── TaskError 400         unknown task, or its text or region is missing or not wanted
-│   ├── RegionError 400       a region outside the picture or written wrongly
+│   ├── RegionError 400       a malformed region, or one outside the picture
 │   ├── FieldError 400        a field of a chat completion is wrong, or not supported
 │   ├── OptionError 400       a generation option out of range
 │   └── ProtocolError 400     a malformed v2 request
-│       ├── MalformedJson 400     no JSON, at a position
+│       ├── MalformedJson 400     not JSON; the message says where
 │       └── TooMuchStructure 400  more values, or longer ones, than any request has
 ├── Unauthorized 401          no API key, or an unknown one
 ├── NotFound 404              unknown model or version
@@ -19,7 +19,7 @@ FlorenceError
 ├── SlowBody 408              a body that does not arrive in the time allowed
 ├── BodyTooLarge 413          a body longer than the service takes, also once it is decompressed
 ├── ClientLeft 499            the client no longer waits for the answer
-├── UnknownEncoding 501       a body in an encoding that can't be undone
+├── UnknownEncoding 501       a Content-Encoding that can't be decoded
 ├── FetchFailed 502           the host of a picture's URL can't be reached, or fails
 ├── Unavailable 503           come back later; `retry_after_s` says when
 │   ├── Overloaded 503        the waiting queue is full, or the wait would be too long
@@ -27,7 +27,7 @@ FlorenceError
 ├── DeadlineExceeded 504      not finished in the time given
 ├── EngineError 500           the device or the model failed on this request
 ├── CheckpointError 500       a checkpoint can't be found or doesn't fit
-│   └── RepositoryError 500   of the hub: not there, not reached, or without weights
+│   └── RepositoryError 500   a repository of the hub: missing, not reached, or without weights
 ├── MissingLibrary 500        an optional library that is not installed
 └── SettingsError 500         a setting is unknown or out of range
 """
@@ -74,7 +74,7 @@ class TaskError(RequestError):
 
 
 class RegionError(RequestError):
-    """The region is written wrongly or lies outside the picture."""
+    """The region is malformed or lies outside the picture."""
 
 
 class OptionError(RequestError):
@@ -84,7 +84,8 @@ class OptionError(RequestError):
 class FieldError(RequestError):
     """A field of a chat completion's body is wrong, or not supported.
 
-    param: its path, such as messages[0].content; None where it has none. code: OpenAI's word for the error.
+    `param`: the field's path, such as messages[0].content; None: the error is about no single field. `code`:
+    OpenAI's code for the error; None: it has none.
     """
 
     def __init__(self, param: str | None, message: str, code: str | None = None) -> None:
@@ -108,7 +109,7 @@ class TooMuchStructure(ProtocolError):
     """A message has more values, or longer ones, than any request; it is not parsed."""
 
     def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"the request's {what} is more than a request can mean: {reason}")
+        super().__init__(f"the request's {what} is more than a request can hold: {reason}")
 
 
 class Unauthorized(FlorenceError):
@@ -159,7 +160,7 @@ class ClientLeft(FlorenceError):
 
 
 class UnknownEncoding(FlorenceError):
-    """The body's encoding is none that the service can undo."""
+    """The body has a Content-Encoding that the service can't decode."""
 
     status = 501
 
@@ -171,7 +172,7 @@ class FetchFailed(FlorenceError):
 
 
 class Unavailable(FlorenceError):
-    """The request was not taken, or not finished by a model that closed; it may be sent again.
+    """The request was not accepted, or not finished because the model closed; it may be sent again.
 
     `retry_after_s`: seconds after which another try makes sense.
     """
@@ -188,7 +189,8 @@ class Overloaded(Unavailable):
 
 
 class Closed(Unavailable):
-    """The engine is starting, stopping or stopped; what it took and can't finish ends so too."""
+    """The engine is starting, stopping or stopped. Requests that it accepted and can't finish get this error
+    too."""
 
 
 class DeadlineExceeded(FlorenceError):
@@ -206,11 +208,11 @@ class CheckpointError(FlorenceError):
 
 
 class RepositoryError(CheckpointError):
-    """A repository of the hub is not there, can't be reached, or has no weights that are read."""
+    """A repository of the hub does not exist, can't be reached, or has no weights in a supported format."""
 
 
 class MissingLibrary(FlorenceError):
-    """What was asked needs a library that only one of this package's extras installs."""
+    """The command or request needs a library that only one of this package's extras installs."""
 
     def __init__(self, what: str, library: str, extra: str) -> None:
         super().__init__(
@@ -224,6 +226,7 @@ class SettingsError(FlorenceError):
 
 
 def quote(value: object, longest: int = 80) -> str:
-    """The value for a message: so many characters of it that a huge one can't fill a log."""
+    """The value's `repr` for a message, cut after `longest` characters so that a huge one can't fill a
+    log."""
     text = repr(value[: longest + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= longest else text[:longest] + "..."

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from adapters import LINEAR, ROBOFLOW, make_adapter
+from alone import alone
 from goldens import imagenet_normalize
 from peft import LoraConfig
 from tiny import make_native
@@ -18,7 +19,7 @@ from florence.checkpoint.adapters_beside import AdapterBase, digest_of_adapter
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.adapters import EngineAdapter
-from florence.engine.device.beams.reference import Hypothesis
+from florence.engine.device.beams.reference import Hypothesis, TokenRules
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
@@ -41,17 +42,24 @@ CONFIGS = {
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """`adapters` for `base`; `directories` of both."""
+    """`adapters` for `base`; `directories` of both. `merged`: models that `alone` has loaded."""
 
     base: Path
     directories: Mapping[str, Path]
     adapters: Mapping[str, EngineAdapter]
+    merged: dict[str | None, Florence2Model] = field(default_factory=dict)
 
     def model(self, name: str | None = None, dtype: torch.dtype = torch.float32) -> Florence2Model:
         """The base, with an adapter merged into it."""
         merged = None if name is None else (name, self.directories[name])
         config, cpu = read_config(self.base), torch.device("cpu")
         return load_model(self.base, config, imagenet_normalize(), VOCAB, cpu, dtype, merged)
+
+    def alone(self, name: str | None, request: Request, rules: TokenRules) -> Hypothesis:
+        """What the base with an adapter merged into it gives for a request alone."""
+        if name not in self.merged:
+            self.merged[name] = self.model(name)
+        return alone(self.merged[name], request, rules)
 
     def beside(
         self,

@@ -59,7 +59,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Output that is no text, as some tests make it, is marked: xdist's workers can't send it as it is."""
+    """Output that is not text, as some tests make it, is marked: xdist's workers can't send it as it is."""
     report = yield
     report.sections = [(name, text.encode(errors="replace").decode()) for name, text in report.sections]
     return report

@@ -83,8 +83,9 @@ class FakeModel:
     """Stands for `florence.Florence2` behind the endpoints. A stream gets the words of `PIECES`.
 
     error: what every request fails with. held: requests stay open until `release` is set. delay_s: each takes
-    that long, one after the other. fails_late: `error` comes after a stream's text. trace: a file that gets a
-    line for each event. own: rows of declared tasks.
+    that long, one after the other. until: a folder; no request ends before a file of its task's name is
+    there. fails_late: `error` comes after a stream's text. trace: a file that gets a line for each event.
+    own: rows of declared tasks.
     """
 
     ready: bool = True
@@ -92,6 +93,7 @@ class FakeModel:
     error: BaseException | None = None
     held: bool = False
     delay_s: float = 0.0
+    until: Path | None = None
     fails_late: bool = False
     checkpoint: str = "fake"
     trace: Path | None = None
@@ -187,7 +189,8 @@ class FakeModel:
         if self.held:
             self.release.wait(30)
         end = time.monotonic() + self.delay_s
-        while time.monotonic() < end and not call.future.cancelled():
+        until = self.until and self.until / call.task.strip("<>")
+        while (time.monotonic() < end or (until and not until.exists())) and not call.future.cancelled():
             time.sleep(0.01)
         try:
             answer = self._answer(call)
@@ -247,11 +250,12 @@ def original_of(answer: Answer) -> OriginalAnswer:
 
 
 def load_fake(settings: Settings, device: str, observer: Observer) -> FakeModel:
-    """A fake as `FLORENCE_MODEL` describes it: JSON of its fields, and `load_until`, a file that ends its
-    loading once it is there."""
+    """A fake as `FLORENCE_MODEL` describes it: JSON of its fields, `threads` of its pool, and
+    `load_until`, a file that ends its loading once it is there."""
     fields = json.loads(settings.model)
-    until = Path(fields.pop("load_until", os.sep))
-    while not until.exists():
+    loaded = Path(fields.pop("load_until", os.sep))
+    while not loaded.exists():
         time.sleep(0.05)
-    trace = fields.pop("trace", None)
-    return FakeModel(**fields, trace=Path(trace) if trace else None)
+    paths = {name: Path(fields.pop(name)) for name in ("trace", "until") if name in fields}
+    pool = ThreadPoolExecutor(fields.pop("threads", 1))
+    return FakeModel(**fields, **paths, pool=pool)

@@ -1,36 +1,16 @@
-"""The service with a fake model, for `bentoml serve`; FLORENCE_MODEL says as JSON how the fake behaves."""
+"""The service with a fake model, as `bentoml serve` imports it; see `faked`."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-import bentoml
-from fake_model import Call, FakeModel, load_fake
+from florence.server.garbage import importing
 
-from florence.answers.answer import Answer
-from florence.engine.observer import Observer
-from florence.errors import EngineError
-from florence.server import service as real
-from florence.settings import Settings, read_settings
+with importing():
+    from faked import fake_service
 
-
-@dataclass
-class BreakingModel(FakeModel):
-    """Its device breaks at the first request."""
-
-    def _answer(self, call: Call) -> Answer:
-        real.end_worker()
-        raise EngineError("the device is gone")
-
-
-def load(settings: Settings, device: str, observer: Observer) -> FakeModel:
-    """A fake, or for `"breaks"` the one that breaks."""
-    return BreakingModel() if settings.model == "breaks" else load_fake(settings, device, observer)
-
-
-service = real.build_service(read_settings(bentoml.use_arguments), 0, load, lambda settings: None)
+    service = fake_service()

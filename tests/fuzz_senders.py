@@ -80,7 +80,7 @@ def _wrong_body(status: int, named: Mapping[str, str], body: bytes) -> str:
     try:
         content = json.loads(body)
     except ValueError:
-        return f"status {status} with a body that is no JSON"
+        return f"status {status} with a body that is not JSON"
     if status < 400:
         return ""
     error = content.get("error") if isinstance(content, dict) else None

@@ -14,8 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -58,6 +60,14 @@ class Server:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", int(self.url.rpartition(":")[2]))) != 0
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes that serve and live."""
+        return [
+            each
+            for each in psutil.Process(self.process.pid).children()
+            if each.status() != psutil.STATUS_ZOMBIE and "worker.service" in " ".join(each.cmdline())
+        ]
+
     def terminate(self) -> None:
         """SIGTERM, as an orchestrator stops it."""
         self.process.send_signal(signal.SIGTERM)
@@ -65,6 +75,11 @@ class Server:
     def wait(self) -> int:
         """The exit status, once it has ended."""
         return self.process.wait(STOP_S)
+
+
+def listening(process: psutil.Process) -> list[Any]:
+    """The addresses where it takes connections."""
+    return [each.laddr for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def test_a_missing_size_is_named(task: str) -> None:
 @pytest.mark.parametrize("digits", ["9" * 19, "9" * 4301, "٩" * 19])
 def test_bins_beyond_64_bits_are_refused(digits: str) -> None:
     """A number that the original can't hold is our error, however long and in whatever script."""
-    with pytest.raises(RequestError, match="is no location"):
+    with pytest.raises(RequestError, match="is not a location"):
         post_process_text("<OD>", f"a<loc_1><loc_2><loc_3><loc_{digits}>", (640, 480))
 
 

@@ -97,7 +97,7 @@ def test_a_line_that_is_cut_off_is_left_out(file: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"no JSON\n", "line 2 of .*results.jsonl is no answer of `florence bulk`: "),
+        (b"no JSON\n", "line 2 of .*results.jsonl is not an answer of `florence bulk`: "),
         (b"no JSON", "line 2"),
         (b"\n", "line 2"),
         (b"[]\n", "line 2"),

@@ -12,7 +12,7 @@ from pages import BENCHMARKS, benchmark_commands, named_options
 PATIENCE_S = 900  # of a script on a machine that does other work too
 
 TINY = {
-    "attacks.py": "--scale 0.001 --only nothing,half,docs.json,metadata,circle",
+    "attacks.py": "--scale 0.001 --only half,docs.json,metadata,circle,private",
     "attention.py": "--requests 1 --beams 1 --threads 1",
     "bulk.py": "--pictures 40 --rounds 1 --seconds 0.2",
     "decode_step.py": "--size tiny --requests 1 --turns 1",
@@ -24,9 +24,9 @@ TINY = {
     "light_path.py": "--seconds 0.1 --rounds 1 --connections 1",
     "precision.py": "--size tiny --rounds 1 --threads 1",
     "products.py": "--width 64 --rows 3 --threads 1 --weight-bytes 65536",
-    "start.py": "--rounds 1 --only ready",
+    "start.py": "--rounds 1 --only until",
     "throughput.py": "--size tiny --window-s 0 --concurrency 2 --static-batches 1 --only caption",
-    "tiles.py": "--count 1 --scales 2.5 --crowd-scales 3 --overlaps 0.2",
+    "tiles.py": "--count 1 --scales 4 --crowd-scales 3 --overlaps 0.2",
     "tour.py": "",
     "under_load.py": "--size tiny --dtype float32 --pictures 2 --concurrency 2 --turns 1 --side 64",
 }
@@ -41,7 +41,7 @@ ELSEWHERE = {"bulk_on_ray.py", "drift.py", "exactness.py", "gpu.py", "perf_analy
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(forks: Forker) -> Run:
     def printed(script: str, *options: str) -> str:
         ran = forks.run([str(BENCHMARKS / script), *options], PATIENCE_S)
@@ -49,6 +49,14 @@ def run(forks: Forker) -> Run:
         return str(ran.stdout)
 
     return printed
+
+
+@pytest.fixture(scope="module")
+def beside_load(run: Run) -> str:
+    """What is printed of probes beside large bodies and a burst, and of people at the playground."""
+    named = [word for mode in ("--health", "--playground") for word in named_options("under_load.py", mode)]
+    small = "--burst 20 --mib 1 --playground 1 --turns 1 --rate 4 --pause 0.1"
+    return run("under_load.py", *named, *small.split())
 
 
 @pytest.mark.parametrize("script", sorted(TINY))
@@ -67,38 +75,17 @@ def test_a_time_limit_is_measured_on_every_door(run: Run) -> None:
     assert told.findall(printed) == ["library", "typed", "analyze", "v2", "v2 generate", "v2 over gRPC"]
 
 
-def test_probes_are_measured_beside_every_load(run: Run) -> None:
+def test_probes_are_measured_beside_every_load(beside_load: str) -> None:
     """Seven large bodies and a burst, each with the longest wait and what the load got."""
-    printed = run(
-        "under_load.py",
-        *named_options("under_load.py", "--health"),
-        "--health",
-        "--burst",
-        "20",
-        "--mib",
-        "1",
-    )
-    told = re.findall(r"^(.*?) +\d+ ms", printed, re.MULTILINE)
+    told = re.findall(r"^(.*?) +\d+ ms  ", beside_load, re.MULTILINE)
     assert told[0] == "nothing"
     assert len(set(told)) == 9
-    assert re.search(r"^20 requests at once .* times 200", printed, re.MULTILINE)
+    assert re.search(r"^20 requests at once .* times 200", beside_load, re.MULTILINE)
 
 
-def test_people_at_the_playground_are_measured(run: Run) -> None:
+def test_people_at_the_playground_are_measured(beside_load: str) -> None:
     """v2 alone and beside them, and the ratio of both."""
-    printed = run(
-        "under_load.py",
-        *named_options("under_load.py", "--playground"),
-        "--playground",
-        "1",
-        "--turns",
-        "1",
-        "--rate",
-        "2",
-        "--pause",
-        "0.1",
-    )
-    assert re.search(r"alone \d+ ms, beside the playground \d+: \d+\.\d+ of it", printed)
+    assert re.search(r"alone \d+ ms, beside the playground \d+: \d+\.\d+ of it", beside_load)
 
 
 def test_every_script_is_run_by_a_test() -> None:
@@ -125,7 +112,7 @@ def test_the_reading_script_measures_all_readers_at_tiny_sizes(run: Run) -> None
 
 def test_the_exactness_script_finds_all_ids_equal_at_tiny_sizes(run: Run) -> None:
     """Fifteen tasks, each with 1, 3 and 5 beams; some answers end before their limit."""
-    printed = run("exactness.py", *named_options("exactness.py"), "--size", "tiny")
+    printed = run("exactness.py", *named_options("exactness.py"), "--size", "tiny", "--tokens", "10")
     for beams in (1, 3, 5):
         assert f"{beams} beams: 15 of 15 with the same token ids" in printed
-    assert "lengths 20 to 20" not in printed
+    assert "lengths 10 to 10" not in printed

@@ -76,7 +76,7 @@ def test_the_documents_show_a_file_that_can_be_read(tmp_path: Path) -> None:
         ("- 7", "a task is a name, or a mapping"),
         ("tasks: caption", "must hold a list of tasks"),
         ("[]", "must hold a list of tasks"),
-        ("{", "is no YAML"),
+        ("{", "is not YAML"),
     ],
 )
 def test_a_wrong_entry_is_told_by_its_number(tmp_path: Path, content: str, words: str) -> None:
@@ -92,7 +92,7 @@ def test_without_pyyaml_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(MissingLibrary, match=r"\[tasks\]"):
         read_tasks_file(tmp_path / "t.yaml", TASKS.resolve)
     (tmp_path / "t.json").write_text('["caption"')
-    with pytest.raises(RequestError, match="is no JSON"):
+    with pytest.raises(RequestError, match="is not JSON"):
         read_tasks_file(tmp_path / "t.json", TASKS.resolve)
 
 

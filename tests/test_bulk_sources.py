@@ -108,14 +108,14 @@ def test_a_manifests_text_goes_to_the_runs_task(folder: Path) -> None:
         ("m.csv", "picture\nin/a.png\n", "m.csv, row 1: it has no task, and the command names none"),
         ("m.csv", "picture,task\nin/a.png,captoin\n", "row 1: unknown task 'captoin'"),
         ("m.csv", "picture,task,text\nin/a.png,caption,x\n", "row 1: .*takes no text"),
-        ("m.csv", 'picture,task\n"in/a.png,caption\n', "m.csv is no CSV"),
+        ("m.csv", 'picture,task\n"in/a.png,caption\n', "m.csv is not CSV"),
         ("m.csv", "", "m.csv has no rows"),
-        ("m.jsonl", '{"picture": "in/a.png", "task": "caption"}\n[1]\n', "m.jsonl is no JSON object"),
-        ("m.jsonl", "{", "m.jsonl is no JSON"),
+        ("m.jsonl", '{"picture": "in/a.png", "task": "caption"}\n[1]\n', "m.jsonl is not a JSON object"),
+        ("m.jsonl", "{", "m.jsonl is not JSON"),
         ("m.jsonl", '{"picture": 7, "task": "caption"}\n', "picture must be a text, got 7"),
         ("m.jsonl", '{"picture": "a", "task": "region_to_ocr", "region": [1, 2]}\n', "four numbers"),
-        ("m.parquet", "no parquet", "m.parquet is no Parquet file"),
-        ("t.tar", "no tar, but long enough for a header" * 30, "t.tar is no tar archive"),
+        ("m.parquet", "no parquet", "m.parquet is not a Parquet file"),
+        ("t.tar", "no tar, but long enough for a header" * 30, "t.tar is not a tar archive"),
         ("l.txt", "", "names no picture"),
     ],
 )
@@ -152,7 +152,7 @@ def test_an_archive_holds_pictures(folder: Path, name: str, mode: str) -> None:
 
 
 def test_what_is_too_large_in_an_archive_is_not_read(folder: Path) -> None:
-    """A picture with more bytes than are allowed fails by what its header says; of what is no picture the
+    """A picture with more bytes than are allowed fails by what its header says; of what is not a picture the
     first bytes are read. The members behind them are found, and tell how much memory they hold."""
     large = 8 * 2**20
     tar(folder / "s.tar", {"0.png": PNG + bytes(large), "1.bin": bytes(large), "2.png": PNG})
@@ -196,7 +196,7 @@ def test_an_archive_that_is_cut_is_no_whole_one(folder: Path, kept: int) -> None
     """In its first header, in a picture, or in a later header, whose damage is told apart from the end."""
     name = tar(folder / "s.tar", {"0.png": PNG[:500], "1.png": PNG})
     (folder / name).write_bytes((folder / name).read_bytes()[:kept])
-    with pytest.raises(RequestError, match="is no tar archive, or is cut short"):
+    with pytest.raises(RequestError, match="is not a tar archive, or is cut short"):
         names(str(name))
 
 

@@ -212,7 +212,7 @@ def test_a_whole_model_is_no_adapter(
         ({"lora_bias": True}, "lora_bias is True, which is not supported"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices is .* not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the base's weights"),
-        ({"alpha_pattern": {"(": 3}}, "alpha_pattern has '\\(', which is no regular expression"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern has '\\(', which is not a regular expression"),
         ({"rank_pattern": [3]}, "rank_pattern is \\[3\\], expected an object"),
     ],
 )
@@ -239,7 +239,7 @@ def test_beside_others_an_adapters_factors_are_what_a_merge_adds(
     base: tuple[Path, Florence2ForConditionalGeneration], roboflow: Path
 ) -> None:
     """For each layer and no other: merged weight less the base's. PEFT's copy of the base's embedding beside
-    an adapted head is no change."""
+    an adapted head is not change."""
     merged, plain = with_adapter(base[0], roboflow).state_dict(), load_float32(base[0], VOCAB).state_dict()
     factors = beside(base[0], roboflow)
     for name, tensor in merged.items():

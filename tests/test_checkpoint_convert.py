@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import ROBOFLOW, WEIGHTS, make_adapter
+from hub_machines import Machine
 from hub_server import HubServer, Repository
 from layouts import DEMO, native_tensors, original, original_tensors
 from peft import LoraConfig
@@ -24,6 +23,7 @@ from transformers import Florence2ForConditionalGeneration
 from florence import Florence2
 from florence.answers.answer import Answer
 from florence.cli import main
+from florence.convert import pickled as program
 from florence.convert.convert import GIB, open_pickles
 from florence.convert.pickled import named_tensors, plain
 from florence.errors import CheckpointError
@@ -74,7 +74,7 @@ def of_a_trainer(directory: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [pickled, in_shards, of_a_trainer])
+@pytest.mark.parametrize("make", [in_shards, of_a_trainer])
 def test_a_checkpoint_as_pickle_becomes_one_that_serves(
     tmp_path: Path, demo: Answer, make: Callable[[Path], Path]
 ) -> None:
@@ -143,29 +143,23 @@ def test_what_a_source_lacks_comes_from_a_base(tmp_path: Path, demo: Answer) -> 
     assert ask(tmp_path / "out").token_ids == demo.token_ids
 
 
-_HUB_PROGRAM = "import sys; from florence.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("safe", [False, True])
 def test_a_repository_is_converted(tmp_path: Path, demo: Answer, safe: bool) -> None:
     """One with only pickle: that is downloaded here, and nowhere else. One with safetensors too: its pickle
-    is not."""
+    is not. It serves, with the answers that it would give."""
     source = pickled(tmp_path / "source")
     files = {file.name: file.read_bytes() for file in source.iterdir()}
     if safe:
         files["model.safetensors"] = (original(tmp_path / "safe") / "model.safetensors").read_bytes()
-    with HubServer({"someone/pickled": Repository({"main": files})}) as hub:
-        run = subprocess.run(
-            [sys.executable, "-c", _HUB_PROGRAM, "convert", "someone/pickled", str(tmp_path / "out")],
-            env={**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": hub.endpoint},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert run.returncode == 0, run.stderr
+    out = tmp_path / "out"
+    with (
+        HubServer({"someone/pickled": Repository({"main": files})}) as hub,
+        Machine(tmp_path / "hub", hub.endpoint).library(),
+    ):
+        assert main(["convert", "someone/pickled", str(out)]) == 0
         assert ("pytorch_model.bin" in hub.downloads()) is not safe
-    assert ask(tmp_path / "out").token_ids == demo.token_ids
+    assert ask(out).token_ids == demo.token_ids
 
 
 class Payload:
@@ -199,12 +193,13 @@ def test_a_pickle_that_unfolds_into_more_memory_than_allowed_is_refused(tmp_path
         open_pickles([bomb], tmp_path / "out.safetensors", GIB)
 
 
-@pytest.mark.slow
-def test_what_is_cut_is_refused(tmp_path: Path) -> None:
+def test_what_is_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the file's name, as the last line of the process that reads it."""
+    monkeypatch.setattr(program, "limit_process", lambda memory: None)  # this process goes on
     file = tmp_path / "weights.bin"
     file.write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(CheckpointError, match="can't be read as tensors and nothing else"):
-        open_pickles([file], tmp_path / "out.safetensors", GIB)
+    with pytest.raises(SystemExit, match=r"weights\.bin can't be read as tensors and nothing else"):
+        program.main([str(tmp_path / "out.safetensors"), str(GIB), str(file)])
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"name": "no tensor"}}])

@@ -115,7 +115,7 @@ def test_overlays_are_transparent_and_masks_as_told(florence: Run, folder: Path)
 
 
 def test_what_cant_be_drawn_is_counted_and_named(florence: Run, folder: Path) -> None:
-    """A picture that is gone, broken or another one by now, a line that is no answer: the rest is drawn."""
+    """A picture that is gone, broken or changed, a line that is not an answer: the rest is drawn."""
     (folder / "broken.png").write_bytes(b"no picture")
     good = folder / "a.png"
     file = results(
@@ -145,7 +145,7 @@ def test_what_cant_be_drawn_is_counted_and_named(florence: Run, folder: Path) ->
     [
         (("--colours", "car"), "LABEL=COLOUR"),
         (("--colours", "=red"), "LABEL=COLOUR"),
-        (("--colours", "car=reddish"), "'reddish' is no colour"),
+        (("--colours", "car=reddish"), "'reddish' is not a colour"),
         (("--opacity", "2"), "from 0 to 1"),
         (("--font", "no/such.ttf"), "font 'no/such.ttf' can't be read"),
     ],

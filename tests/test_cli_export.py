@@ -152,10 +152,10 @@ def test_a_label_that_the_map_lacks_is_told(florence: Run, folder: Path) -> None
     assert "1 labels are left out: 'tree'" in err
     (folder / "map.yaml").write_text("# none\n")
     status, _, err = florence(*command[:5], "new", "--label-map", "map.yaml")
-    assert (status, "map.yaml is no label map: it is empty" in err) == (2, True)
+    assert (status, "map.yaml is not a label map: it is empty" in err) == (2, True)
     (folder / "map.json").write_text("7")
     status, _, err = florence(*command[:5], "new", "--label-map", "map.json")
-    assert (status, "is no label map" in err) == (2, True)
+    assert (status, "is not a label map" in err) == (2, True)
 
 
 def test_label_studio_gets_predictions(florence: Run, folder: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_page_is_drawn_and_stored(florence: Run, folder: Path) -> None:
 
 
 def test_what_cant_be_exported_is_named(florence: Run, folder: Path) -> None:
-    """A picture that is gone or another one by now, a line that is no answer: the rest is made."""
+    """A picture that is gone or another one by now, a line that is not an answer: the rest is made."""
     lines = [line("in/gone.png", "<OD>"), line("in/a.png", "<OD>"), line("in/a.jpg", "<OD>", size=(9, 9))]
     results = write(folder, *lines, "no answer\n")
     status, _, err = florence("export", results, "--as", "yolo", "--out", "out")

@@ -36,7 +36,7 @@ class Asker:
         with self.lock:
             self.now -= 1
         if picture.startswith("bad"):
-            raise ImageError(f"{picture} is no picture")
+            raise ImageError(f"{picture} is not a picture")
         return str(picture).upper()
 
     async def awaited(self, picture: Any) -> str:
@@ -96,8 +96,8 @@ def test_a_bad_picture_ends_nothing(mapping: Any, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING, logger="florence.client"):
         assert dict(mapped) == {"a": "A", "b": "B", "c": "C"}
     assert {failure.picture: str(failure.error) for failure in mapped.failures} == {
-        "bad1": "bad1 is no picture",
-        "bad2": "bad2 is no picture",
+        "bad1": "bad1 is not a picture",
+        "bad2": "bad2 is not a picture",
     }
     (record,) = caplog.records
     assert record.getMessage().startswith("2 of 5 pictures failed; the first, bad")

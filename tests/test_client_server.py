@@ -11,8 +11,7 @@ import bentoml
 import numpy as np
 import pytest
 from PIL import Image
-from serving import ROOT, START_S, Server, serving_fake
-from waiting import until
+from serving import ROOT, Server
 
 from florence.client import AsyncClient, Client
 from florence.errors import FlorenceError, ImageTooLarge, RequestError
@@ -155,22 +154,6 @@ def test_many_pictures_awaited(server: Server, tmp_path: Path) -> None:
             return len(answers), [failure.picture for failure in mapped.failures]
 
     assert asyncio.run(ask()) == (2, [missing])
-
-
-def test_a_starting_server_is_waited_for(tmp_path: Path) -> None:
-    """No connection yet, then 503: asked again until it answers."""
-    loaded = tmp_path / "loaded"
-
-    async def answered() -> str:
-        async with AsyncClient(server.url, retries=100) as client:
-            asked = asyncio.create_task(client.caption(PICTURE))
-            await until(lambda: "loading" in server.log and not server.refuses(), START_S)
-            assert not await client.ready()
-            loaded.touch()
-            return (await asked).checkpoint
-
-    with serving_fake({"load_until": str(loaded)}) as server:
-        assert asyncio.run(answered()) == "fake"
 
 
 def test_a_stopped_server_is_unreachable() -> None:

@@ -9,6 +9,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -59,9 +60,10 @@ def test_decoding_takes_no_more_than_the_header_lets_expect(make: Callable[..., 
     """Of each format and mode: the system refuses a reader any memory beyond that, and 2 MiB for Python."""
     readers = make(process_limits=ProcessLimits(slack_bytes=2 * MIB))
     plain = [(format, mode, {}) for format, modes in STORABLE.items() for mode in modes]
+    draw = cache(lambda mode: drawn(*LARGE, mode))
     for format, mode, options in plain + VARIANTS:
         quick = {"PNG": {"compress_level": 1}, "WEBP": {"method": 0}}.get(format, {})
-        data = saved(drawn(*LARGE, mode), format, **quick, **options)
+        data = saved(draw(mode), format, **quick, **options)
         try:
             assert sorted(readers.read(data).result(PATIENCE_S).size) == sorted(LARGE)
         except ImageError as error:

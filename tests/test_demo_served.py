@@ -14,7 +14,7 @@ from florence.types.tasks import TASKS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("evaluators")]
 
-SEED, SCENES = 47, 20
+SEED, SCENES = 47, 12
 # Floors for this seed, under what was measured.
 LEAST = {
     "<CAPTION>": ("exact", 0.9),
@@ -65,7 +65,7 @@ def test_served_answers_are_the_librarys(exam: Exam, served: list[Result]) -> No
         own = [answer.result for answer in ask_model(model, exam.items)]
     pairs = zip(served, own, strict=True)
     differ = [pair for pair in pairs if _plain(pair[0].model_dump()) != _plain(pair[1].model_dump())]
-    assert len(served) > 200
+    assert len(served) > 150
     assert len(differ) <= 2, differ
 
 

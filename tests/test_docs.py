@@ -39,7 +39,7 @@ class Shared:
     def at_its_address(self, code: str) -> str:
         code = code.replace("http://localhost:8000", self.server.url)
         code = code.replace("localhost:8001", f"127.0.0.1:{self.grpc_port}")
-        return code.replace("--run-time 5s", "--run-time 2s")
+        return code.replace("--spawn-rate 4 --run-time 5s", "--spawn-rate 100 --run-time 1s")
 
 
 @pytest.fixture(scope="module")

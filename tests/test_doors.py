@@ -215,8 +215,18 @@ def test_imports_go_one_way(room: str) -> None:
                 assert module.split(".")[0] in LIBRARIES[room], f"{path}:{line}: {room} imports {module}"
 
 
+@pytest.fixture(scope="module")
+def grown() -> list[list[str]]:
+    """Modules that a fresh Python holds: first of the engine, then also of service, build and library."""
+    engine = ["engine.device.runner", "model.florence2", "checkpoint.weights", "checkpoint.preprocessing"]
+    rest = ["server.service", "bento.weights", "runtime.florence2"]
+    return modules_after(
+        *("; ".join(f"import florence.{name}" for name in names) for names in (engine, rest))
+    )
+
+
 @pytest.mark.slow
-def test_only_convert_opens_a_pickle() -> None:
+def test_only_convert_opens_a_pickle(grown: list[list[str]]) -> None:
     """Pickle can run code: one room unpickles, in a program that nothing imports, and only its command leads
     there. Service, build and library never load that room."""
     openers = {
@@ -234,20 +244,18 @@ def test_only_convert_opens_a_pickle() -> None:
         if module.startswith("florence.convert")
     }
     assert users == {("cli/convert.py", "florence.convert.convert")}
-    loaded = modules_after(
-        "import florence.server.service, florence.bento.weights, florence.runtime.florence2"
-    )
-    assert not [name for name in loaded if name.startswith("florence.convert")]
+    assert "florence.server.service" in grown[-1]
+    assert not [name for name in grown[-1] if name.startswith("florence.convert")]
 
 
-def modules_after(statement: str) -> list[str]:
-    """Modules that a fresh Python holds after a statement."""
-    program = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+def modules_after(*statements: str) -> list[list[str]]:
+    """Modules that a fresh Python holds after each statement."""
+    program = "".join(f"{statement}\nimport sys\nprint(*sys.modules)\n" for statement in statements)
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0, run.stderr
-    return run.stdout.split()
+    return [line.split() for line in run.stdout.splitlines()]
 
 
 def test_the_doors_have_no_ring() -> None:
@@ -264,7 +272,11 @@ def test_the_doors_have_no_ring() -> None:
 
 def loaded_after(statement: str) -> set[str]:
     """Top-level names of the modules that a fresh Python holds after a statement."""
-    return {name.split(".")[0] for name in modules_after(statement)}
+    return tops(modules_after(statement)[0])
+
+
+def tops(modules: list[str]) -> set[str]:
+    return {name.split(".")[0] for name in modules}
 
 
 @pytest.mark.parametrize(
@@ -296,12 +308,10 @@ def test_the_edges_need_no_torch() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_runs_without_the_services_packages() -> None:
+def test_a_model_runs_without_the_services_packages(grown: list[list[str]]) -> None:
     """Engine, model and checkpoint load neither pydantic nor BentoML: a machine with a GPU that has neither
     can run them."""
-    modules = ["engine.device.runner", "model.florence2", "checkpoint.weights", "checkpoint.preprocessing"]
-    loaded = loaded_after("; ".join(f"import florence.{module}" for module in modules))
-    assert not {"pydantic", "bentoml"} & loaded
+    assert not {"pydantic", "bentoml"} & tops(grown[0])
 
 
 def test_importing_does_no_work() -> None:

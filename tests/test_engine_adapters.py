@@ -11,7 +11,7 @@ from beside import ROOM, Sides, make_sides, random_request, run_crowd
 
 from florence.engine.adapters import AdapterSlots, EngineAdapter
 from florence.engine.device.backend import Backend
-from florence.engine.device.beams.reference import Hypothesis, generate_alone
+from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.device.capture.graphs import EagerCapturer
 from florence.engine.device.runner import Runner
 from florence.model.adapters.lowrank import LowRankKernels
@@ -61,13 +61,11 @@ def test_a_request_gets_the_answer_of_its_own_merged_model(sides: Sides, kind: s
     """In random crowds: log-probabilities within 1e-4, and equal ids, or two answers of equal score."""
     dice = random.Random(kind)
     runner, chosen = runner_of(sides, kind), names(random.Random(kind), sides, 24)
-    merged = {name: sides.model(name) for name in {*chosen}}
     requests = [random_request(dice, None if name is None else sides.adapters[name]) for name in chosen]
     with torch.inference_mode():
         found = run_crowd(runner, requests, dice)
         wanted = [
-            generate_alone(merged[name], request, runner.rules)
-            for name, request in zip(chosen, requests, strict=True)
+            sides.alone(name, request, runner.rules) for name, request in zip(chosen, requests, strict=True)
         ]
     same = 0
     for mine, other in zip(found, wanted, strict=True):
@@ -161,7 +159,7 @@ def test_a_batch_with_more_adapters_than_slots_waits(sides: Sides, kind: str) ->
         runner.rest()
         again = run_crowd(runner, requests, dice)
         for name, request, *outcomes in zip(chosen, requests, found, again, strict=True):
-            wanted = generate_alone(sides.model(name), request, runner.rules)
+            wanted = sides.alone(name, request, runner.rules)
             for outcome in outcomes:
                 assert isinstance(outcome, Hypothesis)
                 assert outcome.token_ids == wanted.token_ids

@@ -14,7 +14,7 @@ import torch
 from fake_runner import PATIENCE_S, FakeRunner, config, request
 from goldens import load_float32
 from shared_pool import SharedPool
-from test_engine_captured import alone, crowd, engine
+from test_engine_captured import crowd, engine, ids_alone
 from tiny import make_native
 from torch import Tensor
 from two_views import TwoViews
@@ -70,7 +70,7 @@ def test_requests_that_join_and_are_cancelled_beside_steps_change_no_answer(mode
     stream, dice = TwoViews(), random.Random(0)
     runner = runner_of(model, stream)
     asked = crowd(24)
-    expected = [alone(runner, each) for each in asked]
+    expected = [ids_alone(runner, each) for each in asked]
     for _ in range(2):
         with engine(runner, encode_budget_ms=1000) as running:
             futures = [generate(running, each) for each in asked]
@@ -125,7 +125,7 @@ def test_an_encode_that_is_closed_while_the_device_is_at_it_frees_its_slots(
             assert isinstance(outcome, Hypothesis)
             answers[each] = outcome
     for each in left:
-        assert tuple(answers[each].token_ids) == alone(runner, each.request)
+        assert tuple(answers[each].token_ids) == ids_alone(runner, each.request)
 
 
 class Device(FakeRunner):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from goldens import load_float32
 from shared_pool import SharedPool
-from test_engine_captured import alone, crowd
+from test_engine_captured import crowd, ids_alone
 from tiny import make_native
 from two_views import TwoViews
 
@@ -153,7 +153,7 @@ def answers_are_right(runner: Runner) -> None:
             assert isinstance(outcome, Hypothesis)
             got[each] = outcome
     for each in left:
-        assert tuple(got[each].token_ids) == alone(runner, each.request)
+        assert tuple(got[each].token_ids) == ids_alone(runner, each.request)
 
 
 @pytest.mark.slow

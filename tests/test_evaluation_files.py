@@ -142,7 +142,7 @@ def test_rows_of_ones_own(images: Path) -> None:
     files = Files(images, rows=written(images, rows))
     one, two = SUBJECTS["prompts"].read(files, prompt_task("p", Kind.JSON))
     assert (one.text, one.truth.value, two.text, two.truth.value) == ("How many?", {"n": 1}, None, "no")
-    with pytest.raises(RequestError, match=r"answer 1 is no text but .*--answer-as json"):
+    with pytest.raises(RequestError, match=r"answer 1 is not text but .*--answer-as json"):
         SUBJECTS["prompts"].read(files, prompt_task("p"))
 
 
@@ -207,7 +207,7 @@ def test_a_field_that_a_subject_needs_is_named(subject: str, field: str, images:
 
 def test_files_that_are_none(images: Path, tmp_path: Path) -> None:
     """Neither JSON, nor there, nor given; nothing to ask about; a task whose answers do not fit."""
-    for content, said in (("[1", "this is no JSON"), ("[1]", "input should be a valid dictionary")):
+    for content, said in (("[1", "this is not JSON"), ("[1]", "input should be a valid dictionary")):
         with pytest.raises(RequestError, match=said):
             read("detection", images, content)
     caption = TASKS.resolve("caption")

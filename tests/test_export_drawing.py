@@ -157,10 +157,10 @@ def test_an_overlay_on_the_picture_is_the_drawing() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"colours": {"car": "reddish"}}, "'reddish' is no colour"),
-        ({"colours": {"car": (1, 2)}}, "is no colour"),
-        ({"colours": {"car": (1, 2, 256)}}, "is no colour"),
-        ({"colours": {"other": 5}}, "is no colour"),
+        ({"colours": {"car": "reddish"}}, "'reddish' is not a colour"),
+        ({"colours": {"car": (1, 2)}}, "is not a colour"),
+        ({"colours": {"car": (1, 2, 256)}}, "is not a colour"),
+        ({"colours": {"other": 5}}, "is not a colour"),
         ({"opacity": 1.5}, "from 0 to 1"),
         ({"opacity": float("nan")}, "from 0 to 1"),
     ],

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Forker
 
 TESTS = Path(__file__).parent
 ABSENT = (
@@ -22,7 +20,8 @@ ABSENT = (
 )
 
 RUN = """
-import sys
+import os, sys
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins are packages too
 sys.modules.update(dict.fromkeys({absent!r}))
 import pytest
 bare = ["-q", "-p", "no:cacheprovider"]
@@ -32,19 +31,19 @@ run = ["tests/test_gpu_device.py", "tests/test_gpu_engine.py", "-k", "captured a
 ran = pytest.main([*bare, *run])
 sys.exit(found or ran)
 """
+PATIENCE_S = 600.0
 BETWEEN = "=== and now they run ==="
 
 
 @pytest.mark.slow
-def test_the_tests_with_the_mark_are_found_and_no_others_and_run_on_a_cpu() -> None:
+def test_the_tests_with_the_mark_are_found_and_no_others_and_run_on_a_cpu(
+    forks: Forker, tmp_path: Path
+) -> None:
     """In a process that can't import what is absent: `pytest -m gpu` imports no module that needs the
     service."""
-    code = RUN.format(absent=ABSENT, between=BETWEEN)
-    bare = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins are packages too
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=TESTS.parent, env=bare, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    program = tmp_path / "program.py"
+    program.write_text(RUN.format(absent=ABSENT, between=BETWEEN))
+    ran = forks.run([str(program)], PATIENCE_S, TESTS.parent)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     collected, _, told = ran.stdout.partition(BETWEEN)
     names = [line for line in collected.splitlines() if "::" in line]

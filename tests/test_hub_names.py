@@ -1,4 +1,4 @@
-"""Checkpoints by names that need no hub: directories, the packaged one, and what is no name."""
+"""Checkpoints by names that need no hub: directories, the packaged one, and what is not a name."""
 
 from __future__ import annotations
 

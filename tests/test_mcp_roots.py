@@ -106,7 +106,7 @@ def test_a_path_needs_a_folder_and_stdio(ask: FakeAsk, folder: Path) -> None:
     assert "asks a service" in told(call(ask, "describe", url="https://pictures.example/a.png"))
     tools = with_client(ask, lambda client: client.list_tools(), folder, local=False).tools
     assert all("path" not in tool.input_schema["properties"] for tool in tools)
-    with pytest.raises(SettingsError, match="is no folder"):
+    with pytest.raises(SettingsError, match="is not a folder"):
         Roots([folder / "notes.txt"], local=True)
 
 

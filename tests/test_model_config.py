@@ -63,7 +63,7 @@ def test_the_real_large_config_is_read(large: dict[str, Any], tmp_path: Path) ->
 def test_encoder_and_decoder_sizes_and_groups_are_read_apart(tmp_path: Path) -> None:
     make_native(tmp_path)
     config = read_config(tmp_path)
-    assert (config.text.encoder, config.text.decoder) == (StackConfig(1, 2, 40), StackConfig(3, 4, 72))
+    assert (config.text.encoder, config.text.decoder) == (StackConfig(1, 2, 40), StackConfig(2, 4, 72))
     assert (config.vision.heads, config.vision.groups) == ((1, 2, 2, 4), (2, 1, 4, 8))
 
 

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -23,7 +24,7 @@ from florence.checkpoint.config import read_config
 from florence.engine.device.backend import Backend
 from florence.engine.device.capture.bucket_steps import BucketSteps
 from florence.engine.device.capture.buckets import Buckets, StepKey
-from florence.engine.device.capture.graphs import Replay, Work
+from florence.engine.device.capture.graphs import CapturedWork, Replay, Work
 from florence.engine.device.cuda import search as cuda_search
 from florence.engine.device.cuda.kernels import STEP_KERNELS
 from florence.engine.device.runner import Runner
@@ -33,7 +34,7 @@ from florence.model.cuda.attention import CudaAttention
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
-LAYERS = 12
+LAYERS = 2
 
 
 class Counting(Capture):
@@ -52,7 +53,7 @@ class Counting(Capture):
 
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[str]]:
-    """Of all steps that are captured, with the layers of Florence-2-large."""
+    """Of all steps that are captured. Work is done once, in its capture."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     make_native(directory, text_config={"decoder_layers": LAYERS})
     with torch.device("meta"):
@@ -68,7 +69,11 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
         free_host_reads=False,
         lazy_pages=False,
     )
-    with FakeTensorMode(), torch.inference_mode():
+    with (
+        FakeTensorMode(),
+        torch.inference_mode(),
+        patch.object(CapturedWork, "warm_up", lambda _: None),
+    ):
         move(model, torch.bfloat16)
         model.lay_out_for_gpu()
         runner = Runner(
@@ -94,7 +99,7 @@ def test_a_step_launches_few_kernels(counts: dict[StepKey, Counter[str]]) -> Non
         if key.shape.sampled:  # candidates by PyTorch's operations
             assert count["choose"] == 1 > count["scan"]
             continue
-        assert count.total() <= 148, key
+        assert count.total() <= 11 * LAYERS + 11, key
         assert {name: count[name] for name in names} == {
             "self_attention": LAYERS,
             "cross_attention": LAYERS,

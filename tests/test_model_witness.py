@@ -24,7 +24,7 @@ from florence.model.kernels.linear import pack
 from florence.runtime.futures import generate
 
 SIDES = {"tiny": 64, "base": 768}  # of a picture, pixels
-END = 1.5  # so long is the end token's row
+END = 2.5  # so long is the end token's row
 PROMPTS = ((0, 71, 412, 33, 2), (0, 9, 8, 7, 6, 5, 4, 3, 2), (0, 500, 2))
 
 PairOf = Callable[[str], tuple[Florence2ForConditionalGeneration, Florence2Model]]

@@ -168,7 +168,7 @@ def test_a_service_that_is_gone_or_busy_is_told(browser: Browser, fake_server: S
         page.route("**/object_detection", lambda route: route.abort())
         page.get_by_role("button", name="Run", exact=True).click()
         expect(page.get_by_role("alert")).to_have_text("The service can't be reached. Is it still running?")
-        busy = json.dumps({"error": "256 requests are waiting, as many as may; come back in 3 s"})
+        busy = json.dumps({"error": "256 requests are waiting, which is the limit; come back in 3 s"})
         page.unroute("**/object_detection")
         page.route("**/object_detection", lambda route: route.fulfill(status=503, body=busy))
         page.get_by_role("button", name="Run", exact=True).click()

@@ -311,7 +311,7 @@ _LEVEL = "part => Math.max(...getComputedStyle(document.body)[part].match(/\\d+/
 
 def test_pictures_of_ones_own(browser: Browser, demo_server: Server, tmp_path: Path) -> None:
     """By file, by paste and by drop; a format that the browser can't show is answered all the same, and what
-    is no picture is told."""
+    is not a picture is told."""
     tiff, text = tmp_path / "scene.tiff", tmp_path / "notes.txt"
     with Image.open(SAMPLE) as scene:
         scene.save(tiff)

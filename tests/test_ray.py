@@ -169,7 +169,7 @@ def test_archives_are_read_where_the_tasks_are(tmp_path: Path, monkeypatch: pyte
     assert found[0].item.read() == saved(drawn(9, 9), "PNG")
     *before, last = sent.jobs("torn.tar")
     assert len(before) == 2
-    with pytest.raises(ImageError, match=r"torn\.tar is no tar archive, or is cut short"):
+    with pytest.raises(ImageError, match=r"torn\.tar is not a tar archive, or is cut short"):
         last.item.read()
 
 

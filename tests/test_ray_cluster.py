@@ -149,8 +149,8 @@ def echoes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_answers_are_those_of_plain_bulk(nodes: Nodes, florence: Run, tmp_path: Path) -> None:
-    """Files, a member of an archive and a file that is no picture, two tasks, with the demo checkpoint: the
-    same rows but for their times, the same failures, and nothing is left for a second run."""
+    """Files, a member of an archive and a file that is not a picture, two tasks, with the demo checkpoint:
+    the same rows but for their times, the same failures, and nothing is left for a second run."""
     names = pictures(tmp_path / "in", 4)
     (tmp_path / "in" / "bad.png").write_text("no picture")
     shard = tmp_path / "shard.tar"

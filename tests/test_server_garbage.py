@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from florence.server.garbage import FEW, RARELY, collect_if_cheap, collect_rarely, set_aside
+from florence.server.garbage import FEW, RARELY, collect_if_cheap, collect_rarely, importing, set_aside
 
 
 class Node:
@@ -36,6 +36,18 @@ def test_the_collector_passes_over_what_a_worker_has_loaded() -> None:
     set_aside()
     assert gc.get_freeze_count() >= before + len(loaded)
     assert not any(each is loaded for each in gc.get_objects())
+
+
+def test_nothing_is_collected_while_a_process_imports() -> None:
+    """And nothing that was imported is looked at afterwards, by a collector that is on again."""
+    before = gc.get_freeze_count()
+    with importing():
+        assert not gc.isenabled()
+        imported: list[list[object]] = [[] for _ in range(1000)]
+    assert gc.isenabled()
+    gc.disable()
+    assert gc.get_freeze_count() >= before + len(imported)
+    assert not any(each is imported for each in gc.get_objects())
 
 
 def test_garbage_is_collected_while_that_is_cheap() -> None:

@@ -80,13 +80,13 @@ def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
 
 @pytest.mark.slow
 def test_a_scrape_grows_with_no_path(fake_server: Server) -> None:
-    """Of a running service: 300 unknown paths and methods add no series, and the text can be parsed."""
+    """Of a running service: unknown paths and methods add no series, and the text can be parsed."""
 
     async def ask() -> None:
         fresh = httpx.Limits(max_connections=100, max_keepalive_connections=0)  # idle ones may be closed
         async with httpx.AsyncClient(base_url=fake_server.url, timeout=300, limits=fresh) as http:
-            await asyncio.gather(*(http.request("GET", f"/nope/{i}?{i}") for i in range(300)))
-            await asyncio.gather(*(http.post(f"/v2/models/m{i}/infer") for i in range(300)))
+            await asyncio.gather(*(http.request("GET", f"/nope/{i}?{i}") for i in range(60)))
+            await asyncio.gather(*(http.post(f"/v2/models/m{i}/infer") for i in range(60)))
 
     def scraped() -> list[Any]:
         text = httpx.get(fake_server.url + "/metrics", timeout=60).text

@@ -132,7 +132,7 @@ def test_structure_that_no_request_means_is_refused_before_it_is_parsed(
 ) -> None:
     """Whatever it is made of, the parser never sees it."""
     monkeypatch.setattr("florence.server.long_strings.parse_json", None)
-    with pytest.raises(TooMuchStructure, match="more than a request can mean"):
+    with pytest.raises(TooMuchStructure, match="more than a request can hold"):
         Document(TOO_MUCH[kind])
 
 

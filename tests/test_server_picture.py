@@ -67,7 +67,7 @@ def test_the_fast_decoder_takes_what_pythons_strict_one_takes(text: str) -> None
         ("QUI=QUI=", "not valid base64"),
         ("QÜI=", "beyond ASCII"),
         ("QU-_", "not valid base64: it is URL-safe base64, with - and _; send the standard form"),
-        ('"QUJD"', """it holds '"', which is no character of base64; send the encoded text alone"""),
+        ('"QUJD"', """it holds '"', which is not a character of base64; send the encoded text alone"""),
         ("QUI%3D", "it holds '%'.*percent-encoding"),
         ("<img src='data:;base64,QUJD'>", "it holds '<'.*markup"),
         ("Q-J+", "it is URL-safe base64"),

@@ -1,20 +1,25 @@
-"""Start and stop of real server processes: refusals, readiness, draining, clients that leave."""
+"""Start and stop of real server processes: refusals, clients that leave, draining, over HTTP and gRPC."""
 
 from __future__ import annotations
 
 import base64
 import json
+import queue
 import socket
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import tritonclient.grpc as triton
 from PIL import Image
-from serving import ROOT, START_S, STOP_S, Server, serving, serving_fake
-from waiting import wait_until
+from serving import ROOT, STOP_S, Server, free_port, listening, serving, serving_fake
+from triton_client import triton_inputs
+from waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +28,6 @@ def _picture() -> bytes:
     file = BytesIO()
     Image.new("RGB", (8, 8), "green").save(file, "PNG")
     return file.getvalue()
-
-
-def _events(trace: Path) -> list[str]:
-    return trace.read_text().split() if trace.exists() else []
 
 
 def test_a_misspelt_setting_ends_the_start_with_one_sentence() -> None:
@@ -64,63 +65,114 @@ def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
         answer = httpx.post(f"{server.url}/caption", files={"image": _picture()}, timeout=60)
         assert answer.status_code == 500
         assert "the device is gone" in answer.text
-        end = time.monotonic() + START_S
-        while server.log.count("ready: ") < 2:
-            assert time.monotonic() < end, server.log
-            time.sleep(0.1)
+        wait_until(lambda: server.log.count("ready: ") == 2)
         assert server.log.count("this worker ends") == 1
 
 
-def test_ready_comes_after_loading_and_with_every_worker_on_its_device(tmp_path: Path) -> None:
-    """/readyz is not 200 before a model is loaded; two devices are two workers, each with its own."""
-    loaded = tmp_path / "loaded"
-    with serving_fake({"load_until": str(loaded)}, FLORENCE_DEVICE="cpu,cpu") as server:
-        wait_until(lambda: server.log.count("loading ") == 2 and not server.refuses(), START_S)
-        assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 503
-        assert "ready: " not in server.log
-        loaded.touch()
+def test_a_port_that_is_taken_ends_the_start_with_a_sentence() -> None:
+    """Not a service that lacks half of itself, started again and again."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with serving_fake(FLORENCE_GRPC_PORT=str(port), FLORENCE_GRPC_HOST="127.0.0.1") as server:
+            assert server.wait() == 1
+            assert server.log.count("FLORENCE_GRPC_PORT names another port") == 1
+            assert "Traceback" not in server.log
+
+
+@dataclass
+class Held:
+    """A server that answers a task when the folder `go` has a file of its name, and writes what its model
+    does to `trace`."""
+
+    server: Server
+    go: Path
+    trace: Path
+
+    def events(self) -> list[str]:
+        """So far."""
+        return self.trace.read_text().split() if self.trace.exists() else []
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
+    """The last test stops it."""
+    folder = tmp_path_factory.mktemp("held")
+    trace = folder / "trace"
+    fake = {"until": str(folder), "trace": str(trace), "threads": 2}
+    grpc = {"FLORENCE_GRPC_PORT": str(free_port()), "FLORENCE_GRPC_HOST": "127.0.0.1"}
+    with serving_fake(fake, FLORENCE_TIMEOUT_S=str(PATIENCE_S), **grpc) as server:
         server.wait_ready()
-        wait_until(lambda: server.log.count("ready: ") == 2)  # until then each worker answers for itself
-        assert httpx.get(f"{server.url}/v2/health/ready", timeout=60).status_code == 200
-        for worker in ("florence2:1]", "florence2:2]"):
-            lines = [line for line in server.log.splitlines() if worker in line]
-            assert "loading" in lines[0]
-            assert any("ready: " in line for line in lines[1:])
+        yield Held(server, folder, trace)
 
 
-def test_sigterm_answers_what_is_in_flight_then_closes_the_model_and_ends(tmp_path: Path) -> None:
-    """A request that came before SIGTERM gets its answer; the model is closed after it; the exit is clean."""
-    trace = tmp_path / "trace"
-    with serving_fake({"delay_s": 1.5, "trace": str(trace)}) as server, ThreadPoolExecutor(1) as pool:
-        server.wait_ready()
-        files = {"image": _picture()}
-        reply = pool.submit(httpx.post, f"{server.url}/caption", files=files, timeout=STOP_S)
-        wait_until(lambda: "start" in _events(trace))
-        server.terminate()
-        assert reply.result().status_code == 200
-        assert server.wait() == 0
-        assert _events(trace) == ["start", "done", "close"]
-
-
-def test_work_of_clients_that_left_is_cancelled_and_others_go_on(tmp_path: Path) -> None:
+def test_work_of_clients_that_left_is_cancelled_and_others_go_on(held: Held) -> None:
     """A closed connection cancels its request on both kinds of endpoints; the next request is answered."""
-    trace = tmp_path / "trace"
-    with serving_fake({"delay_s": 60, "trace": str(trace)}, FLORENCE_TIMEOUT_S="70") as server:
-        server.wait_ready()
-        encoded = base64.b64encode(_picture()).decode()
-        _send_and_leave(server, "/caption", {"image": encoded}, trace, 1)
-        tensors = {"INPUT_IMAGE": encoded, "TASK_PROMPT": "<OD>"}
-        inputs = [
-            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
-            for name, value in tensors.items()
-        ]
-        _send_and_leave(server, "/v2/models/florence2/infer", {"inputs": inputs}, trace, 2)
-        for path in ("/caption", "/v2/models/florence2/infer"):
-            _send(server, path, b'{"image": "', 1000).close()  # in the middle of its body
-        assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200
-        assert "Traceback" not in server.log
-        server.terminate()
-        assert server.wait() == 0
+    encoded = base64.b64encode(_picture()).decode()
+    _send_and_leave(held, "/caption", {"image": encoded}, 1)
+    tensors = {"INPUT_IMAGE": encoded, "TASK_PROMPT": "<OD>"}
+    inputs = [
+        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
+        for name, value in tensors.items()
+    ]
+    _send_and_leave(held, "/v2/models/florence2/infer", {"inputs": inputs}, 2)
+    for path in ("/caption", "/v2/models/florence2/infer"):
+        _send(held.server, path, b'{"image": "', 1000).close()  # in the middle of its body
+    (held.go / "CAPTION").touch()
+    answer = httpx.post(f"{held.server.url}/caption", files={"image": _picture()}, timeout=60)
+    assert answer.status_code == 200
+    assert "Traceback" not in held.server.log
+
+
+def test_tritons_client_is_served(held: Held) -> None:
+    """Metadata, one answer, a stream."""
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    inputs = triton_inputs(_picture())
+    (held.go / "CAPTION").touch()
+    with triton.InferenceServerClient(f"127.0.0.1:{held.server.grpc_port}") as client:
+        assert client.is_server_ready()
+        assert client.is_model_ready("florence2")
+        assert client.get_model_config("florence2").config.max_batch_size == 36
+        result = client.infer("florence2", inputs, request_id="1", compression_algorithm="gzip")
+        assert result.as_numpy("PARSED_JSON").tolist() == [[b'{"<CAPTION>": "a fake"}']]
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        client.async_stream_infer("florence2", inputs, request_id="2")
+        streamed, error = answers.get(timeout=PATIENCE_S)
+        assert error is None
+        assert streamed.get_response().id == "2"
+
+
+def test_sigterm_answers_what_is_in_flight_then_closes_the_model_and_ends(held: Held) -> None:
+    """A request that came before SIGTERM gets its answer, over HTTP and over gRPC; the model is closed after
+    both; the exit is clean."""
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    (held.go / "CAPTION").unlink(missing_ok=True)
+    before = len(held.events())
+    with (
+        ThreadPoolExecutor(1) as pool,
+        triton.InferenceServerClient(f"127.0.0.1:{held.server.grpc_port}") as client,
+    ):
+        files = {"image": _picture()}
+        reply = pool.submit(httpx.post, f"{held.server.url}/caption", files=files, timeout=STOP_S)
+        inputs = triton_inputs(_picture(), b"<OD>")
+        client.async_infer(
+            "florence2", inputs, lambda result, error: answers.put((result, error)), request_id="3"
+        )
+        wait_until(lambda: held.events()[before:] == ["start"] * 2)
+        (worker,) = held.server.workers()
+        held.server.terminate()
+        wait_until(lambda: [each.port for each in listening(worker)] == [held.server.grpc_port])
+        (held.go / "CAPTION").touch()  # HTTP, which is stopped first, waits for it
+        wait_until(lambda: not listening(worker))
+        (held.go / "OD").touch()
+        assert reply.result().status_code == 200
+        last, error = answers.get(timeout=PATIENCE_S)
+        assert error is None
+        assert last.get_response().id == "3"
+    assert held.server.wait() == 0
+    assert held.events()[before:] == ["start", "start", "done", "done", "close"]
+    assert "Traceback" not in held.server.log
 
 
 def _send(server: Server, path: str, body: bytes, length: int) -> socket.socket:
@@ -132,8 +184,8 @@ def _send(server: Server, path: str, body: bytes, length: int) -> socket.socket:
     return connection
 
 
-def _send_and_leave(server: Server, path: str, content: object, trace: Path, count: int) -> None:
+def _send_and_leave(held: Held, path: str, content: object, count: int) -> None:
     body = json.dumps(content).encode()
-    with _send(server, path, body, len(body)):
-        wait_until(lambda: _events(trace).count("start") == count)
-    wait_until(lambda: _events(trace).count("cancelled") == count)
+    with _send(held.server, path, body, len(body)):
+        wait_until(lambda: held.events().count("start") == count)
+    wait_until(lambda: held.events().count("cancelled") == count)

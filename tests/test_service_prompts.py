@@ -207,7 +207,7 @@ def test_bentomls_own_client_asks_prompts(server: Server) -> None:
 
 
 def test_json_is_printed_for_a_person(florence: Run, server: Server) -> None:
-    """What is no JSON, as it is."""
+    """What is not JSON, as it is."""
     out = florence("run", PICTURE, "--prompt", CAPTION, "--answer-as", "json", "--url", server.url)[1]
     assert out == WORDS + "\n"
 

@@ -55,7 +55,7 @@ def test_structure_that_no_request_means_is_refused_before_it_is_read(
         DESCRIPTOR = INFER.DESCRIPTOR
         FromString = read.append
 
-    with pytest.raises(TooMuchStructure, match="ModelInferRequest is more than a request can mean"):
+    with pytest.raises(TooMuchStructure, match="ModelInferRequest is more than a request can hold"):
         parse_message(Recorded, TOO_MUCH[kind])
     assert read == []
 

@@ -125,11 +125,11 @@ def test_what_the_service_needs_is_what_is_tested(wheels: dict[str, Path], tmp_p
                 assert version(requirement.name) in requirement.specifier, str(requirement)
 
 
-@pytest.mark.parametrize("versions", [(), OLDEST], ids=["newest", "oldest"])
-def test_the_client_alone(wheels: dict[str, Path], tmp_path: Path, versions: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("options", [(), ("--no-compile", *OLDEST)], ids=["newest", "oldest"])
+def test_the_client_alone(wheels: dict[str, Path], tmp_path: Path, options: tuple[str, ...]) -> None:
     """It is small, asks and draws without torch, and says what is missing for the rest."""
     environment = make_environment(tmp_path / "venv")
-    environment.pip("install", str(wheels["florence2-client"]), *versions)
+    environment.pip("install", str(wheels["florence2-client"]), *options)
     environment.run("python", "-c", CLIENT_PROGRAM, str(PICTURE))
     assert "caption" in environment.run("florence", "run", "--help").stdout
     refused = environment.run("florence", "serve", check=False)

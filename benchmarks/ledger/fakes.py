@@ -47,7 +47,7 @@ from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
-from ledger.own import Load, own_kernels, rules_of
+from ledger.own import Calls, Load, own_kernels, rules_of, under_load
 
 DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
 
@@ -96,16 +96,16 @@ def decomposed() -> Iterator[None]:
 
 
 @contextmanager
-def counted_steps(ledger: Ledger, load: Load) -> Iterator[None]:
-    """Write what decode steps dispatch into the ledger, while `load` is on the engine."""
-    step = StepContext.step
+def counted_steps(load: Load) -> Iterator[tuple[Ledger, Calls]]:
+    """What decode steps dispatch under a load, and the calls of the project's own kernels among it."""
+    ledger, calls, step = Ledger(), Calls(), StepContext.step
 
     def counting(*args: Any, **kwargs: Any) -> None:
-        with decomposed(), Counting(ledger, rules_of(own_kernels(), load)):
+        with decomposed(), Counting(ledger, rules_of(own_kernels(), load, calls)):
             step(*args, **kwargs)
 
     with patch.object(StepContext, "step", counting):
-        yield
+        yield ledger, calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,15 +220,16 @@ class FakeEngine:
         with without_work():
             while len(running) < most:
                 running += self._encoded(min(self.shape.encode_batch, most - len(running)))
-        ledgers = []
+        ledgers, known = [], dict[int, tuple[Ledger, Calls]]()
+        same_shapes = self.runner.backend.attention.grouped  # of whatever positions
         for requests, positions in wanted:
             load = Load(requests, self.shape.beams, self.encoder_length, positions)
-            for sequence in running:
-                sequence.steps = int(positions)
-            ledger = Ledger()
-            with counted_steps(ledger, load):
-                self.runner.step(running[:requests])
-            ledgers.append(ledger)
+            if not (same_shapes and requests in known):
+                for sequence in running:
+                    sequence.steps = int(positions)
+                with counted_steps(load) as known[requests]:
+                    self.runner.step(running[:requests])
+            ledgers.append(under_load(*known[requests], load))
         for sequence in running:
             self.runner.drop(sequence)
         return ledgers

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ledger.counting import Operation, Rule
+from ledger.counting import Ledger, Operation, Rule
 
 PACKAGE = "florence.engine.device.cuda.kernels"
 
@@ -72,14 +72,32 @@ def own_kernels(package: str = PACKAGE) -> Sequence[OwnKernel]:
     return found
 
 
-def rules_of(kernels: Sequence[OwnKernel], load: Load) -> Mapping[str, Rule]:
-    """How the ledger counts these kernels under a load."""
+Calls = list[tuple[OwnKernel, tuple[Any, ...]]]
+"""Kernels with their (fake) arguments, in the order of their calls."""
+
+
+def rules_of(kernels: Sequence[OwnKernel], load: Load, calls: Calls | None = None) -> Mapping[str, Rule]:
+    """How the ledger counts these kernels under a load. `calls`: gets those that are counted."""
 
     def rule(kernel: OwnKernel) -> Rule:
         def operation(arguments: tuple[Any, ...], result: Any) -> Operation:
-            moved, flop, *done = kernel.cost(load, *arguments)
-            return Operation(kernel.name, kernel.kind, 1, moved, flop, *(done or [flop]))
+            if calls is not None:
+                calls.append((kernel, arguments))
+            return _operation(kernel, arguments, load)
 
         return operation
 
     return {kernel.name: rule(kernel) for kernel in kernels}
+
+
+def under_load(ledger: Ledger, calls: Calls, load: Load) -> Ledger:
+    """The same work, of whose own kernels these are the calls, under another load."""
+    names, left = {kernel.name for kernel, _ in calls}, iter(calls)
+    return Ledger(
+        [_operation(*next(left), load) if each.name in names else each for each in ledger.operations]
+    )
+
+
+def _operation(kernel: OwnKernel, arguments: tuple[Any, ...], load: Load) -> Operation:
+    moved, flop, *done = kernel.cost(load, *arguments)
+    return Operation(kernel.name, kernel.kind, 1, moved, flop, *(done or [flop]))

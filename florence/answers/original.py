@@ -264,7 +264,7 @@ def _bin(location: re.Match[str]) -> int:
     value = int(digits) if len(digits) <= _LONGEST_BIN else _LARGEST_BIN + 1
     if value > _LARGEST_BIN:
         raise RequestError(
-            f"<loc_{digits[:30]}...> is no location; the model's locations end at <loc_{BINS - 1}>"
+            f"<loc_{digits[:30]}...> is not a location; the model's locations end at <loc_{BINS - 1}>"
         )
     return value
 

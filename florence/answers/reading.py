@@ -57,7 +57,7 @@ def read_each(path: str | os.PathLike[str]) -> Iterator[PictureAnswer | RequestE
             except (ValueError, RecursionError) as error:  # errors of JSON, UTF-8 and pydantic
                 if isinstance(error, ValidationError) or not is_incomplete(line):
                     where = f"line {number} of {os.fspath(path)}"
-                    yield RequestError(f"{where} is no answer of `florence bulk`: {_reason(error)}")
+                    yield RequestError(f"{where} is not an answer of `florence bulk`: {_reason(error)}")
 
 
 def is_incomplete(line: bytes) -> bool:

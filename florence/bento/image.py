@@ -2,8 +2,8 @@
 
 Both variants install what the lock names and nothing else. The GPU variant takes PyTorch as the package index
 has it, with CUDA, and checks the hash of every file. The CPU variant leaves the CUDA packages out and lets uv
-take PyTorch's CPU build (UV_TORCH_BACKEND) at the locked version; since those files are others than the ones
-that the lock has the hashes of, PyTorch itself is pinned there and not hashed.
+take PyTorch's CPU build (UV_TORCH_BACKEND) at the locked version; the lock has no hashes of those files, so
+there PyTorch is pinned by its version alone.
 
 The variables that a variant needs are BentoML's `envs`: they become `ENV` lines of the Dockerfile.
 """
@@ -23,40 +23,42 @@ Variant = Literal["cpu", "gpu"]
 LOCK = Path(__file__).resolve().parents[2] / "requirements-serve.lock"
 BASE_IMAGE = "python:3.11-slim"
 PYTHON = "3.11"  # the lock is made for it
-UID = 1034  # of BentoML's user `bentoml`; Kubernetes wants the number
+UID = 1034  # of the user `bentoml` in BentoML's images; Kubernetes needs the number
 _HOME = "/home/bentoml"
 _REQUIREMENTS = f"{_HOME}/bento/env/python/requirements.txt"
 _INSTALLER = "uv"
 _FROM_ANOTHER_BUILD = ("torch", "torchvision")
 _CUDA_PREFIXES = ("cuda-", "nvidia-", "triton")
-_NOT_CUDA = ("nvidia-ml-py", "tritonclient")  # counts GPUs, and speaks gRPC
+_NOT_CUDA = ("nvidia-ml-py", "tritonclient")  # not CUDA: one counts GPUs, one is a gRPC client
 
-# PyTorch's compiler of GPU kernels builds what loads them with a C compiler, when the service starts.
+# Triton, PyTorch's compiler of GPU kernels, builds their launchers with a C compiler when the service starts.
 _C_COMPILER = (
     "apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev"
     " && rm -rf /var/lib/apt/lists/*"
 )
 
 MODELS = "/models"  # the hub's cache (bentofile.yaml: HF_HOME), on which a volume can be mounted
-# BentoML makes these at each start unless they are there: with them, a root that is read-only will do.
+# BentoML makes these folders at each start where they are missing; made here, the root may be read-only.
 _HOME_FOLDERS = " ".join(f"{_HOME}/{name}" for name in ("bentos", "models", "envs", "tmp"))
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """What `bentoml.service` takes: the image, and variables for it as BentoML's `envs`."""
+    """Arguments of `bentoml.service`. `image`: a `bentoml.images.Image`, or None. `envs`: its environment
+    variables, in BentoML's form."""
 
     image: Any
     envs: list[dict[str, str]]
 
 
 def image_settings(variant: Variant, lock: Path = LOCK) -> ImageSettings:
-    """The image of that variant, from the lock; none where there is no lock, as outside a checkout."""
+    """The image of a variant, with the packages of the file `lock`. Without that file, as outside a checkout,
+    there is no image and no variable."""
     if not lock.is_file():
         return ImageSettings(None, [])
     packages = read_lock(lock.read_text(encoding="utf-8"))
     installer = _one_line(packages.pop(_INSTALLER))
-    # No distribution is named, so that BentoML adds none of its packages: Python's come as wheels.
+    # Without a distribution BentoML installs none of its system packages; the Python packages are wheels.
     image = bentoml.images.Image(
         base_image=BASE_IMAGE, distro="", python_version=PYTHON, lock_python_packages=False
     )
@@ -92,11 +94,12 @@ def _variables(variant: Variant) -> dict[str, str]:
     if variant == "cpu":
         return common | {"UV_TORCH_BACKEND": "cpu", "FLORENCE_DEVICE": "cpu"}
     return common | {
-        # BentoML repeats its own pin without a hash, which uv would refuse: as a constraint, the list has it.
+        # BentoML adds a pin of itself without a hash, which uv refuses; as a constraint, the list supplies
+        # the hash.
         "UV_REQUIRE_HASHES": "1",
         "UV_CONSTRAINT": _REQUIREMENTS,
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which counts the GPUs
-        # Compiled kernels: where they may be written, loaded from (a tmpfs is often `noexec`), and kept.
+        # Compiled kernels: a directory that is writable, executable (a tmpfs is often `noexec`), and kept.
         "TRITON_CACHE_DIR": f"{MODELS}/triton",
     }
 

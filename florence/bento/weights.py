@@ -1,8 +1,8 @@
-"""A checkpoint's weights in a Bento, by way of BentoML's model store, and out of it again at start.
+"""Packs a checkpoint's weights into a Bento by way of BentoML's model store, and finds them there at start.
 
 `bentoml build` asks a service's model references what to pack. `CheckpointModel` answers by finding the
 checkpoint that FLORENCE_MODEL names (a download, if it is a hub id), copying its files into the store and
-naming them by an alias. In a Bento that was built so, the alias leads to the copy, and no hub is asked.
+giving the copy an alias. In a Bento built this way the alias leads to the copy, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,31 +20,35 @@ from florence.errors import CheckpointError
 from florence.settings import Settings
 
 ALIAS = "florence-packed-checkpoint"
-_LONGEST_NAME = 63  # of BentoML's tags
+_LONGEST_NAME = 63  # characters in the name of a BentoML tag
 
 
 class CheckpointModel(bentoml.models.BentoModel):  # type: ignore[misc]  # BentoML makes its types lazily
-    """The checkpoint of a name and revision, with what it lacks from `base`, for `bentoml build` to pack.
-    Serving does not need it."""
+    """The checkpoint that `bentoml build` packs: `name` at `revision`, with the files that it lacks from
+    `base`.
+
+    Serving does not use it.
+    """
 
     def __init__(self, name: str, revision: str | None, base: str | None = None) -> None:
-        super().__init__(tag=ALIAS)  # the real one is known when the checkpoint is found
+        super().__init__(tag=ALIAS)  # the real tag is known once the checkpoint is found
         object.__setattr__(self, "_wanted", (name, revision, base))  # BentoML's class is frozen
 
     def to_info(self, alias: str | None = None) -> Any:
-        """Put the checkpoint into the store; what the Bento's description says of it."""
+        """Put the checkpoint into the store; returns its entry in the Bento's description. Raises
+        BentoMLException where the checkpoint can't be found or read."""
         try:
             stored = store_checkpoint(resolve_checkpoint(*self._wanted))
         except CheckpointError as error:
-            raise BentoMLException(str(error)) from error  # `bentoml build` shows its own as one sentence
+            raise BentoMLException(str(error)) from error  # `bentoml build` prints these in one line
         return bentoml.models.BentoModel(stored.tag).to_info(alias or ALIAS)
 
     def resolve(self, *_: object, **__: object) -> None:
-        """Nothing: what is not in a Bento finds its checkpoint by name."""
+        """Does nothing: outside a Bento the checkpoint is found by its name."""
 
 
 def store_checkpoint(checkpoint: Checkpoint) -> Any:
-    """A copy of the checkpoint in BentoML's model store: the one that is there, if its files are the same."""
+    """The checkpoint's copy in BentoML's model store; an existing copy of the same files is reused."""
     tag = f"{_store_name(checkpoint.short_name)}:{_digest(checkpoint)}"
     try:
         return bentoml.models.get(tag)
@@ -55,9 +59,9 @@ def store_checkpoint(checkpoint: Checkpoint) -> Any:
 
 
 def packed_settings(settings: Settings) -> Settings:
-    """The settings with the packed checkpoint in the place of its name, in a Bento that has one.
+    """The settings, with the packed checkpoint's directory as `model` in a Bento that has one.
 
-    FLORENCE_MODEL and FLORENCE_REVISION still pick any other checkpoint.
+    FLORENCE_MODEL and FLORENCE_REVISION can still name another checkpoint.
     """
     directory = _packed_directory()
     if directory is None:
@@ -70,7 +74,7 @@ def packed_settings(settings: Settings) -> Settings:
 
 
 def _packed_directory() -> Path | None:
-    """Where the packed checkpoint lies, if this process serves a Bento that has one."""
+    """The packed checkpoint's directory; None unless this process serves a Bento that has one."""
     try:
         return Path(bentoml.models.get(ALIAS).path)
     except NotFound:
@@ -84,7 +88,7 @@ def _store_name(name: str) -> str:
 
 
 def _digest(checkpoint: Checkpoint) -> str:
-    """The same for the same commit, names and bytes of files."""
+    """A hash of the revision and of the files' names and bytes: 16 hex digits."""
     digest = hashlib.sha256(f"{checkpoint.revision}\n".encode())
     for file in checkpoint.files:
         with file.open("rb") as stream:

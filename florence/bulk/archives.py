@@ -57,7 +57,7 @@ def archive_items(name: str, others: Counter[str], *, documents: bool, most: int
     whether PDFs count as pictures. `most`: bytes of a picture; larger ones are not read, and their items
     raise an error.
 
-    Raises `RequestError` for a file that is not an archive or is truncated, after the members before the
+        Raises `RequestError` for a file that is not an archive or is truncated, after the members before the
     fault.
     """
     try:
@@ -72,7 +72,7 @@ def archive_items(name: str, others: Counter[str], *, documents: bool, most: int
                 else:
                     others[PurePosixPath(member.name).suffix.lower()] += 1
     except (tarfile.TarError, EOFError) as error:
-        raise RequestError(f"{name} is no tar archive, or is cut short: {error}") from error
+        raise RequestError(f"{name} is not a tar archive, or is cut short: {error}") from error
 
 
 def _item(name: str, member: tarfile.TarInfo, first: bytes, rest: IO[bytes], most: int) -> PictureItem:

@@ -112,7 +112,7 @@ def _csv(name: str, file: IO[bytes]) -> Iterator[ManifestRow]:
         try:
             yield from csv.DictReader(text, strict=True)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise RequestError(f"{name} is no CSV in UTF-8: {error}") from None
+            raise RequestError(f"{name} is not CSV in UTF-8: {error}") from None
 
 
 def _lines(name: str, file: IO[bytes]) -> Iterator[ManifestRow]:
@@ -122,9 +122,9 @@ def _lines(name: str, file: IO[bytes]) -> Iterator[ManifestRow]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise RequestError(f"a line of {name} is no JSON: {error}: {quote(line)}") from None
+            raise RequestError(f"a line of {name} is not JSON: {error}: {quote(line)}") from None
         if not isinstance(row, dict):
-            raise RequestError(f"a line of {name} is no JSON object, got {quote(line)}")
+            raise RequestError(f"a line of {name} is not a JSON object, got {quote(line)}")
         yield row
 
 
@@ -136,7 +136,7 @@ def _parquet(name: str, file: IO[bytes]) -> Iterator[ManifestRow]:
     try:
         opened = ParquetFile(file)
     except ArrowInvalid as error:
-        raise RequestError(f"{name} is no Parquet file: {error}") from None
+        raise RequestError(f"{name} is not a Parquet file: {error}") from None
     names = opened.schema_arrow.names
     for batch in opened.iter_batches(1024, columns=[name for name in names if name in COLUMNS]):
         yield from batch.to_pylist()

@@ -111,12 +111,12 @@ def parse_file(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is no text in UTF-8: {error}") from None
+        raise RequestError(f"{path} is not text in UTF-8: {error}") from None
     if path.suffix.lower() == ".json":
         try:
             return json.loads(text)
         except ValueError as error:
-            raise RequestError(f"{path} is no JSON: {error}") from None
+            raise RequestError(f"{path} is not JSON: {error}") from None
     try:
         import yaml
     except ImportError as error:
@@ -124,7 +124,7 @@ def parse_file(path: Path) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RequestError(f"{path} is no YAML: {error}") from None
+        raise RequestError(f"{path} is not YAML: {error}") from None
 
 
 def _read_entry(entry: object, find: FindTask, options: Mapping[str, Any]) -> PictureQuestion:

@@ -125,9 +125,7 @@ class Running:
         self._done: SimpleQueue[tuple[int, Job, Sequence[QuestionOutcome] | BaseException]] = SimpleQueue()
         self._under_way = 0  # given to the threads, outcome not taken yet
         self._held = 0  # bytes of the jobs that are given and not yielded yet
-        self._early: dict[
-            int, tuple[Job, Sequence[QuestionOutcome]]
-        ] = {}  # jobs that finished before an earlier one
+        self._early: dict[int, tuple[Job, Sequence[QuestionOutcome]]] = {}  # finished before an earlier one
         self._stopped = stopped or threading.Event()
         self._concurrency = concurrency
         self._threads: list[threading.Thread] = []  # at most as many as jobs

@@ -164,7 +164,7 @@ class Sources:
             with open_file(name) as file:
                 lines = file.read().decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise RequestError(f"{name} is no list of paths in UTF-8: {error}") from None
+            raise RequestError(f"{name} is not a list of paths in UTF-8: {error}") from None
         for line in map(str.strip, lines):
             if line and not line.startswith("#"):
                 place = f"{name.rpartition('/')[0]}/{line}" if is_url(name) and not is_url(line) else line
@@ -202,4 +202,4 @@ def _matches(pattern: Path) -> list[Path]:
         found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
         return sorted(each for each in found if each.is_file())
     except ValueError as error:
-        raise RequestError(f"{str(pattern)!r} is no glob: {error}") from None
+        raise RequestError(f"{str(pattern)!r} is not a glob: {error}") from None

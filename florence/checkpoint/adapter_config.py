@@ -127,6 +127,6 @@ def _pattern(path: Path, name: str, values: Mapping[str, Any]) -> list[tuple[str
             re.compile(key)
         except re.error as error:
             raise CheckpointError(
-                f"{path}: {name} has {quote(key)}, which is no regular expression: {error}"
+                f"{path}: {name} has {quote(key)}, which is not a regular expression: {error}"
             ) from None
     return list(pattern.items())

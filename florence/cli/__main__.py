@@ -1,4 +1,5 @@
-"""`python -m florence.cli`: the `florence` command where no script of that name is, as in the image."""
+"""`python -m florence.cli`: the `florence` command where no script of that name is installed, as in the
+image."""
 
 import sys
 

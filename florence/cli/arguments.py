@@ -1,4 +1,4 @@
-"""What may stand behind `florence` on a command line, and its help."""
+"""The argument parser of the `florence` command, with its help."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from florence.types.tiling import TileOptions
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _WIDTH: Final = 100
-_WORDS: Final = 2  # behind PICTURE
+_WORDS: Final = 2  # at most, behind PICTURE: TASK and TEXT
 _INPUTS: Final = {Input.NONE: "", Input.TEXT: " TEXT", Input.REGION: " --region"}
 _STATUS: Final = (
-    "exit status: 0 done; 1 it failed on the way; 2 what was asked is wrong; "
+    "exit status: 0 done; 1 failed while running; 2 wrong arguments or input; "
     "3 some of many pictures\nfailed; 130 interrupted"
 )
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """The same text on every terminal, so that the README can hold it."""
+    """Wraps help at the same width on every terminal, so that the docs can show it."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=_WIDTH)
@@ -63,10 +63,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of a command line. Ends by SystemExit where they are wrong."""
+    """The arguments of a command line; `argv`: None for `sys.argv`. Raises SystemExit where they are
+    wrong."""
     parser = make_parser()
     arguments, words = parser.parse_known_args(argv)
-    # argparse gives up on TASK and TEXT once an option stands behind PICTURE.
+    # After an option behind PICTURE argparse no longer assigns TASK and TEXT; they are assigned here.
     behind = [] if arguments.command != "run" else [word for word in words if not word.startswith("-")]
     before = getattr(arguments, "task", None), getattr(arguments, "text", None)
     given = [word for word in before if word is not None]

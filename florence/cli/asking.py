@@ -78,8 +78,8 @@ def info(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def open_asker(arguments: argparse.Namespace, stopped: Event | None = None) -> Iterator[Ask]:
-    """What answers questions about a picture, wherever the arguments say, until the context ends. stopped:
-    as `Services` has it."""
+    """A function that asks questions about a picture: at the services of --url, else of a model loaded here.
+    Valid until the context ends. `stopped`: as in `Services`."""
     urls = urls_of(arguments)
     if not urls:
         with load_model(arguments) as model:
@@ -99,18 +99,19 @@ def open_asker(arguments: argparse.Namespace, stopped: Event | None = None) -> I
 
 
 def urls_of(arguments: argparse.Namespace) -> list[str]:
-    """The services that are asked, each once; none where a model is loaded here."""
+    """The distinct URLs of the services to ask; empty where a model is loaded here."""
     given = arguments.url or []
     return [given] if isinstance(given, str) else list(dict.fromkeys(given))
 
 
 def _limits(arguments: argparse.Namespace) -> ImageLimits:
-    """Of pictures that are sent, and of documents whose pages are rendered here."""
+    """Limits on pictures that are sent, and on documents whose pages are rendered here."""
     return replace(DEFAULT_LIMITS, pdf_dpi=arguments.dpi, max_bytes=most_bytes(arguments))
 
 
 def most_bytes(arguments: argparse.Namespace) -> int:
-    """Of a picture: what the first service that tells it takes, or the model that is loaded here."""
+    """The largest picture file in bytes: the limit of the first service that answers, or of the model loaded
+    here."""
     urls = urls_of(arguments)
     for url in urls:
         with suppress(FlorenceError), Client(url, retries=0) as client:
@@ -119,7 +120,7 @@ def most_bytes(arguments: argparse.Namespace) -> int:
 
 
 def find_task(arguments: argparse.Namespace) -> Task:
-    """The task that the arguments name, or that stands for their prompt. Raises TaskError."""
+    """The task that the arguments name, or one made from their prompt. Raises TaskError."""
     if arguments.prompt is not None:
         return prompt_task(arguments.prompt, arguments.answer_as or Kind.TEXT)
     if arguments.answer_as is not None:
@@ -132,7 +133,8 @@ def find_task(arguments: argparse.Namespace) -> Task:
 
 
 def _own_tasks(arguments: argparse.Namespace) -> list[Task]:
-    """The tasks that the checkpoint declares which is asked, at a service or here."""
+    """The tasks that the checkpoint itself declares: the first service's, or that of the model loaded
+    here."""
     if urls := urls_of(arguments):
         with Client(urls[0]) as client:
             return [row.task() for row in client.info().declared_tasks]
@@ -142,7 +144,8 @@ def _own_tasks(arguments: argparse.Namespace) -> list[Task]:
 
 
 def _take_words(arguments: argparse.Namespace) -> None:
-    """Put the words behind PICTURE where they belong: after --task the first one is the text."""
+    """Assign the words behind PICTURE: with --task the first one is TEXT. Raises TaskError for too few or too
+    many."""
     words = [word for word in (arguments.task, arguments.text) if word is not None]
     if arguments.prompt is None and arguments.named is None and not words:
         raise TaskError("what is to be done? Name a task, or give a --prompt")
@@ -155,7 +158,8 @@ def _take_words(arguments: argparse.Namespace) -> None:
 
 
 def read_question(arguments: argparse.Namespace) -> PictureQuestion:
-    """The task with its text, or its region, which may stand in the text's place, and its options."""
+    """The question that the arguments ask: task, text or region, and options. TEXT may hold the region.
+    Raises TaskError."""
     task = find_task(arguments)
     text, region = arguments.text, arguments.region
     options = question_options(arguments)
@@ -169,30 +173,30 @@ def read_question(arguments: argparse.Namespace) -> PictureQuestion:
 
 
 def question_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of each question; which page or frame it is about is the item's."""
+    """A question's options by name, without `page` and `frame`: those belong to the picture's item."""
     options = read_options(arguments).model_dump(exclude_none=True, exclude={"page", "frame"})
     return options if arguments.timeout_s is None else {**options, "timeout_s": arguments.timeout_s}
 
 
 def read_options(arguments: argparse.Namespace) -> RequestParameters:
-    """The generation options of a command line; OptionError for a wrong value."""
+    """The options of a request on a command line. Raises OptionError for a wrong value."""
     names = RequestParameters.model_fields
     return read_request_parameters({name: getattr(arguments, name) for name in names})
 
 
 def load_model(arguments: argparse.Namespace) -> Florence2:
     """The model that the arguments or the environment name."""
-    from florence.runtime.florence2 import Florence2
+    from florence import Florence2  # torch comes with it
 
     settings = model_settings(arguments)
-    device = settings.device.partition(",")[0]  # a list: a service's workers
+    device = settings.device.partition(",")[0]  # a list names a device for each worker of a service
     return Florence2.from_settings(settings, device, pdf_dpi=getattr(arguments, "dpi", PDF_DPI))
 
 
 def model_settings(arguments: argparse.Namespace) -> Settings:
     from florence.settings import read_settings
 
-    # The limit on the wait is for a service's clients.
+    # `max_latency_ms` limits the wait of a service's clients.
     given = getattr(arguments, "settings", {})
     settings = read_settings(lambda make: make(**given)).model_copy(update={"max_latency_ms": None})
     if arguments.model:

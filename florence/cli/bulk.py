@@ -73,9 +73,10 @@ def _bulk(arguments: argparse.Namespace, store: Store, failures: Path) -> int:
 
 
 def read_questions(arguments: argparse.Namespace) -> tuple[PictureQuestion, ...]:
-    """What each picture is asked, but for a manifest's rows: of --tasks, each --task, or --prompt.
+    """The questions about each picture, from --tasks, each --task, or --prompt; a manifest's rows have their
+    own.
 
-    A --text or --region is for those that take one. Raises TaskError where none does.
+    --text and --region go to the tasks that take one. Raises TaskError where none does.
     """
     if arguments.tasks is not None:
         if arguments.text is not None or arguments.region is not None:
@@ -106,7 +107,7 @@ def read_questions(arguments: argparse.Namespace) -> tuple[PictureQuestion, ...]
 
 
 def read_sources(arguments: argparse.Namespace, questions: tuple[PictureQuestion, ...]) -> Sources:
-    """What the command line names. Raises RequestError for pages that are none."""
+    """The pictures that the command line names. Raises RequestError for malformed pages."""
     options = read_options(arguments)
     if arguments.pages is not None and options.page is not None:
         raise RequestError("--page and --pages are both given; --pages names one page too")
@@ -125,7 +126,7 @@ def read_sources(arguments: argparse.Namespace, questions: tuple[PictureQuestion
 
 
 class _Run:
-    """Asks, and keeps what comes: answers in the store, failures in their file."""
+    """Asks the questions; writes answers to the store and failures to their file."""
 
     def __init__(self, store: Store, failures: FailureFile, total: int | None) -> None:
         self._store, self._failures, self._total = store, failures, total
@@ -133,7 +134,8 @@ class _Run:
         self.stopped = Event()
 
     def ask_all(self, jobs: Iterator[Job], ask: Ask, arguments: argparse.Namespace) -> int:
-        """How many answers there are now. KeyboardInterrupt says what is kept."""
+        """Ask them all; returns the number of new answers. An interrupt raises KeyboardInterrupt with a
+        message that says what was kept."""
         bar = tqdm(total=self._total, unit="answer", disable=True if arguments.no_progress else None)
         running = Running(
             jobs,
@@ -169,7 +171,7 @@ class _Run:
                 self._made += 1
 
     def _refusing(self, ask: Ask) -> Ask:
-        """`ask`, but of a picture that the store can't hold each question fails."""
+        """`ask`, except that all questions about a picture that the store can't hold fail."""
 
         def asked(item: PictureItem, questions: Sequence[PictureQuestion]) -> Sequence[QuestionOutcome]:
             if why := self._store.refuses(item):

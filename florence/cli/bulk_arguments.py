@@ -1,4 +1,4 @@
-"""What `florence bulk` and `florence export` take beside the options of a request."""
+"""The arguments of `florence bulk` and `florence export`, without the options of a request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXPORT: Final = (
 
 
 def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> None:
-    """whole: reads a number from 1."""
+    """Add the arguments of `florence bulk`. `whole`: parses a whole number of 1 or more."""
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument(
         "--task",
@@ -105,7 +105,7 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
 
 
 def add_ray(parser: argparse.ArgumentParser) -> None:
-    """Those of a run on a cluster."""
+    """Add the arguments of a run on a Ray cluster."""
     group = parser.add_argument_group("on a Ray cluster (needs ray[data])")
     group.add_argument(
         "--ray",
@@ -119,7 +119,7 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--actors",
         metavar="N..M",
-        help="so many models: 4, or 2..8 for a pool that grows and shrinks (default: 1)",
+        help="number of models: 4, or 2..8 for a pool that grows and shrinks (default: 1)",
     )
     group.add_argument(
         "--gpus-per-actor",
@@ -155,7 +155,7 @@ def _amount(text: str) -> float:
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
-    """Those of `florence export`."""
+    """Add the arguments of `florence export`."""
     parser.add_argument("results", metavar="RESULTS", type=Path, help="a file that florence bulk wrote")
     parser.add_argument(
         "--as", dest="format", metavar="FORMAT", choices=FORMATS, required=True, help=", ".join(FORMATS)

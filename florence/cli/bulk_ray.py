@@ -1,6 +1,7 @@
-"""`florence bulk --ray`: the same job, asked on a Ray cluster.
+"""`florence bulk --ray`: the same questions, asked on a Ray cluster.
 
-What is open is listed here, and answers come back to here, but for parts of Parquet, which the nodes write.
+Open questions are listed on this machine, and answers come back to it, except parts of Parquet, which the
+nodes write.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from florence.errors import MissingLibrary, RequestError
 
 
 def check_ray(arguments: argparse.Namespace) -> None:
-    """Raises RequestError for arguments that go with no cluster, or only with one; MissingLibrary without
-    Ray."""
+    """Raises RequestError for arguments that contradict --ray or need it, MissingLibrary where Ray is not
+    installed."""
     if arguments.ray is None:
         if given := [
             f"--{name.replace('_', '-')}"
@@ -48,7 +49,8 @@ def ask_on_ray(
     failures: FailureFile,
     arguments: argparse.Namespace,
 ) -> int:
-    """How many answers there are now. KeyboardInterrupt says what is kept."""
+    """Ask the questions of `jobs` on a cluster; returns the number of new answers. An interrupt raises
+    KeyboardInterrupt with a message that says what was kept."""
     from florence.ray.pool import ActorPool, cluster
     from florence.ray.run import RayRun
     from florence.ray.source import Archives, JobSource, absolute, in_archives
@@ -83,8 +85,8 @@ def ask_on_ray(
 
 
 def actor_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of `FlorenceActor`: the model is that of this process' settings, wherever the actor runs."""
-    settings = model_settings(arguments).model_copy(update={"api_keys": None})  # of the service alone
+    """Arguments of `FlorenceActor`: it loads the model of this process's settings, wherever it runs."""
+    settings = model_settings(arguments).model_copy(update={"api_keys": None})  # only the service uses them
     return {"settings": settings, "pdf_dpi": arguments.dpi}
 
 
@@ -95,7 +97,8 @@ def _keep(
     failures: FailureFile,
     arguments: argparse.Namespace,
 ) -> int:
-    """Each answer once, whatever was asked again on the cluster."""
+    """Write answers and failures; returns the number of answers. A question that the cluster asked twice is
+    written once."""
     kept: set[str | None] = set()
     made = 0
     with tqdm(total=total, unit="answer", disable=True if arguments.no_progress else None) as bar:
@@ -114,7 +117,7 @@ def _keep(
 
 
 def _held(jobs: Iterable[Job], store: Store, failures: FailureFile) -> Iterator[Job]:
-    """The jobs whose answers the store can hold; others fail here."""
+    """The jobs whose answers the store can hold; the questions of all others are written to `failures`."""
     for job in jobs:
         if why := store.refuses(job.item):
             for question in job.questions:

@@ -6,7 +6,7 @@ import argparse
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write the directory; exit status 0."""
+    """`florence convert`; writes the directory and returns 0."""
     from florence.convert.convert import GIB, Conversion
     from florence.convert.convert import convert as write
 

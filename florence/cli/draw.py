@@ -35,8 +35,11 @@ def draw(arguments: argparse.Namespace) -> int:
 def draw_answers(
     drawing: Drawing, results: Path, out: Path, pictures: Path, tasks: frozenset[str] = frozenset()
 ) -> int:
-    """Draw each answer in a file, of these tasks or of all; the exit status. pictures: where relative paths
-    begin."""
+    """Draw each answer in the file `results` into the directory `out`; returns the exit status.
+
+    `pictures`: where relative paths begin. `tasks`: names and tokens; empty for all. Raises RequestError
+    where `out` is neither new nor empty, or `results` holds no answer.
+    """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RequestError(f"{out} is not a new or empty directory; name another OUT")
     answers = (each for each in read_each(results) if not _is_other(each, tasks))
@@ -58,7 +61,7 @@ def draw_answers(
 
 
 def is_asked(answer: PictureAnswer, tasks: frozenset[str]) -> bool:
-    """Whether an answer's task is among these names and tokens; none means all."""
+    """Whether an answer's task is among these names and tokens; an empty set means all."""
     return not tasks or answer.task in tasks or answer.task.strip("<>").lower() in tasks
 
 
@@ -67,7 +70,7 @@ def _is_other(answer: PictureAnswer | RequestError, tasks: frozenset[str]) -> bo
 
 
 def read_colours(given: Sequence[str]) -> Colours:
-    """Colours by label, from texts such as car=red; RequestError for another text."""
+    """Colours by label, from texts such as car=red. Raises RequestError for a text of another form."""
     pairs = [text.rpartition("=") for text in given]
     for text, (label, _, colour) in zip(given, pairs, strict=True):
         if not label or not colour:
@@ -80,7 +83,7 @@ def draw_answer(
 ) -> None:
     """Write one answer's drawing into the folder, as PICTURE_TASK.png.
 
-    Raises FlorenceError and OSError where that can't be done.
+    Raises FlorenceError and OSError where the answer or its picture can't be read, or the file not written.
     """
     if isinstance(answer, RequestError):
         raise answer
@@ -92,5 +95,5 @@ def draw_answer(
             f"this one has {picture.width}x{picture.height}"
         )
     drawn = drawing.draw(picture, answer.annotations(), answer.caption())
-    words = re.sub(r"\W+", "_", answer.task.lower()).strip("_")  # a prompt stands in a task's place
+    words = re.sub(r"\W+", "_", answer.task.lower()).strip("_")  # it may be a prompt, with any characters
     drawn.save(folder / f"{names.new(answer.picture, f'_{words[:40]}')}.png")

@@ -1,6 +1,6 @@
 """`florence evaluate`: figures on one's own data, of a model loaded here or a service, or of two of them.
 
-Knows which files and answerers the words of a command line mean; the measures are `florence.evaluation`'s.
+Turns a command line into files and answerers; the measures are in `florence.evaluation`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ EVALUATE: Final = (
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """`florence evaluate`; 0, or 3 where some questions have no answer."""
+    """`florence evaluate`; returns 0, or 3 where some questions have no answer."""
     from florence.cli.sides import read_sides, side_task
     from florence.evaluation.libraries import EVALUATORS, evaluator
     from florence.evaluation.subjects import SUBJECTS, Files
 
     for module in EVALUATORS:
-        evaluator(module)  # before anything is asked
+        evaluator(module)  # a missing library is an error before anything is asked
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     subject, sides = SUBJECTS[arguments.subject], read_sides(arguments)
@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _first(questions: list[Example], limit: int | None) -> list[Example]:
-    """Those about the first pictures."""
+    """The questions about the first `limit` pictures; None: all."""
     pictures = list(dict.fromkeys(example.picture for example in questions))[:limit]
     kept = set(pictures)
     return [example for example in questions if example.picture in kept]
@@ -157,7 +157,7 @@ def _tell(message: str) -> None:
 
 
 def add_evaluate(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """The command's own arguments. count: reads a number of 1 or more."""
+    """Add the command's own arguments. `count`: parses a whole number of 1 or more."""
     parser.add_argument(
         "subject", metavar="SUBJECT", choices=list(SUMMARIES), help="what is measured, see below"
     )

@@ -32,7 +32,11 @@ __all__ = ["SOME_FAILED", "Export", "export", "export_results", "read_exports"]
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What is to be made, and where; out: None: beside the pictures."""
+    """What to make of a file of answers, and where.
+
+    `format`: one of `FORMATS`. `out`: a directory; None: beside the pictures. `tasks`: names and tokens;
+    empty for all. `folder`: where relative paths of pictures begin.
+    """
 
     format: str
     out: Path | None
@@ -40,7 +44,7 @@ class Export:
     folder: Path = Path()
 
     def check(self) -> None:
-        """Raises RequestError where something would be written over, or there is no place."""
+        """Raises RequestError where something would be overwritten, or where the format needs an `out`."""
         if self.out is None:
             if self.format != "txt":
                 raise RequestError(f"{self.format} needs --out, a new or empty directory")
@@ -57,7 +61,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def read_exports(arguments: argparse.Namespace) -> list[Export]:
-    """Those of `florence bulk --export`, checked before anything is asked."""
+    """The exports of `florence bulk --export`. Raises RequestError before anything is asked."""
     exports = []
     for given in arguments.export:
         format, mark, out = given.partition("=")
@@ -70,7 +74,8 @@ def read_exports(arguments: argparse.Namespace) -> list[Export]:
 
 
 def export_results(wanted: Export, results: Path, arguments: argparse.Namespace) -> int:
-    """Make it of the answers in a file; the exit status."""
+    """Export the answers in the file `results`; returns the exit status. Raises RequestError where none
+    fits."""
     if wanted.format == "drawn":
         return draw_answers(Drawing(), results, wanted.out or Path(), wanted.folder, wanted.tasks)
     answers = _Answers(results, wanted.tasks)
@@ -94,7 +99,8 @@ def export_results(wanted: Export, results: Path, arguments: argparse.Namespace)
 
 
 class _Answers:
-    """The answers in a file, of some tasks or of all; `failed`: what was no answer."""
+    """The answers in a file, of some tasks or of all; `failed`: a message for each line that is not an
+    answer."""
 
     def __init__(self, results: Path, tasks: frozenset[str]) -> None:
         self._results, self._tasks = results, tasks
@@ -109,7 +115,7 @@ class _Answers:
 
 
 def _write_labels(wanted: Export, pictures: list[Labelled], arguments: argparse.Namespace) -> Sequence[str]:
-    """What could not be exported."""
+    """Write the pictures' labels; returns a message for each picture that could not be exported."""
     placeless = any(each.texts for each in pictures) and not any(each.places for each in pictures)
     if placeless and wanted.format != "labelstudio":
         raise RequestError(f"these answers are texts, and {wanted.format} holds places; export them as txt")
@@ -133,17 +139,18 @@ def _write_labels(wanted: Export, pictures: list[Labelled], arguments: argparse.
 
 
 def label_ids(file: Path | None, pictures: Sequence[Labelled]) -> Mapping[str, int]:
-    """The label map of a file, else the labels numbered by alphabet, from 1. Raises RequestError."""
+    """Number by label: the label map of `file`, else 1, 2, ... in the labels' alphabetical order. Raises
+    RequestError where the file is not a label map."""
     if file is None:
         return Categories.of(pictures)
     try:
         return label_map(_read_labels(file), first=1)
     except (RequestError, UnicodeDecodeError) as error:
-        raise RequestError(f"{file} is no label map: {error}") from None
+        raise RequestError(f"{file} is not a label map: {error}") from None
 
 
 def _read_labels(file: Path) -> Any:
-    """What stands for a label map in the file."""
+    """The label map in the file: labels in order, or numbers by label."""
     if file.suffix.lower() == ".txt":
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     content: Any = parse_file(file)
@@ -157,8 +164,11 @@ def _read_labels(file: Path) -> Any:
 
 
 def write_captions(answers: _Answers, wanted: Export) -> tuple[int, list[str]]:
-    """A .txt for each picture with its text, in the directory or beside the picture; how many there are to
-    write, and what went wrong. A file that is there with another content stays."""
+    """Write a .txt for each picture with its text, into the directory or beside the picture.
+
+    Returns how many there are to write, and a message for each that failed. An existing file with other
+    content is not overwritten. Raises RequestError for a picture with several texts.
+    """
     failed: list[str] = []
     texts: dict[str, str] = {}
     for each in answers:
@@ -183,10 +193,10 @@ def write_captions(answers: _Answers, wanted: Export) -> tuple[int, list[str]]:
 
 
 def _beside(name: str, folder: Path) -> Path:
-    """The caption's file beside a picture; of a page or frame, with its number."""
+    """The caption's file beside a picture; its name has the number of a page or frame."""
     item = item_named(name, folder)
     if callable(item.source):
-        raise RequestError("it is no file of this machine; name a directory by --out")
+        raise RequestError("it is not a file of this machine; name a directory by --out")
     file = Path(item.source)
     place = "".join(f"_{kind}_{number}" for kind, number in item.place.items())
     return file.with_name(f"{file.stem}{place}.txt")
@@ -200,7 +210,8 @@ def _write_caption(file: Path, text: str) -> None:
 
 
 def _opener(folder: Path) -> Callable[[str], tuple[bytes | None, Image.Image]]:
-    """Opens the pictures of answers."""
+    """A function that opens an answer's picture by name: the file's bytes (None for a page or frame), and the
+    image."""
 
     def opened(name: str) -> tuple[bytes | None, Image.Image]:
         item = item_named(name, folder)

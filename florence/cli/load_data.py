@@ -1,8 +1,8 @@
 """`florence load-data`: pictures as input for NVIDIA's perf_analyzer.
 
 A load_data_<TASK>.json for each task, in the format of its --input-data: a list of requests, each with its
-inputs by name, their content and shape (without the batch axis). A picture is a string of base64, which the
-v2 endpoint accepts.
+inputs' names, contents and shapes (without the batch axis). A picture is base64 text, which the v2 endpoint
+accepts.
 """
 
 from __future__ import annotations

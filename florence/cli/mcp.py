@@ -1,6 +1,6 @@
-"""`florence mcp`: the tools for agents, over a service or a model loaded here.
+"""`florence mcp`: tools for agents, which ask a service or a model loaded here.
 
-The SDK is imported only here, so the other commands need none.
+The SDK is imported when the command runs: the other commands don't need it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HOST: Final = "127.0.0.1"
 
 
 def add_mcp(parser: argparse.ArgumentParser) -> None:
-    """Its own arguments."""
+    """Add the command's own arguments."""
     parser.set_defaults(dpi=PDF_DPI)
     parser.add_argument(
         "--root",
@@ -49,7 +49,7 @@ def add_mcp(parser: argparse.ArgumentParser) -> None:
 
 
 def mcp(arguments: argparse.Namespace) -> int:
-    """`florence mcp`; until the client leaves, or the process is told to end."""
+    """`florence mcp`; returns when the client disconnects or the process is signalled to stop."""
     try:
         from florence.mcp.roots import Roots
         from florence.mcp.server import PictureServer, serve_http, serve_stdio
@@ -83,7 +83,7 @@ def _ask_url(client: Client, url: str, question: PictureQuestion) -> TaskAnswer[
 
 
 def read_address(text: str) -> tuple[str, int]:
-    """Host and port. Raises SettingsError."""
+    """Host and port of a text such as [HOST:]PORT. Raises SettingsError."""
     host, _, port = text.rpartition(":")
     if not (port.isascii() and port.isdecimal() and len(port) < 6 and 1 <= int(port) <= 65_535):
         raise SettingsError(f"--http is [HOST:]PORT, such as 8080, got {text!r}")

@@ -13,11 +13,12 @@ from typing import Final, NoReturn
 
 from florence.errors import FlorenceError
 
-SERVICE: Final = "florence.server.service:service"
+SERVICE: Final = "florence.server.entry:service"
 
 
 def serve(arguments: argparse.Namespace) -> NoReturn:
-    """Does not return: this process becomes the server, so that signals reach it."""
+    """Replaces this process by the server, so that signals reach it. Raises SettingsError, and FlorenceError
+    where a port is in use."""
     from florence.settings import read_settings
 
     host, port = arguments.host, arguments.port
@@ -33,7 +34,11 @@ def serve(arguments: argparse.Namespace) -> NoReturn:
 
 
 def check_free(host: str, port: int, setting: str) -> None:
-    """Raises FlorenceError where another program listens: the server would say so later, and at length."""
+    """Raises FlorenceError where another program listens on the port; the server would fail later, with a
+    traceback.
+
+    `setting`: what sets the port, for the message.
+    """
     for family, kind, _, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
@@ -47,7 +52,7 @@ def check_free(host: str, port: int, setting: str) -> None:
 
 
 def home_of(port: int) -> Path:
-    """BentoML's folder for a service on a port. Services must not share one: each clears the metrics that are
+    """BentoML's home directory for a service on a port. Services must not share one: each clears the metrics
     in it when it starts."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -36,7 +36,8 @@ _TELLING: Final = ("model", "revision", "base", "adapter", "dtype", "input_size"
 
 @dataclass(frozen=True)
 class Side:
-    """One answerer, as a command line says it. name: as it was called there."""
+    """One answerer of a command line. `name`: as given there. `arguments`: the command line's, with what
+    --compare changes for this answerer."""
 
     name: str
     arguments: argparse.Namespace
@@ -46,7 +47,7 @@ class Side:
         return cast(str | None, self.arguments.url)
 
     def asked(self, task: Task) -> dict[str, Any]:
-        """What the answers depend on, for a run that goes on with another's."""
+        """What the answers depend on, for JSON: a run continues an earlier one only if this is the same."""
         options = read_options(self.arguments).model_dump(mode="json", exclude_none=True)
         if self.url:
             return {"url": self.url, "task": task.token, "options": options}
@@ -55,28 +56,31 @@ class Side:
 
     @property
     def temperature(self) -> float:
-        """What the log-odds of scores are divided by here; 1 for a service, which does not say it."""
+        """What the log-odds of scores are divided by here; 1 for a service, which does not report its own."""
         return 1.0 if self.url else model_settings(self.arguments).score_temperature
 
 
 def read_sides(arguments: argparse.Namespace) -> list[Side]:
-    """The one that the arguments name, or the two that they compare. RequestError for a malformed one."""
+    """The answerer that the arguments name, or the two of --compare. Raises RequestError for a malformed
+    one."""
     if not arguments.compare:
         return [Side(arguments.url or "answer", arguments)]
     return [Side(text, _changed(arguments, text)) for text in arguments.compare]
 
 
 def _changed(arguments: argparse.Namespace, text: str) -> argparse.Namespace:
-    """The arguments with NAME=VALUE,... in their place: a request's options, or settings."""
+    """A copy of the arguments, changed by `text`: a URL, a checkpoint, or NAME=VALUE,... of options and
+    settings."""
     pairs = dict(_pair(part) for part in text.split(","))
     changed = argparse.Namespace(**vars(arguments))
     changed.settings = {}
     if "url" in pairs:
         changed.url, changed.model = pairs.pop("url"), None
     elif "model" in pairs:
-        changed.url = changed.model = changed.settings["revision"] = None  # of another checkpoint
+        # The arguments' revision is one of another checkpoint.
+        changed.url = changed.model = changed.settings["revision"] = None
     for name, text_of_value in pairs.items():
-        value = text_of_value or None  # `adapter=`: none
+        value = text_of_value or None  # `adapter=` means no adapter
         is_setting = name in _TELLING or name not in RequestParameters.model_fields
         if changed.url is None and is_setting:
             changed.settings[name] = value
@@ -97,8 +101,11 @@ def _pair(part: str) -> tuple[str, str]:
 def answer_all(
     side: Side, task: Task, questions: Sequence[Example], out: Path | None
 ) -> tuple[list[TaskAnswer[Any] | None], list[Failure]]:
-    """Of each question its answer, None where there is none; and the failures. What is in `out` is not asked
-    again; what comes is appended there. RequestError where `out` holds something else."""
+    """Each question's answer, None where it failed, and the failures.
+
+    `out`: a file of answers; what it holds is not asked again, and new answers are appended. None: nothing is
+    kept. Raises RequestError where `out` holds something else.
+    """
     keys = [key_of(task, example) for example in questions]
     answers: dict[AskKey, TaskAnswer[Any]] = _kept(out) if out is not None else {}
     missing = {
@@ -140,13 +147,13 @@ def _kept(out: Path) -> dict[AskKey, TaskAnswer[Any]]:
 
 
 def key_of(task: Task, example: Example) -> AskKey:
-    """What is asked, which the same words about the same picture are asked only once."""
+    """What identifies a question: the same words about the same picture are asked only once."""
     asked, text, region = _asked(task, example)
     return str(example.path), asked.token, text, region
 
 
 def _name(key: AskKey) -> str:
-    """For messages, and different for each key."""
+    """A name for messages; different for each key."""
     return " ".join([key[0], *(part for part in key[1:] if part is not None)])
 
 
@@ -188,7 +195,8 @@ def _open(side: Side, task: Task) -> Iterator[Answerer]:
 
 
 def check_same(out: Path, asked: Mapping[str, Any]) -> None:
-    """Write down what is asked, or compare it with what was; RequestError where that was something else."""
+    """Write what is asked to the file `out`. Raises RequestError where the file already says something
+    else."""
     if out.exists():
         before = json.loads(out.read_text(encoding="utf-8"))
         if before != asked:
@@ -201,7 +209,8 @@ def check_same(out: Path, asked: Mapping[str, Any]) -> None:
 
 
 def side_task(side: Side, usual: str | None) -> Task:
-    """The task or prompt that the arguments name, else the usual one. Raises TaskError."""
+    """The task or prompt that the arguments name, else the usual one. Raises RequestError where there is
+    none, TaskError where it is unknown."""
     arguments = argparse.Namespace(**vars(side.arguments))
     arguments.task = arguments.task or (None if arguments.prompt else usual)
     if arguments.task is None and arguments.prompt is None:

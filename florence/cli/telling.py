@@ -1,4 +1,4 @@
-"""What commands say to a person, on stderr."""
+"""The commands' messages to their user, on stderr."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from florence.bulk.sources import Sources
 
 
 def tell_lines(lines: Iterable[str]) -> None:
-    """Each as a message of this program."""
+    """Print each as a message of this program."""
     for line in lines:
         print(f"florence: {line}", file=sys.stderr)
 
 
 def list_pictures(names: Sequence[str]) -> list[str]:
-    """The files of this machine that the names mean, each once, in their order; says what was passed over.
+    """The files that the names stand for, each once, in order; prints what was passed over.
 
-    Raises RequestError where one names no picture."""
+    Raises RequestError where a name stands for no picture.
+    """
     sources = Sources(names)
     found = dict.fromkeys(item.picture for item in sources.items())
     tell_lines(sources.passed.lines())

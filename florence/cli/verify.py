@@ -1,6 +1,6 @@
 """`florence verify`: the checkpoint in this package against the same one in transformers and timm.
 
-Knows which settings and pictures the words of a command line mean; the comparison is `florence.verification`.
+Turns a command line into settings and pictures; the comparison is in `florence.verification`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERIFY: Final = (
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """`florence verify`; 0 where nothing but known differences was found, else 1."""
+    """`florence verify`; returns 0 where only known differences were found, else 1."""
     from florence.runtime.florence2 import Florence2
     from florence.settings import read_settings
     from florence.verification.proof import verify as compare
@@ -34,16 +34,16 @@ def verify(arguments: argparse.Namespace) -> int:
     }
     if arguments.model:
         changes["revision"] = None
-    # A deployment's limit on the wait is for its clients; its own ways to read pictures give other pixels.
-    # Adapters that requests name don't touch a request that names none.
+    # `max_latency_ms` limits the wait of a service's clients; other ways to read pictures give other pixels.
+    # Adapters that requests name don't change a request that names none.
     plain: dict[str, Any] = {"max_latency_ms": None, "fast_jpeg": False, "pictures": "original"}
     plain |= {"adapters": None, "adapters_file": None}
     settings = read_settings().model_copy(update=plain | changes)
-    device = settings.device.partition(",")[0]  # a list: a service's workers
+    device = settings.device.partition(",")[0]  # a list names a device for each worker of a service
     pictures = own_pictures(list_pictures([arguments.pictures])) if arguments.pictures else bundled_pictures()
 
     if arguments.json is not None:
-        arguments.json.touch()  # a path that can't be written is told before the work, not after it
+        arguments.json.touch()  # a path that can't be written fails before the work, not after it
 
     def load(dtype: str) -> Florence2:
         return Florence2.from_settings(settings.model_copy(update={"dtype": dtype}), device)
@@ -68,7 +68,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
+    """Add the command's own arguments."""
     parser.add_argument(
         "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
     )

@@ -36,7 +36,7 @@ from florence.types.info import ServiceInfo
 from florence.types.results import Detections, JsonValue, OcrRegions, Result, Segmentation, Tags, Text
 from florence.types.tasks import TaskSpec
 
-TIMEOUT_S = 310.0  # a little more than the service's default, whose message tells more
+TIMEOUT_S = 310.0  # a little longer than the service's default limit, whose error says more
 RETRIES = 4
 
 TransportT = TypeVar("TransportT")
@@ -49,7 +49,7 @@ _PROBE_S = 10.0
 
 
 class _Connected(Generic[TransportT]):
-    """What both clients are made of."""
+    """What both clients share: the checked arguments, and a client of httpx."""
 
     _http_type: Callable[..., Any]
 
@@ -66,7 +66,7 @@ class _Connected(Generic[TransportT]):
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise SettingsError(f"{url!r} is no URL: {error}") from None
+            raise SettingsError(f"{url!r} is not a URL: {error}") from None
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise SettingsError(f"a service's URL is like http://localhost:8000, got {url!r}")
         if retries < 0:
@@ -82,7 +82,7 @@ class _Connected(Generic[TransportT]):
             timeout=_PROBE_S,
             limits=limits,
             transport=transport,
-            verify=parsed.scheme == "https",  # to read the authorities takes 18 ms and 0.8 MiB
+            verify=parsed.scheme == "https",  # reading the certificate authorities takes 18 ms and 0.8 MiB
         )
 
     def _exchange(self, call: ServiceCall) -> Generator[Step, AttemptOutcome, Any]:
@@ -105,10 +105,11 @@ class Client(
 ):
     """A florence service at a URL; use it as a context manager, or call `close`.
 
-    `api_key`: one of the service's, else the environment's FLORENCE_API_KEY. `headers` go with every request,
-    for example a token that a gateway wants. `timeout_s`: for one call, its
-    tries included. `retries`: further tries when there is no connection, or the service says 429 or 503.
-    Proxies are taken from the environment, as httpx does. `transport`: httpx's, for tests.
+    `api_key`: one of the service's API keys; None: the environment's FLORENCE_API_KEY, if set. `headers` go
+    with every request, for example a token that a gateway needs. `timeout_s`: seconds for one call, its
+    retries included. `retries`: further attempts when there is no connection, or the service answers 429 or
+    503. Proxies are taken from the environment, as httpx does. `transport`: httpx's, for tests. Raises
+    SettingsError for a malformed URL or negative `retries`.
     """
 
     _map_type = PictureMap
@@ -118,7 +119,7 @@ class Client(
     def analyze(
         self, image: Picture, tasks: Iterable[TaskSpec], **options: Unpack[CallOptions]
     ) -> list[TaskAnswer[Result] | TaskFailure]:
-        """Many tasks on one picture, which is sent and encoded once; in their order.
+        """Many tasks on one picture, which is sent and encoded once; the answers are in the tasks' order.
 
         `tasks`: names or tokens, or pairs of a task and its text or region. A task that fails has a
         `TaskFailure` in its place. Raises only where none could be answered.
@@ -131,7 +132,7 @@ class Client(
         return self._get(_READY).status_code == httpx.codes.OK
 
     def server(self) -> dict[str, Any]:
-        """What the service says of itself: name, version, extensions."""
+        """What the service says about itself: name, version, extensions."""
         return _read_json(self._get(_METADATA))
 
     def info(self) -> ServiceInfo:
@@ -206,7 +207,7 @@ class AsyncClient(
         return (await self._get(_READY)).status_code == httpx.codes.OK
 
     async def server(self) -> dict[str, Any]:
-        """What the service says of itself: name, version, extensions."""
+        """What the service says about itself: name, version, extensions."""
         return _read_json(await self._get(_METADATA))
 
     async def info(self) -> ServiceInfo:

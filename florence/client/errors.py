@@ -13,7 +13,7 @@ FlorenceError
 ├── EngineError               500
 ├── FetchFailed               502: the host of an ImageUrl can't be reached by the service, or fails
 ├── ConnectionLost            the connection broke before the answer
-└── UnexpectedReply           any other status, or a body that is no answer: is it another program?
+└── UnexpectedReply           any other status, or a body that is not an answer: probably another program
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from florence.types.regions import Region
 from florence.types.results import Result
 from florence.types.tasks import TASKS, AnswerAs, Input, Kind, Task, TaskSpec, task_pairs
 
-CONNECT_S: Final = 10.0  # a server that is there takes a connection at once
+CONNECT_S: Final = 10.0  # a server that runs accepts a connection at once
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
@@ -68,8 +68,8 @@ _ERRORS: Final[Mapping[int, type[FlorenceError]]] = MappingProxyType(
 class CallOptions(RequestKeywords, total=False):
     """Options of one call: those of `RequestKeywords`, and a time limit.
 
-    `timeout_s`: seconds until `DeadlineExceeded`, with all tries and the waits between them; left out, it is
-    the client's.
+    `timeout_s`: seconds until `DeadlineExceeded`, retries and the waits between them included; left out or
+    None: the client's.
     """
 
     timeout_s: float | None
@@ -77,8 +77,8 @@ class CallOptions(RequestKeywords, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ServiceCall:
-    """One request. path: below the service's URL; picture: its bytes, or a URL for the service to fetch;
-    fields: of the form; timeout_s: None: as the client's."""
+    """One request. `path`: below the service's URL. `picture`: its bytes, or a URL for the service to fetch.
+    `fields`: the form's. `answer`: the type of the reply's body. `timeout_s`: None for the client's."""
 
     path: str
     picture: bytes | ImageUrl
@@ -88,14 +88,14 @@ class ServiceCall:
 
     @property
     def upload(self) -> dict[str, tuple[str | None, bytes | str]]:
-        """As httpx takes it; without a file's name it is a plain field of the form."""
+        """The picture as httpx takes it; an entry without a file name is a plain field of the form."""
         if isinstance(self.picture, ImageUrl):
             return {"image_url": (None, self.picture.url)}
         return {"image": ("picture", self.picture)}
 
 
 Step = httpx.Timeout | float
-"""What to do next: post the request within a time limit, or wait for so many seconds."""
+"""What to do next: post the request within a time limit, or wait for this many seconds."""
 AttemptOutcome = httpx.Response | httpx.RequestError | None
 """The outcome of an attempt; None after a wait."""
 
@@ -124,8 +124,8 @@ def build_named_call(
     answer_as: Kind | AnswerAs | None,
     options: CallOptions,
 ) -> ServiceCall:
-    """The request of a task that the service knows by this name or token. Raises as `build_call`, but for
-    unknown tasks: the service tells those."""
+    """The request of a task that the service knows by this name or token. `answer_as`: the kind of its
+    answer; None: any. Raises what `build_call` does, except for an unknown task: the service reports it."""
     if not isinstance(name, str) or not name.strip("./"):
         raise TaskError(f"a task is its name or token, got {quote(name)}")
     answer = TaskAnswer[Result] if answer_as is None else answer_type(Kind(answer_as))
@@ -134,15 +134,15 @@ def build_named_call(
 
 
 def build_analysis(picture: Picture, tasks: Iterable[TaskSpec], options: CallOptions) -> ServiceCall:
-    """The request of many tasks on one picture. Raises as `build_call` does, but for unknown tasks: the
-    service tells those."""
+    """The request of many tasks on one picture. Raises what `build_call` does, except for an unknown task:
+    the service reports it."""
     requests = [_task_request(task, given) for task, given in task_pairs(tasks)]
     return _call("analyze", picture, {"tasks": requests}, options, Analysis)
 
 
 def _task_request(task: str | Task, given: Region | None) -> dict[str, Any]:
     known = task if isinstance(task, Task) else TASKS.find(task)
-    # Of a task that only the service knows, numbers are a region.
+    # For a task that only the service knows, numbers are a region.
     is_region = not isinstance(given, str) if known is None else known.input is Input.REGION
     wanted, value = ("region", _plain_region(given)) if is_region else ("text", given)
     request: dict[str, Any] = {"task": task if known is None else known.token}
@@ -162,10 +162,11 @@ def _call(
 
 
 def exchange(call: ServiceCall, *, retries: int, timeout_s: float) -> Generator[Step, AttemptOutcome, Any]:
-    """Yields the next step until the answer is there, which is the generator's value.
+    """Yields the next step until there is an answer, which the generator returns.
 
     Send it the outcome of each attempt. Only requests that the server did not accept are retried: no
-    connection, 429 and 503; when Retry-After says, else after a wait that doubles. Raises FlorenceError.
+    connection, 429 and 503; after the seconds of Retry-After, else after a wait that doubles. Raises
+    FlorenceError.
     """
     timeout_s = call.timeout_s or timeout_s
     end = time.monotonic() + timeout_s
@@ -183,7 +184,7 @@ def exchange(call: ServiceCall, *, retries: int, timeout_s: float) -> Generator[
 
 
 def read_outcome(outcome: AttemptOutcome, answer: type[AnswerT], timeout_s: float) -> AnswerT:
-    """The answer in the outcome; raises the matching error, with the server's words, if there is none."""
+    """The answer in the outcome; without one, raises the matching error with the server's message."""
     if isinstance(outcome, httpx.Response):
         if outcome.status_code != httpx.codes.OK:
             raise read_error(outcome)
@@ -201,7 +202,7 @@ def read_outcome(outcome: AttemptOutcome, answer: type[AnswerT], timeout_s: floa
 
 
 def read_error(response: httpx.Response) -> FlorenceError:
-    """The error that a reply means, with the server's words."""
+    """The error that a reply stands for, with the server's message."""
     status, words = response.status_code, _words(response)
     if status in (429, 503):
         asked_s = _retry_after_s(response)
@@ -216,7 +217,7 @@ def read_error(response: httpx.Response) -> FlorenceError:
 
 
 def read_failure(error: httpx.RequestError | None, timeout_s: float) -> FlorenceError:
-    """The error that a failed connection means. timeout_s: of the whole call."""
+    """The error that a failed connection stands for. `timeout_s`: the whole call's limit, for the message."""
     url = "the service" if error is None else str(error.request.url)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         hint = " (does it speak http, not https?)" if "WRONG_VERSION_NUMBER" in str(error) else ""
@@ -237,7 +238,8 @@ def _wait_s(error: Unavailable, outcome: AttemptOutcome, retry: int) -> float:
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
-    """Retry-After, which is seconds or a date; None without it, or where it is neither."""
+    """Seconds from now that Retry-After asks for, as seconds or as a date; None without it, or where it is
+    neither."""
     value = response.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdecimal():
         return float(value[:9])
@@ -261,7 +263,7 @@ def _words(response: httpx.Response) -> str:
 
 
 def _plain_region(region: Region | None) -> list[float] | str | None:
-    """The region as JSON can hold it; an array of numpy is a sequence too."""
+    """The region as JSON can hold it; an array of numpy becomes a list. Raises RequestError."""
     if region is None or isinstance(region, str):
         return region
     try:
@@ -273,13 +275,13 @@ def _plain_region(region: Region | None) -> list[float] | str | None:
 
 
 def _field(name: str, value: object) -> str:
-    """A form's field: the text as it is, all else in JSON."""
+    """A form's field: text as it is, all else as JSON. Raises RequestError for what has no such form."""
     try:
         if name in ("text", "prompt"):
             if not isinstance(value, str):
                 raise TypeError(f"expected a str, got {value!r}")
             value.encode()  # half of a surrogate pair has no bytes
             return value
-        return json.dumps(value, default=float)  # numpy's numbers are none of json's
+        return json.dumps(value, default=float)  # json can't write numpy's numbers
     except (TypeError, ValueError) as error:
         raise RequestError(f"{name} can't be sent: {error}") from None

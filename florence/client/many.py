@@ -57,14 +57,14 @@ class _Tally(Generic[AskedT, AnswerT]):
         self._concurrency = concurrency
         self._ordered = ordered
         self._progress = progress
-        self._under_way: dict[Any, Picture] = {}  # by their futures
+        self._under_way: dict[Any, Picture] = {}  # future -> picture
         self._done = 0
 
     def _open_bar(self) -> None:
         from tqdm import tqdm  # type: ignore[import-untyped]
 
         total = len(self._pictures) if isinstance(self._pictures, Sized) else None
-        silent = None if self._progress is None else not self._progress  # None: where stderr is no terminal
+        silent = None if self._progress is None else not self._progress  # None: only on a terminal
         self._bar: Any = tqdm(total=total, unit="picture", disable=silent)
 
     def _close(self) -> None:
@@ -77,7 +77,8 @@ class _Tally(Generic[AskedT, AnswerT]):
             )  # fmt: skip
 
     def _rounds(self, start: Callable[[Picture], FutureT]) -> Iterator[list[FutureT]]:
-        """Starts the requests; yields those of which one has to end, and be noted, before it goes on."""
+        """Start the requests; yields futures of which at least one must complete and go through `_note`
+        before the next request is started."""
         for picture in self._pictures:
             self._under_way[start(picture)] = picture
             if len(self._under_way) >= self._concurrency:
@@ -91,14 +92,14 @@ class _Tally(Generic[AskedT, AnswerT]):
     def _note(
         self, done: Iterable[Future[AnswerT] | asyncio.Future[AnswerT]]
     ) -> Iterator[tuple[Picture, AnswerT]]:
-        """The pairs to hand out; failures are kept."""
+        """The (picture, answer) pairs of completed requests; failed ones are added to `failures`."""
         for future in done:
             picture = self._under_way.pop(future)
             self._done += 1
             self._bar.update()
             try:
                 answer = future.result()
-            except (NotFound, TaskError):  # of the task, which is the same for all pictures
+            except (NotFound, TaskError):  # about the task, which all pictures share
                 raise
             except FlorenceError as error:
                 self.failures.append(Failure(picture, error))
@@ -110,9 +111,9 @@ class _Tally(Generic[AskedT, AnswerT]):
 class PictureMap(_Tally[AnswerT, AnswerT]):
     """Iterator of (picture, answer) in the order in which answers come; `failures` holds the others.
 
-    `ordered`: in the order of the pictures instead. `progress`: whether a bar is shown on stderr; None where
-    that is a terminal. Pictures are taken from the iterable as requests end. Leaving early waits for the
-    requests in flight; `close`, or use as a context manager, does so at a known place.
+    `ordered`: in the order of the pictures instead. `progress`: whether a bar is shown on stderr; None: only
+    if that is a terminal. Pictures are taken from the iterable as requests complete. Leaving the loop early
+    waits for the requests in flight: call `close`, or use a `with` block, to choose where.
     """
 
     def __iter__(self) -> Self:
@@ -128,7 +129,7 @@ class PictureMap(_Tally[AnswerT, AnswerT]):
         self.close()
 
     def close(self) -> None:
-        """Ask no more, and wait for what is under way."""
+        """Start no more requests, and wait for those in flight."""
         self._pairs.close()
 
     @cached_property
@@ -144,8 +145,8 @@ class PictureMap(_Tally[AnswerT, AnswerT]):
 
 
 class AsyncPictureMap(_Tally[Awaitable[AnswerT], AnswerT]):
-    """`PictureMap` for `async for`. Leaving early cancels what is under way; `aclose`, or the end of
-    `async with`, does so at a known place."""
+    """`PictureMap` for `async for`. Leaving the loop early cancels the requests in flight: call `aclose`, or
+    use `async with`, to choose where."""
 
     def __aiter__(self) -> Self:
         return self
@@ -160,7 +161,7 @@ class AsyncPictureMap(_Tally[Awaitable[AnswerT], AnswerT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Ask no more, and cancel what is under way."""
+        """Start no more requests, and cancel those in flight."""
         await self._pairs.aclose()
 
     @cached_property

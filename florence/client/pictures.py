@@ -1,8 +1,8 @@
 """From the pictures that callers have to the bytes that are uploaded.
 
 Files and bytes are sent as they are: the service recognises their format and rotates them by their EXIF
-orientation. PIL images and arrays are encoded without loss, so that the service makes of them what it makes
-of their files.
+orientation. PIL images and arrays are encoded without loss, so that the service reads the same pixels as from
+their files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from florence.images.seen import ALPHA, SEEN, Values, flatten, inks_are_plain, o
 _FAST = 1  # zlib's level: half the time of the default, a few percent more bytes
 _SENT = frozenset(("transparency", "icc_profile"))
 _IN_TIFF = frozenset(("CMYK", "LAB", "F", "I"))
-_KEPT = _IN_TIFF | {"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"}  # the others in PNG
+_KEPT = _IN_TIFF | {"1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"}  # others are converted
 _IN_FULL = (Values(), Values(32, signed=True))  # as the service reads modes I;16 and I
 
 
@@ -97,8 +97,9 @@ def _array_image(array: PixelArray) -> Image.Image:
 
 
 def _encoded(image: Image.Image) -> bytes:
-    """The picture with what says how it is seen: depth, transparency, colour profile, EXIF orientation. As
-    PNG; in a mode that PNG does not hold, as TIFF. Other metadata stays here."""
+    """The encoded picture with what its look depends on: depth, transparency, colour profile, EXIF
+    orientation. PNG, or TIFF in a mode that PNG does not have. Other metadata is not sent. Raises
+    ImageError."""
     values = values_of(image)
     try:
         image.load()

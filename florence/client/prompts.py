@@ -1,6 +1,7 @@
-"""Prompts of one's own and tasks that only the service's checkpoint has, for both clients.
+"""Prompts, and tasks that only the service's checkpoint has, for both clients.
 
-What they answer with is not known before: `answer_as` says it, to the service or at least to type checkers.
+The kind of their answers is not known beforehand; `answer_as` states it: to the service for a prompt, to type
+checkers for a task.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ AnyT = TypeVar("AnyT")
 
 
 class PromptMethods(ABC, Generic[TextT, TagsT, JsonT, BoxesT, QuadsT, PolygonsT, FoundT, AnyT]):
-    """`prompt` and `task`. Raise and answer as the methods of the built-in tasks."""
+    """The methods `prompt` and `task`; they return and raise what the methods of the built-in tasks do."""
 
     @overload
     def prompt(
@@ -225,8 +226,9 @@ class PromptMethods(ABC, Generic[TextT, TagsT, JsonT, BoxesT, QuadsT, PolygonsT,
     ) -> Any:
         """The answer to any task of the service's checkpoint, its own ones included, by its name or token.
 
-        The result is of the task's kind. `answer_as` tells type checkers which that is; `UnexpectedReply` if
-        it is another one. Raises NotFound, with what was meant, for a task that the service does not have.
+        `answer_as`: the kind of the task's result, for type checkers; None: any. Raises UnexpectedReply where
+        the result is of another kind, and NotFound, with suggestions, for a task that the service does not
+        have.
         """
         return self._send(partial(build_named_call, image, name, text, region, answer_as, options))
 

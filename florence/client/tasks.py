@@ -34,7 +34,7 @@ CONCURRENCY = 32
 
 
 class TaskMethod(Generic[T]):
-    """A descriptor: the task of its own name, asked through the client that it is read from."""
+    """A descriptor that asks the task of its own name, through the client that it is an attribute of."""
 
     _client: TaskMethods[Any, Any, Any, Any, Any, Any, Any, Any, Any]
 
@@ -82,7 +82,7 @@ class TaskMethods(
     rotation.
     """
 
-    _map_type: Callable[..., Any]  # of what `map` returns
+    _map_type: Callable[..., Any]  # the type of what `map` returns
 
     caption: PlainMethod[TextT] = PlainMethod()
     detailed_caption: PlainMethod[TextT] = PlainMethod()
@@ -109,8 +109,8 @@ class TaskMethods(
         region: Region | None = None,
         **options: Unpack[CallOptions],
     ) -> AnyT:
-        """Any task, by its name or token, for programs that learn at run time which; or a `Task` that the
-        service's checkpoint has beside the built-in ones. The result's `kind` says what it is."""
+        """Any task, by its name or token, where it is known only at run time; or a `Task` that the service's
+        checkpoint adds to the built-in ones. The result's `kind` says which type it has."""
         answer: AnyT = self._send(partial(build_call, image, task, text, region, options))
         return answer
 
@@ -127,13 +127,13 @@ class TaskMethods(
         progress: bool | None = None,
         **options: Unpack[CallOptions],
     ) -> MapT:
-        """One task on many pictures: an iterator of (picture, answer), for `async for` where the client is
-        asynchronous, in the order in which answers come, or with `ordered` in that of the pictures.
+        """One task on many pictures: an iterator (asynchronous for `AsyncClient`) of (picture, answer), in
+        the order in which answers arrive, or with `ordered` in the pictures' order.
 
-        `concurrency`: requests in flight, and files open, at once. A picture that fails does not end it: it
-        is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr; None: if that is
-        a terminal. `task` may be one that only the service's checkpoint has; NotFound or TaskError, which
-        ends it, for one that there is not.
+        `concurrency`: requests in flight, and open files, at a time. A picture that fails does not end the
+        iteration: it is in `failures` afterwards, and a warning counts them. `progress`: a bar on stderr;
+        None: only if that is a terminal. `task` may be one that only the service's checkpoint has; an unknown
+        task ends the iteration with NotFound or TaskError.
         """
         known = task if isinstance(task, Task) else TASKS.find(task)
 

@@ -7,6 +7,8 @@ small file can't exhaust the machine's memory. Knows nothing about models.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -76,4 +78,5 @@ def shortened(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # or Python's end looks through all that torch has loaded
     main(sys.argv[1:])

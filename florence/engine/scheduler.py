@@ -100,7 +100,7 @@ class Scheduler(Generic[RequestT]):
         wait_s = self.wait_s(waiting)
         most_ms = self.config.max_latency_ms
         if waiting >= self.config.max_queue:
-            reason, retry_after_s = f"{waiting} requests are waiting, as many as may", wait_s
+            reason, retry_after_s = f"{waiting} requests are waiting, which is the limit", wait_s
         elif most_ms is not None and wait_s > most_ms / 1000:
             reason = f"this request would wait for {wait_s:.1f} s, {most_ms / 1000:g} s are allowed"
             retry_after_s = wait_s - most_ms / 1000

@@ -136,7 +136,7 @@ def _rgb(colour: Colour) -> Channels:
             raise ValueError
     except (TypeError, ValueError):
         raise RequestError(
-            f"{quote(colour)} is no colour; write a name such as 'red', '#ff0000', or (255, 0, 0)"
+            f"{quote(colour)} is not a colour; write a name such as 'red', '#ff0000', or (255, 0, 0)"
         ) from None
     return red, green, blue
 

@@ -1,6 +1,6 @@
 """The arguments of the tools, as pydantic types whose JSON schemas agents read; and the picture in them.
 
-Knows what an agent may write; `tools` says what it asks.
+Knows what an agent may send; which task a call asks is in `tools`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PictureArguments(BaseModel):
     )
 
     def check_picture(self, ways: Collection[str]) -> None:
-        """Raises RequestError unless there is one picture, in one of these ways."""
+        """Raises RequestError unless exactly one picture is given, and for a URL where `ways` has none."""
         given = [name for name in PICTURE if getattr(self, name) is not None]
         if len(given) != 1:
             told = " and ".join(given) or "none"
@@ -70,7 +70,8 @@ class PictureArguments(BaseModel):
             raise RequestError("url is for a server that asks a service; send the picture as base64")
 
     def picture(self, roots: Roots) -> bytes:
-        """The encoded picture of one that is no URL. Raises ImageError where it can't be read."""
+        """The encoded picture; not for one that is given as a URL. Raises ImageError where it can't be
+        read."""
         if self.path is not None:
             return roots.read_path(self.path)
         if isinstance(self.resource, str) and not _DATA_URI.match(self.resource):
@@ -131,8 +132,8 @@ def read_arguments(kind: type[PictureArguments], sent: Mapping[str, Any] | None)
 
 
 def schema_of(kind: type[PictureArguments], ways: Collection[str]) -> dict[str, Any]:
-    """The JSON schema that agents read, without what tells them nothing. ways: those of `PICTURE` that this
-    server takes."""
+    """The JSON schema that agents read, without parts that are of no use to them. `ways`: those of `PICTURE`
+    that this server takes."""
     schema = _slim(kind.model_json_schema())
     for name in set(PICTURE).difference(ways):
         del schema["properties"][name]
@@ -150,7 +151,7 @@ def _reason(detail: dict[str, Any], kind: type[PictureArguments]) -> str:
 
 
 def _slim(schema: Any) -> Any:
-    """Without titles, and with one type in place of it or null."""
+    """The schema without titles; a type that may also be null stands there without null."""
     if isinstance(schema, list):
         return [_slim(each) for each in schema]
     if not isinstance(schema, dict):

@@ -1,6 +1,7 @@
 """The folders whose pictures an agent may name, and the URIs under which they are listed.
 
-Knows files; nothing about MCP's messages. A path that leads out of the folders, also by a link, is refused.
+Knows files; nothing about MCP's messages. A path that leads out of the folders, directly or by a link, is
+refused.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from florence.images.limits import DEFAULT_LIMITS
 SCHEME: Final = "picture"
 MOST_LISTED: Final = 500
 _MOST_SEEN: Final = 20_000
-"""Files and folders that a list looks at."""
+"""Files and folders of one root that a listing visits at most."""
 
 
 class Roots:
-    """The allowed folders. local: whether the agent shares this machine's files, and may write paths."""
+    """The allowed folders. `local`: whether the agent runs on this machine and may give paths."""
 
     def __init__(self, folders: Sequence[Path], *, local: bool) -> None:
-        """Raises SettingsError for one that is no folder."""
+        """Raises SettingsError for one that is not a folder."""
         self.local = local
         self._folders: list[Path] = []
         for folder in folders:
             if not folder.is_dir():
-                raise SettingsError(f"--root {folder} is no folder")
+                raise SettingsError(f"--root {folder} is not a folder")
             self._folders.append(folder.resolve())
 
     def read_path(self, path: str) -> bytes:
-        """The file at a path, relative ones in the first folder. Raises ImageError."""
+        """The bytes of a file; a relative path begins in the first folder. Raises ImageError."""
         if not self.local:
             raise ImageError("path is for a server over stdio; send the picture as base64 or as a resource")
         if not self._folders:
@@ -44,12 +45,13 @@ class Roots:
         return self._read(self._folders[0] / path, path)
 
     def read_uri(self, uri: str) -> bytes:
-        """A picture by the URI of a listed resource, or by a file: URI where paths are allowed."""
+        """The bytes of a picture by the URI of a listed resource, or by a file: URI where paths are allowed.
+        Raises ImageError."""
         try:
             parts = urlsplit(uri)
             path = unquote(parts.path, errors="strict")
         except ValueError:
-            raise ImageError(f"the resource {quote(uri)} is no URI") from None
+            raise ImageError(f"the resource {quote(uri)} is not a URI") from None
         if parts.scheme == "file":
             return self.read_path(path)
         number, _, name = path.removeprefix("/").partition("/")
@@ -74,10 +76,10 @@ class Roots:
             real = path.resolve(strict=True)
             inside = any(real.is_relative_to(folder) for folder in self._folders)
             size = real.stat().st_size if inside and real.is_file() else None
-        except (OSError, ValueError, RuntimeError):  # also a null character, and a ring of links
+        except (OSError, ValueError, RuntimeError):  # also for a null character, and a loop of links
             size = None
-        if size is None:  # the same words whether it is there or not
-            raise ImageError(f"{quote(said)} is no file in the folders that --root allows")
+        if size is None:  # the same message whether or not the file exists
+            raise ImageError(f"{quote(said)} is not a file in the folders that --root allows")
         if size > DEFAULT_LIMITS.max_bytes:
             raise ImageTooLarge(
                 f"{quote(said)} has {size} bytes; up to {DEFAULT_LIMITS.max_bytes} are allowed"
@@ -89,7 +91,8 @@ class Roots:
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    """Pictures by their suffix, without hidden files and folders; links to folders are not followed."""
+    """The folder's files with a picture's suffix; hidden ones are left out, and links to folders not
+    followed."""
     seen = 0
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -1,6 +1,6 @@
 """The MCP server: lists tools and pictures, carries out calls, over stdio or streamable HTTP.
 
-Knows the SDK's types. What is asked is in `tools`; what answers is an argument.
+Knows the SDK's types. Which task a call asks is in `tools`; the function that answers is an argument.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ from florence.types.answer import TaskAnswer
 logger = logging.getLogger("florence.mcp")
 
 AskUrl = Callable[[str, PictureQuestion], TaskAnswer[Any]]
-"""From a picture's URL and a question to the answer; raises FlorenceError."""
+"""Answers a question about the picture at a URL. Raises FlorenceError."""
 LONGEST_SIDE: Final = 1024
-"""Pixels of a drawn picture's longer side: agents pay for each."""
+"""Pixels of a drawn picture's longer side: agents pay by the pixel."""
 MAX_BODY_BYTES: Final = 64 * 2**20
 INSTRUCTIONS: Final = "Tools about one picture each. Boxes and regions are x1, y1, x2, y2 in its pixels."
 _INTERNAL: Final = "the tool failed; the server's log says more"
 
 
 class PictureServer:
-    """The server's answers. ask: answers questions about a picture, from any thread; roots: of pictures;
-    ask_url: answers one about a picture at a URL, None where nothing fetches it."""
+    """The server's handlers. `ask`: answers questions about a picture, from any thread. `roots`: the folders
+    whose pictures may be named. `ask_url`: answers a question about a picture at a URL; None where URLs are
+    not fetched."""
 
     def __init__(self, ask: Ask, roots: Roots, ask_url: AskUrl | None = None) -> None:
         self._ask, self._roots, self._ask_url = ask, roots, ask_url
@@ -58,7 +59,7 @@ class PictureServer:
         self._tools = {tool.name: tool for tool in TOOLS}
 
     def protocol(self) -> Server[Any]:
-        """The SDK's server with these answers."""
+        """The SDK's server with these handlers."""
         return Server(
             "florence",
             version=__version__,
@@ -95,7 +96,7 @@ class PictureServer:
             return _failed(_INTERNAL)
 
     def _answer(self, tool: PictureTool, sent: dict[str, Any] | None) -> types.CallToolResult:
-        """In a thread: reads, asks and draws."""
+        """Read the picture, ask, and draw. Runs in a thread; raises FlorenceError."""
         given = read_arguments(tool.arguments, sent)
         question = tool.question(given)
         given.check_picture(self._ways)
@@ -137,15 +138,15 @@ class PictureServer:
 
 
 def http_app(server: PictureServer, host: str) -> Starlette:
-    """Streamable HTTP at /mcp; each request stands alone. host: that is listened on; on this machine's own,
-    requests with other Host and Origin headers are refused, as the SDK does it."""
+    """The ASGI application: streamable HTTP at /mcp, without sessions. `host`: the address that is listened
+    on; for a loopback address the SDK refuses requests with foreign Host or Origin headers."""
     return server.protocol().streamable_http_app(
         host=host, stateless_http=True, max_request_body_size=MAX_BODY_BYTES
     )
 
 
 def serve_stdio(server: PictureServer) -> None:
-    """Until the client closes standard input."""
+    """Serve until the client closes standard input."""
 
     async def serve() -> None:
         protocol = server.protocol()
@@ -156,12 +157,12 @@ def serve_stdio(server: PictureServer) -> None:
 
 
 def serve_http(server: PictureServer, host: str, port: int) -> None:
-    """Until the process is told to end."""
+    """Serve until the process is signalled to stop."""
     uvicorn.run(http_app(server, host), host=host, port=port, log_level="warning")
 
 
 def _draw(answer: TaskAnswer[Any], picture: bytes) -> bytes:
-    """The picture as it is seen, made smaller once the answer is on it, as a PNG."""
+    """A PNG of the picture with the answer drawn on it, then scaled down to `LONGEST_SIDE`."""
     drawn = answer.draw(open_image(picture, DEFAULT_LIMITS, SEEN))
     drawn.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     file = BytesIO()

@@ -1,6 +1,6 @@
 """The tools: their names, what agents read about them, and which task each call asks.
 
-Knows tasks and arguments; nothing about MCP's messages and about what answers.
+Knows tasks and arguments; nothing about MCP's messages or about what answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ OF_REGION: Final = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class PictureTool:
-    """One tool. description: for the model that chooses among tools; question: of a call's arguments."""
+    """One tool. `description`: for the model that chooses among tools. `question`: makes the question from a
+    call's arguments; raises RequestError."""
 
     name: str
     description: str
@@ -75,7 +76,7 @@ def _ask_region(given: RegionArguments) -> PictureQuestion:
 
 
 def _options(**options: Any) -> Mapping[str, Any]:
-    """Those that are given. Raises OptionError."""
+    """The options that are neither None nor off, checked. Raises OptionError."""
     given = {name: value for name, value in options.items() if value not in (None, OFF)}
     return read_request_parameters(given).model_dump(exclude_none=True)
 

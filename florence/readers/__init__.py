@@ -1,1 +1,2 @@
-"""Reading pictures: from what a caller gives to pixels at the model's input size, beside the engine."""
+"""Reads pictures, beside the engine: from files, bytes or PIL pictures to pixels at the model's input
+size."""

@@ -1,4 +1,4 @@
-"""Memory that readers share: a picture is decoded once there is enough of it.
+"""A memory budget that readers share: decoding a picture waits until its share is free.
 
 Knows numbers of bytes; knows nothing about pictures.
 """
@@ -12,8 +12,7 @@ from contextlib import contextmanager
 
 
 class DecodeBudget:
-    """`total` bytes, given in the order in which they were asked for, so that a large picture gets its turn
-    too. Safe for threads."""
+    """`total` bytes, granted in order of request, so that a large picture is not starved. Thread-safe."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -28,7 +27,8 @@ class DecodeBudget:
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Wait for `count` bytes, at most `total`, and hold them."""
+        """Wait until `count` bytes are free; holds them while the context lasts. Raises ValueError above
+        `total`."""
         if count > self.total:
             raise ValueError(f"{count} bytes are more than there ever are, {self.total}")
         ticket = object()

@@ -10,14 +10,15 @@ from florence.readers.readers import THREADS
 
 
 def default_readers(*, on_gpu: bool, workers: int = 1) -> int:
-    """Readers of one of `workers`: on a GPU its share of the cores, less two for the engine and HTTP."""
+    """Readers for each of `workers`: on a GPU its share of the cores, less two for the engine and HTTP; else
+    `THREADS`."""
     return max(1, available_cores() // workers - 2) if on_gpu else THREADS
 
 
 def available_cores(root: Path = Path("/")) -> int:
     """Cores that the scheduler and the cgroup's CPU quota (version 1 or 2) leave to this process; 1 or more.
 
-    Part of a core does not count. `root`: where /proc and /sys are.
+    A fraction of a core is not counted. `root`: the directory that has proc and sys.
     """
     quotas = [int(quota) for quota in _quotas(root)]
     return max(1, min([len(os.sched_getaffinity(0)), *quotas]))

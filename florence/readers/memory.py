@@ -1,8 +1,8 @@
-"""Pixels in memory that this process and its readers map: slots of one picture each.
+"""Memory for pixels that this process and its readers share: slots of one picture each.
 
-The memory is a memfd, since a container's /dev/shm has 64 MB. A slot that was handed out comes back when the
-last array over it is gone. Knows nothing about pictures and processes. Not covered: a reader that was taken
-over by a picture can write into any slot.
+The memory is a memfd, since a container's /dev/shm has 64 MB. A slot that was handed out is free again when
+the last array over it is gone. Knows nothing about pictures and processes. Not covered: a reader that a
+malicious picture controls can write into any slot.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 OnMemory = Callable[[memoryview], Callable[[], None] | None]
-"""Is given the whole mapping once, before it is used, for example to pin it for a GPU; what it returns is
-called when no slot is in use after `close`."""
+"""Called once with the whole mapping, before it is used, for example to pin it for a GPU. Returns what undoes
+it, or None; that is called after `close`, once no slot is in use."""
 
 
 class PixelMemory:
-    """`slots` pictures of uint8 [height, width, 3]. Safe for threads, and for garbage collection in any of
-    them, without a lock: a deque's own operations are atomic."""
+    """`slots` pictures of uint8 [height, width, 3]. Thread-safe without a lock, since garbage collection may
+    release a slot in any thread: a deque's own operations are atomic."""
 
     def __init__(self, height: int, width: int, slots: int, on_memory: OnMemory | None = None) -> None:
         self.shape = (height, width, 3)
@@ -32,7 +32,7 @@ class PixelMemory:
         self.slot_bytes = -(-self.picture_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self.fd = os.memfd_create("florence-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, self.slot_bytes * slots)
-        # A reader can't cut off what this process has mapped, which would be a SIGBUS here.
+        # Sealed, so that a reader can't shrink what this process has mapped, which would be a SIGBUS here.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._slots = slots
         self.buffer = memoryview(mmap.mmap(self.fd, self.slot_bytes * slots))
@@ -49,12 +49,12 @@ class PixelMemory:
     def acquire(self) -> int | None:
         """A free slot's number, which the caller then owns; None if there is none."""
         try:
-            return self._free.pop()  # the last one that came back: its pages are there
+            return self._free.pop()  # the last one released: its pages are resident
         except IndexError:
             return None
 
     def release(self, slot: int) -> None:
-        """Give a slot back that was acquired and not handed out."""
+        """Free a slot that was acquired and not handed out."""
         self._free.append(slot)
         if self._closed and len(self._free) == self._slots:
             self._let_go()
@@ -70,7 +70,8 @@ class PixelMemory:
         return array.reshape(self.shape)  # its base is `array`
 
     def close(self) -> None:
-        """Map it into no more processes. Arrays that were handed out stay valid. Twice does nothing."""
+        """Close the descriptor, so that no other process can map the memory. Arrays that were handed out stay
+        valid. Closing twice does nothing."""
         if self._closed:
             return
         self._closed = True

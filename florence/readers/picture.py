@@ -1,4 +1,5 @@
-"""What readers take and give, and reading in the calling thread. Knows nothing about queues or processes."""
+"""What readers take and return, and a reader in the calling thread. Knows nothing about queues or
+processes."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from florence.images.tiles import Bounds
 from florence.readers.budget import DecodeBudget
 
 PictureSource = Image.Image | bytes | str | Path | Callable[[], bytes]
-"""A PIL picture, an encoded one's bytes, its path, or what gives its bytes when they are read."""
+"""A PIL picture, an encoded one's bytes, its path, or a function that returns its bytes, called at
+reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,8 @@ class ReadPicture:
     """A picture as the model takes it. `size`: width and height of the original; `pixels`: uint8 [height,
     width, 3] at the model's input size; `digest`: SHA-256 of the pixels.
 
-    Of a picture that was cut, `pixels` and `digest` are those of the first of its `tiles`, which are pictures
-    themselves; `corner`: left and top of a tile in the whole picture.
+    For a picture cut into tiles, `pixels` and `digest` are those of the first of `tiles`, each a
+    `ReadPicture` itself; `corner`: left and top of a tile in the whole picture, in pixels of the original.
     """
 
     size: tuple[int, int]
@@ -41,7 +43,8 @@ class ReadPicture:
     def of_tiles(
         cls, size: tuple[int, int], parts: Sequence[Bounds], read: Sequence[tuple[NDArray[np.uint8], bytes]]
     ) -> ReadPicture:
-        """A picture of this size, by the pixels and digest of each of its parts; one part is all of it."""
+        """A picture of `size` (width, height), from the pixels and digest of each of its `parts`; a single
+        part is the whole picture."""
         if len(parts) == 1:
             return cls(size, *read[0])
         tiles = tuple(
@@ -52,8 +55,8 @@ class ReadPicture:
 
 
 class LocalReader:
-    """Reads one picture at a time in the calling thread; decoders and filters release the interpreter's
-    lock."""
+    """Reads one picture at a time in the calling thread; decoders and filters release the interpreter's lock
+    (GIL)."""
 
     def __init__(
         self, size: InputSize, limits: ImageLimits = DEFAULT_LIMITS, budget: DecodeBudget | None = None
@@ -62,7 +65,7 @@ class LocalReader:
         self._budget = budget or DecodeBudget(limits.decode_bytes)
 
     def read(self, image: PictureSource, view: View = ORIGINAL) -> ReadPicture:
-        """Raises ImageError, ImageTooLarge, and what a function that gives the bytes raises."""
+        """Read one picture. Raises ImageError, ImageTooLarge, and what a function as `image` raises."""
         if isinstance(image, Image.Image):
             picture = load_image(image, self._limits, view)
             original, parts = picture.size, self._size.cut(picture.size, view)
@@ -78,10 +81,10 @@ class LocalReader:
         return ReadPicture.of_tiles(original, parts, read)
 
     def stop(self) -> None:
-        """A thread can't be stopped."""
+        """Does nothing: a thread can't be stopped."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: a thread holds no resources."""
 
 
 def _pixels_of(image: Image.Image) -> tuple[NDArray[np.uint8], bytes]:

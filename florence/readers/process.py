@@ -37,10 +37,11 @@ log = logging.getLogger(__name__)
 _BOOT: Final = "import sys; sys.path += sys.argv[1:3]; from florence.readers.worker import main; main()"
 _ENVIRONMENT: Final = ("LANG", "LC_", "LD_", "MALLOC_", "PATH")
 _MALLOC: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20)}
-"""glibc keeps so much memory for the next picture; given back and taken anew it costs 3 ms a picture."""
+"""glibc keeps this much freed memory for the next picture; returning it to the system costs 3 ms a
+picture."""
 _ATTEMPTS: Final = 3
 _START_S: Final = 60.0
-_STDERR_BYTES: Final = 2000  # of what goes into a log
+_STDERR_BYTES: Final = 2000  # at most, at the end of what goes into a log
 _LATE: Final = "it took too long"
 
 
@@ -48,8 +49,8 @@ _LATE: Final = "it took too long"
 class ProcessLimits:
     """What one picture may cost a reader process.
 
-    `slack_bytes`: of private memory, beyond what the picture's header lets expect. `cpu_s`: of its CPU, in
-    whole seconds. `wall_s`: in all, for a file system that does not answer.
+    `slack_bytes`: private memory beyond what is computed from the picture's header. `cpu_s`: CPU time, in
+    whole seconds. `wall_s`: seconds in all, for a file system that does not answer.
     """
 
     slack_bytes: int = 64 * 2**20
@@ -58,7 +59,7 @@ class ProcessLimits:
 
 
 class _Ended(Exception):
-    """The process ended, or is to end. `begun`: while it read the picture, not before. `late`: it did not
+    """The process ended, or must be ended. `begun`: it had begun to read the picture. `late`: it did not
     answer in time."""
 
     def __init__(self, *, begun: bool, late: bool) -> None:
@@ -67,7 +68,7 @@ class _Ended(Exception):
 
 
 class ProcessReader:
-    """A `Reader` whose work is done in a process of its own.
+    """A `Reader` that works in a process of its own.
 
     It owns one slot of `memory`. After each picture it hands that slot out and takes a free one; where none
     is free the pixels are copied, so a reader never waits for requests that hold pixels.
@@ -98,12 +99,12 @@ class ProcessReader:
 
     @property
     def pid(self) -> int:
-        """Of the process that reads now."""
+        """The current reader process's id."""
         return self._process.pid
 
     def read(self, image: PictureSource, view: View = ORIGINAL) -> ReadPicture:
-        """As `LocalReader.read`. A picture that ends the process, or takes more of it than is allowed, is an
-        ImageError too.
+        """As `LocalReader.read`. A picture that crashes the process, or exceeds its limits, raises ImageError
+        too. Raises Closed after `stop`, and EngineError where readers can't be started.
 
         A PIL picture is resized here, in the calling thread: it is decoded already.
         """
@@ -112,19 +113,19 @@ class ProcessReader:
         if callable(image):
             image = image()
         if isinstance(image, str | os.PathLike):
-            # Absolute: a reader has the directory that was current when it started.
+            # Absolute: a reader keeps the working directory in which it started.
             return self._send(wire.PATH, os.fsencode(Path(image).absolute()), view)
         data = encoded(image, self._limits)
         check_bytes(len(data), self._limits)
         return self._send(wire.DATA, data, view)
 
     def stop(self) -> None:
-        """End the process, also while it reads. In any thread."""
+        """Kill the process, even while it reads. May be called in any thread."""
         self._stopped = True
         self._process.kill()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Kill the process, and release its slot."""
         self._process.kill()
         self._end()
         self._memory.release(self._slot)
@@ -163,7 +164,7 @@ class ProcessReader:
         return picture
 
     def _receive_picture(self, view: View) -> ReadPicture:
-        """The picture, when its tiles have come one after the other; ImageError where it can't be read."""
+        """Receive a picture, one tile after the other. Raises ImageError where the reader can't read it."""
         size, read = self._receive_tile()
         parts, tiles = self._size.cut(size, view), [read]
         for _ in parts[1:]:
@@ -172,7 +173,7 @@ class ProcessReader:
         return ReadPicture.of_tiles(size, parts, tiles)
 
     def _receive_tile(self) -> tuple[tuple[int, int], tuple[NDArray[np.uint8], bytes]]:
-        """The picture's size; the pixels and the digest of the next tile."""
+        """Receive a tile: the size of the whole picture; the tile's pixels and digest."""
         status, width, height, digest, length = wire.REPLY.unpack(self._receive(wire.REPLY.size))
         text = self._receive(min(length, wire.LONGEST_TEXT)).decode(errors="replace")
         if status != wire.READ:
@@ -213,14 +214,15 @@ class ProcessReader:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 pass_fds=(self._memory.fd,),
-                process_group=0,  # Ctrl-C is for the process that drains
+                process_group=0,  # Ctrl-C must reach only the process that drains
                 env=_environment(),
             )
-        if self._stopped:  # meanwhile
+        if self._stopped:  # `stop` was called meanwhile
             self._process.kill()
 
     def _replace(self, *, late: bool) -> tuple[str, str]:
-        """Start a new process in the place of one that ended; how it ended, and what it wrote last."""
+        """Start a new process in place of one that ended; returns how that ended, and the last of its stderr.
+        Raises Closed after `stop`."""
         if late:
             self._process.kill()
         status, noise = self._end()
@@ -232,7 +234,7 @@ class ProcessReader:
         return status, noise
 
     def _end(self) -> tuple[str, str]:
-        """Wait for the process's end. How it ended, and what it wrote last."""
+        """Wait for the process to end; returns how it ended, and the last of its stderr."""
         try:
             code = self._process.wait(_START_S)  # its socket is closed, or it was killed
         except subprocess.TimeoutExpired:
@@ -257,7 +259,7 @@ class ProcessReader:
 
 
 def _environment() -> dict[str, str]:
-    """What a reader's environment holds: a decoder of strangers' bytes needs no tokens."""
+    """A reader's environment variables, without tokens and other secrets: it decodes untrusted bytes."""
     return _MALLOC | {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
 
 

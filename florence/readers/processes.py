@@ -12,7 +12,7 @@ from florence.readers.process import ProcessLimits, ProcessReader
 from florence.readers.readers import Readers
 
 SPARE_SLOTS = 64
-"""Pictures whose pixels may wait in shared memory for their encode; those of more are copied."""
+"""Pictures whose pixels may wait in shared memory for their encode; the pixels of any more are copied."""
 
 
 class ProcessReaders(Readers):
@@ -38,7 +38,7 @@ class ProcessReaders(Readers):
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes that read now."""
+        """The ids of the current reader processes."""
         return [process.pid for process in self._processes]
 
     @property

@@ -1,7 +1,7 @@
-"""Reads pictures in the order in which they are given, so many at a time as there are readers.
+"""Reads pictures in order of arrival, as many at a time as there are readers.
 
-A thread drives each reader; whether the work is done in that thread or in a process is the reader's business.
-Knows nothing about tasks, tokens or devices.
+Each reader has a thread; it does its work there or in a process of its own. Knows nothing about tasks, tokens
+or devices.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 T = TypeVar("T")
 
 THREADS = 2
-"""Readers of a process that has none of its own for them: the engine needs the other cores."""
+"""The default number of readers on a CPU: the engine needs the other cores."""
 STOP_S = 5.0
-"""How long `close` waits for readers that were told to stop; a caller's function may hold up a thread."""
+"""Seconds that `close` waits for readers after their `stop`; a caller's function may block a thread."""
 
 
 class Reader(Protocol):
-    """Reads one picture at a time. `read` and, at the end, `close` are called in one thread; `stop` in
-    another: a `read` in progress need not finish."""
+    """Reads one picture at a time. `read` and, at the end, `close` are called in one thread. `stop` is called
+    in another, and may abort a `read` in progress."""
 
     def read(self, image: PictureSource, view: View = ...) -> ReadPicture: ...
 
@@ -40,9 +40,10 @@ class Reader(Protocol):
 
 
 class Readers:
-    """Reads pictures beside the engine. The dispatcher bounds how many wait.
+    """Reads pictures beside the engine. The queue has no limit: the dispatcher limits how many pictures wait.
 
-    `on_read` is told the seconds that each picture took, without its wait; it must be quick and not raise.
+    `on_read` is called with the seconds that each picture took, its time in the queue excluded; it must be
+    quick and not raise.
     """
 
     def __init__(self, readers: Sequence[Reader], on_read: Callable[[float], None] | None = None) -> None:
@@ -50,8 +51,8 @@ class Readers:
         self._on_read = on_read or (lambda seconds: None)
         self._lock = threading.Lock()
         self._closed = False
-        # Pictures whose outcome is open; what removes a future completes it. A dict's own operations are
-        # atomic: a future may be cancelled in a thread that holds any lock.
+        # Pictures without an outcome yet; whichever code removes a future completes it. A dict's own
+        # operations are atomic: a future may be cancelled in a thread that holds any lock.
         self._open: dict[Future[ReadPicture], tuple[PictureSource, View]] = {}
         self._queue: SimpleQueue[Future[ReadPicture] | None] = SimpleQueue()  # None: stop
         self._threads = [
@@ -65,7 +66,7 @@ class Readers:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that is shared with readers."""
+        """Bytes of memory shared with reader processes."""
         return 0
 
     def __len__(self) -> int:
@@ -73,10 +74,10 @@ class Readers:
         return len(self._readers)
 
     def read(self, image: PictureSource, view: View = ORIGINAL) -> Future[ReadPicture]:
-        """Start to read a picture; returns at once. Not after `close`.
+        """Start to read a picture; returns at once. Raises RuntimeError after `close`.
 
-        The future has what the reader raised. Cancelling it lets go of a picture that is not read yet, and
-        of the result of one that is being read. Its callbacks run in a reader's thread and must be quick.
+        The future raises what the reader raised. Cancelling it drops a picture that is not read yet, and the
+        result of one that is being read. Its callbacks run in a reader's thread and must be quick.
         """
         future: Future[ReadPicture] = Future()
         with self._lock:
@@ -88,7 +89,8 @@ class Readers:
         return future
 
     def close(self, drain_s: float | None = None) -> None:
-        """Finish what was given, for at most `drain_s` seconds, cancel the rest and end the readers.
+        """Finish the pictures in the queue, for at most `drain_s` seconds (None: no limit); cancel the rest,
+        and end the readers.
 
         Futures that were completed have run their callbacks when it returns. Closing twice does nothing.
         """
@@ -135,7 +137,8 @@ class Readers:
 
 
 class ThreadReaders(Readers):
-    """Reads in threads of this process: nothing to start, but a crash or a bomb is the process's own."""
+    """Reads in threads of this process: no processes to start, but a crash or a decompression bomb hits this
+    process."""
 
     def __init__(
         self,
@@ -158,7 +161,7 @@ def _outcome(reader: Reader, image: PictureSource, view: View) -> ReadPicture | 
 def complete(future: Future[T], outcome: T | BaseException) -> None:
     """Put the outcome into the future, unless it was cancelled before.
 
-    An error's traceback keeps its frames but not what they held: pictures, for example.
+    An error's traceback keeps its frames, but not their local variables, such as pictures.
     """
     if not future.set_running_or_notify_cancel():
         return

@@ -1,9 +1,10 @@
-"""What passes between a process and its readers, over one stream socket: plain structs, nothing that runs.
+"""The messages between a process and its readers over one stream socket: plain structs, no pickled objects.
 
-To the reader: REQUEST and the payload. Back: BEGUN when the payload has come, NEEDED when its header is read,
-and REPLY with a text when it is done. Between NEEDED, where it is not 0, and the decoding, the reader waits
-for GO. The pixels are in the slot that the request names. A picture that is cut has a REPLY for each tile;
-for all but the first the other end, which knows the tiles by the picture's size, sends the SLOT before it.
+To the reader: REQUEST, TILING and the payload. Back: BEGUN once the payload has arrived, NEEDED once the
+picture's header is read, and REPLY with a text at the end. If NEEDED is not 0, the reader waits for GO before
+it decodes. The pixels are in the slot that the request names. A picture cut into tiles has a REPLY for each
+tile; before each but the first, the other end, which knows the tiles from the picture's size, sends a SLOT
+for it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Final, NamedTuple
 from florence.images.tiles import Tiling
 
 REQUEST: Final = Struct("<B?3BIIIQ")
-"""Kind; view: the original's, background, frame and page, 0 for none; slot, bytes of the payload."""
+"""Kind; the view: whether it is the original, background, frame and page (0: none); slot; bytes of the
+payload."""
 TILING: Final = Struct("<?HHdddI")  # behind REQUEST: whether the picture is cut, and the fields of `Tiling`
 BEGUN: Final = b"b"
 NEEDED: Final = Struct("<Q")  # bytes of memory that the decoding takes; 0: there is nothing to decode
@@ -34,7 +36,8 @@ LONGEST_TEXT: Final = 4096  # bytes
 
 
 class ReadJob(NamedTuple):
-    """What a reader process is started with."""
+    """The arguments of a reader process: limits and sizes as in `ImageLimits`, `InputSize` and
+    `ProcessLimits`."""
 
     memory_fd: int
     slot_bytes: int
@@ -53,14 +56,14 @@ class ReadJob(NamedTuple):
 
 
 def pack_tiling(tiling: Tiling | None) -> bytes:
-    """TILING; of no grid, columns and rows are 0."""
+    """TILING as bytes; without a grid, columns and rows are 0."""
     if tiling is None:
         return TILING.pack(False, 0, 0, 0.0, 0.0, 0.0, 0)
     return TILING.pack(True, *(tiling.grid or (0, 0)), tiling.scale, *tiling.overlap, tiling.most)
 
 
 def read_tiling(packed: bytes | bytearray) -> Tiling | None:
-    """What `pack_tiling` was given."""
+    """The inverse of `pack_tiling`."""
     cut, columns, rows, scale, *overlap, most = TILING.unpack(packed)
     return (
         Tiling((columns, rows) if columns else None, scale, (overlap[0], overlap[1]), most) if cut else None

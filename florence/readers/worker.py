@@ -1,9 +1,9 @@
-"""A reader process: takes encoded pictures from its standard input, a socket, and leaves pixels in slots.
+"""A reader process: takes encoded pictures from its standard input, a socket, and writes pixels into slots.
 
-It ends when the other end of the socket is closed, so with the process that started it. The system ends it
-when a picture takes more CPU time than allowed; more memory than its header lets expect is a MemoryError. Its
-standard error, where C libraries write, is read and bounded by the process that started it. Imports as little
-as it can: there is one of these for each core.
+It ends when the other end of the socket is closed, and so together with the process that started it. The
+kernel kills it when a picture takes more CPU time than allowed; more memory than computed from the picture's
+header is a MemoryError. Its standard error, where C libraries write, is read and bounded by the process that
+started it. Imports as little as it can: there may be one for each core.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class _Reader:
         )
 
     def read(self, kind: int, payload: bytes, view: View, slot: int) -> None:
-        """Read one picture, and send what became of it."""
+        """Read one picture; sends a REPLY for each tile, or one with an error."""
         told = False
         try:
             if kind == wire.PATH:
@@ -96,27 +96,27 @@ class _Reader:
         _send(wire.REPLY.pack(status, 0, 0, b"", len(raw)) + raw)
 
     def _page(self, payload: bytes, view: View) -> tuple[bytes, View]:
-        """The page of a PDF as a picture, rendered here: this process is apart already."""
+        """The page of a PDF as a picture, rendered in this process, which is isolated already."""
         if not self._limits.pdf_dpi or view.frame:
             return as_picture(payload, self._limits, view)  # which refuses it
         self._limit_memory(self._limits.decode_bytes)
         return render_page(payload, view.page or 1, self._limits), replace(view, page=None)
 
     def _write(self, image: Image.Image, slot: int) -> bytes:
-        """Put pixels into a slot; their digest."""
+        """Write pixels into a slot; returns their SHA-256 digest."""
         pixels = image.tobytes()
         start = slot * self._job.slot_bytes
         self._memory[start : start + len(pixels)] = pixels
         return sha256(pixels).digest()
 
     def _limit_memory(self, more: int) -> None:
-        """So many bytes of private memory more than now, and the slack."""
-        pages = int(Path("/proc/self/statm").read_text().split()[5])  # private and writable: what is limited
+        """Limit private memory to `more` bytes, and the slack, above what is used now."""
+        pages = int(Path("/proc/self/statm").read_text().split()[5])  # private, writable: what is limited
         _limit(resource.RLIMIT_DATA, pages * mmap.PAGESIZE + more + self._job.slack_bytes)
 
 
 def _receive(count: int) -> bytearray:
-    """So many bytes; none where the other end is closed."""
+    """`count` bytes; empty where the other end is closed. Exits where it is closed within a message."""
     data = bytearray(count)
     view, have = memoryview(data), 0
     while have < count:
@@ -133,12 +133,12 @@ def _send(data: bytes) -> None:
 
 
 def _limit(kind: int, most: int) -> None:
-    """Set what is used for the limit; what it can be raised to stays."""
+    """Set the soft limit, at most to the hard limit, which stays."""
     hard = resource.getrlimit(kind)[1]
     resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _limit_cpu(seconds: int) -> None:
-    """So many more from now on; the system counts whole seconds since the process began."""
+    """Allow `seconds` more of CPU time; the kernel counts whole seconds since the process began."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime) + seconds)

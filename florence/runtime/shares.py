@@ -41,8 +41,8 @@ class Shares:
             return
         retry_after_s = max(1.0, wait_s(waiting))
         raise Overloaded(
-            f"{waiting} requests of the API key {owner!r} are waiting, as many as may of one key; come back "
-            f"in {retry_after_s:.0f} s",
+            f"{waiting} requests of the API key {owner!r} are waiting, which is the limit for one key; come "
+            f"back in {retry_after_s:.0f} s",
             retry_after_s=retry_after_s,
         )
 

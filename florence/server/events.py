@@ -18,17 +18,17 @@ from florence.server.replies import reply_or_error
 EVENTS: Final = "text/event-stream"
 
 _Queue = asyncio.Queue[bytes | None]
-"""Events of the pieces of a text as they are generated; None when there are no more."""
+"""An event for each piece of text as it is generated; None after the last."""
 
 
 async def reply_in_events(
     ask: Callable[[OnText], Coroutine[Any, Any, Response]], event: Callable[[str], bytes]
 ) -> Response:
-    """A stream with an event for each piece of text, then what `ask` replies: events too, or an error's JSON.
-    Where it replies before there is any text, that is the reply.
+    """A stream with an event for each piece of text, then the body of `ask`'s reply: events too, or an
+    error's JSON. If `ask` returns before there is any text, its reply is returned as it is.
 
-    ask: makes the reply, and calls its argument, in another thread, with each piece. event: of a piece; is
-    called there too, with one piece after the other, before the reply is made.
+    `ask`: makes the reply, and calls its argument with each piece of text, from another thread. `event`:
+    encodes a piece as an event; called in that thread too, in order, before the reply is made.
     """
     events: _Queue = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -52,7 +52,7 @@ class _Events(Response):
     media_type = EVENTS
 
     def __init__(self, first: bytes, events: _Queue, work: asyncio.Task[Response]) -> None:
-        # proxies pass each event on at once
+        # so that proxies pass each event on at once
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._first, self._events, self._work = first, events, work

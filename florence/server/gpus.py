@@ -1,4 +1,4 @@
-"""How many GPUs CUDA shows to the workers, asked of the driver: the supervisor does not load torch."""
+"""How many GPUs CUDA shows to the workers, read from the driver: the supervisor does not load torch."""
 
 from __future__ import annotations
 

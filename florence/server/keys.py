@@ -1,4 +1,4 @@
-"""API keys: which callers may ask, and under which name.
+"""API keys: which requests are allowed, and the name of the key that each was sent with.
 
 Knows keys and names; knows nothing about HTTP and gRPC. Keys come from a setting or from a file, which is
 read again when it changes. Only hashes are kept.
@@ -24,7 +24,7 @@ logger = logging.getLogger("florence.service")
 
 MIN_CHARS: Final = 32
 CHECK_S: Final = 2.0
-"""Seconds between two looks at the file's time of change."""
+"""Seconds between two checks whether the file has changed."""
 HELP: Final = "send `Authorization: Bearer KEY` with one of the service's API keys"
 
 _LINE: Final = re.compile(rf"([A-Za-z0-9][A-Za-z0-9_.-]{{0,63}}):([!-~]{{{MIN_CHARS},512}})")
@@ -32,12 +32,13 @@ CALLER: ContextVar[str] = ContextVar("caller", default="")
 
 
 def caller() -> str:
-    """The name of the key with which the current request was sent; empty where no keys are asked for."""
+    """The name of the key with which the current request was sent; empty where the service has no keys."""
     return CALLER.get()
 
 
 def read_keys(lines: Iterable[str], source: str) -> dict[str, bytes]:
-    """The SHA-256 of each key by its name, from lines `name:key`; empty lines and those after # are none.
+    """The SHA-256 of each key by its name, from lines `name:key`; empty lines, and lines that begin with #,
+    are skipped.
 
     Raises SettingsError, which names the line by its number, never its key.
     """
@@ -61,15 +62,16 @@ def read_keys(lines: Iterable[str], source: str) -> dict[str, bytes]:
 
 
 class ApiKeys:
-    """The keys of a service. Safe for threads."""
+    """The keys of a service: the SHA-256 of each by its name. Thread-safe."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
         self._keys = dict(keys)
 
     def check(self, authorization: str | None) -> str:
-        """The name of the key in an Authorization header; Unauthorized where it holds none that is known.
+        """The name of the key in an Authorization header. Raises Unauthorized where it has no key, or an
+        unknown one.
 
-        Takes the same time whichever key is right, and remembers the name for `caller`.
+        Takes the same time whichever key matches, and keeps the name for `caller`.
         """
         kind, _, token = (authorization or "").partition(" ")
         sent = _digest(token.strip() if kind.lower() == "bearer" else "")
@@ -85,8 +87,8 @@ class ApiKeys:
 
 
 class FileKeys(ApiKeys):
-    """The keys in a file, read again when it changes. A file that is wrong leaves the old keys, and a log
-    line says why; at the start it is a SettingsError."""
+    """The keys in a file, read again when it changes. An invalid file leaves the old keys in force, and a log
+    line says why; at the start it raises SettingsError."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
@@ -115,7 +117,8 @@ class FileKeys(ApiKeys):
 
 
 def keys_of(inline: str | None, path: Path | None) -> ApiKeys | None:
-    """The keys that the settings FLORENCE_API_KEYS and FLORENCE_API_KEYS_FILE give; None for neither."""
+    """The keys of the settings FLORENCE_API_KEYS or FLORENCE_API_KEYS_FILE; None where neither is set. Raises
+    SettingsError for both, and for invalid keys."""
     if inline and path:
         raise SettingsError("set FLORENCE_API_KEYS or FLORENCE_API_KEYS_FILE, not both")
     if path:

@@ -1,8 +1,8 @@
-"""Parses JSON without copying its long strings, and refuses structure that no request can mean.
+"""Parses JSON without copying its long strings, and refuses more structure than any request has.
 
 Most of a body is pictures in base64. Parsing and copying them would take most of a request's time, twice
-their memory, and the interpreter's lock. So strings are found by their quotes alone: the long ones stay where
-they are, what is outside of strings is counted, and only a small rest is ever given to the parser. Pure
+their memory, and the interpreter's lock. So strings are found by their quotes alone: long ones are left in
+the body, bytes outside of strings are counted, and only a small rest is ever given to the parser. Pure
 functions on bytes; a body may be bytes or a bytearray.
 
 Faster parsers do not replace it: on a body of 240 KiB and of 1.8 MiB, this takes 0.011 and 0.027 ms, orjson
@@ -22,7 +22,7 @@ from florence.errors import MalformedJson, ProtocolError, TooMuchStructure
 from florence.types.options import MAX_TEXT_CHARS
 
 LONG: Final = 16_384
-"""Bytes of a string above which it stays where it is. Few texts that a task takes are so long."""
+"""A string of more bytes is left in the body. Few texts that a task takes are this long."""
 MOST_STRUCTURE: Final = 65_536
 """Bytes outside of strings: a request of 36 rows, written with a line for each value, has a tenth."""
 MOST_STRINGS: Final = 4096
@@ -42,9 +42,10 @@ _WRONG: Final = "failed to parse the request JSON buffer: "
 
 
 def parse_json(text: bytes | str, constant: Callable[[str], Any] | None = None) -> Any:
-    """A short text's JSON value; ProtocolError saying where it is malformed. A byte order mark is allowed.
+    """A short text's JSON value. A byte order mark is allowed. Raises ProtocolError, which says where it is
+    malformed.
 
-    constant: the value of NaN, Infinity and -Infinity, which are no JSON.
+    `constant`: returns the value of NaN, Infinity and -Infinity, which are not JSON; None: they are errors.
     """
     try:
         return json.loads(text, parse_constant=constant or _refuse_constant)
@@ -58,7 +59,8 @@ def parse_json(text: bytes | str, constant: Callable[[str], Any] | None = None) 
 
 
 class LongString:
-    """A string as it stands in its body. quoted: with its quotes, and with escapes if it has any."""
+    """A JSON string that is left in its body. `quoted`: its bytes there, quotes included, escapes not
+    decoded."""
 
     __slots__ = ("quoted",)
 
@@ -70,16 +72,16 @@ class LongString:
 
     @property
     def text(self) -> memoryview:
-        """What is between the quotes."""
+        """The bytes between the quotes."""
         return self.quoted[1:-1]
 
     def __str__(self) -> str:
-        """The decoded string. ProtocolError if it is not UTF-8 or holds a control character."""
+        """The decoded string. Raises ProtocolError if it is not UTF-8 or holds a control character."""
         return str(parse_json(bytes(self.quoted)))
 
     def pieces(self) -> Iterator[str]:
-        """The decoded string in pieces, none of which holds the interpreter's lock for long. Halves of a
-        surrogate pair that is written in escapes may come in two pieces. Raises as `str`."""
+        """The decoded string in pieces, none of which holds the interpreter's lock for long. The halves of a
+        surrogate pair that is written in escapes may be in two pieces. Raises as `str`."""
         decoder, position, text = codecs.getincrementaldecoder("utf-8")(), 0, self.text
         while position < len(text):
             piece = bytes(text[position : position + _PIECE])
@@ -94,7 +96,7 @@ class LongString:
 
 
 def _end_of_escapes(piece: bytes) -> int:
-    """How many bytes of a JSON string's piece end where no escape does go on."""
+    """How many bytes to keep of a JSON string's piece, so that it does not end within an escape."""
     for stop in range(len(piece), len(piece) - 256, -_ESCAPE):
         if _BACKSLASH not in piece[max(0, stop - _ESCAPE) : stop]:
             return stop
@@ -103,7 +105,8 @@ def _end_of_escapes(piece: bytes) -> int:
 
 
 def short_strings(value: Any) -> Any:
-    """The value with texts in place of LongStrings; ProtocolError for one that is too long for a text."""
+    """The value with a `str` in place of each LongString. Raises ProtocolError for one that is longer than
+    any text may be."""
     if isinstance(value, LongString):
         if len(value) > _MOST_QUOTED:
             raise ProtocolError(
@@ -125,9 +128,10 @@ class _Span(NamedTuple):
 
 
 class Document:
-    """A body's JSON, not parsed yet: the first `length` bytes. `size`: bytes of it that have to be.
+    """A body's JSON, not parsed yet: its first `length` bytes, or all. `size`: bytes that the parser will
+    get.
 
-    Raises ProtocolError for a string without an end, TooMuchStructure for what no request can mean.
+    Raises ProtocolError for a string without an end, TooMuchStructure for more than any request has.
     """
 
     def __init__(self, body: bytes | bytearray, length: int | None = None) -> None:
@@ -138,7 +142,8 @@ class Document:
             raise _too_much(f"{self.size} bytes of it are no long strings; up to {MOST_PARSED} may be")
 
     def parse(self) -> Any:
-        """Its value, a LongString in place of each long string that is an element or a member.
+        """The JSON's value, with a LongString in place of each long string that is an element or a member's
+        value.
 
         Raises ProtocolError saying where it is malformed. A byte order mark is allowed.
         """
@@ -156,7 +161,8 @@ class Document:
         return value
 
     def _long_values(self) -> Iterator[_Span]:
-        """The long strings that are values, not keys. Goes from quote to quote; counts what is between."""
+        """The long strings that are values, not keys. Goes from quote to quote; counts strings, and bytes
+        outside."""
         body, end = self._body, self._length
         outside = position = strings = 0
         while (start := body.find(_QUOTE, position, end)) >= 0:
@@ -180,7 +186,7 @@ class Document:
         return [bytes(self._body[start:stop]) for start, stop in zip(starts, stops, strict=True)]
 
     def _place(self, short: bytes, position: int) -> int:
-        """Where in the whole body what stands at a position of the parsed text is."""
+        """The offset in the whole body of a character position in the parsed text."""
         if not self._spans:
             return position
         place = len(short.decode("utf-8", "replace")[:position].encode())
@@ -207,7 +213,7 @@ def _check(strings: int, outside: int) -> None:
 
 
 def _end_of_string(body: bytes | bytearray, start: int, end: int) -> int:
-    """Where the quote is that ends a string whose text begins at `start`; -1 if there is none."""
+    """The offset of the quote that ends a string whose text begins at `start`; -1 if there is none."""
     stop = body.find(_QUOTE, start, end)
     if stop < 0 or body[stop - 1] != _BACKSLASH or stop == start:
         return stop

@@ -28,7 +28,7 @@ AnswerT = TypeVar("AnswerT", Answer, OriginalAnswer)
 
 
 def log_answer(answer: Answer | OriginalAnswer, request: str = "") -> None:
-    """Log an answer, its checkpoint, and the API key's name. request: text in front of the line."""
+    """Log an answer, its checkpoint, and the API key's name. `request`: text at the start of the line."""
     key, facts = caller(), call_facts()
     usage, timings = answer.usage, answer.timings
     logger.info(
@@ -58,7 +58,7 @@ async def await_answers(
     """The answers of a request's rows, in order. The first error ends the wait and is raised, naming its row
     if there are several; the other rows are cancelled.
 
-    log: writes a line for each answer. Raises a future's error, Closed if the model cancelled a future,
+    `log`: writes a line for each answer. Raises a future's error, Closed if the model cancelled a future,
     DeadlineExceeded if one is not done in time.
     """
     outcomes = await _wait(futures, timeout_s, asyncio.FIRST_EXCEPTION)

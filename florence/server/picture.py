@@ -41,7 +41,8 @@ Base64Text = str | bytes | bytearray | memoryview | LongString
 def decode_base64(text: Base64Text) -> bytes:
     """The bytes encoded in base64 text, which may hold white space and begin with a data URI's head.
 
-    Takes three quarters of the text's size. Raises ImageError when the text is empty, a URL, or not base64.
+    Allocates three quarters of the text's size. Raises ImageError when the text is empty, a URL, or not
+    base64.
     """
     return decode_plain_base64(text) or _decode_other(text)
 
@@ -55,7 +56,7 @@ def decode_plain_base64(text: Base64Text) -> bytes:
 
 
 def _decode_other(text: Base64Text) -> bytes:
-    """The bytes of base64 with white space or a data URI's head; ImageError for any other text."""
+    """The bytes of base64 with white space or a data URI's head. Raises ImageError for any other text."""
     pieces = _pieces(text)
     first = next(pieces, "").lstrip()
     if _URL.match(first):
@@ -94,14 +95,15 @@ def _pieces(text: Base64Text) -> Iterator[str]:
 
 
 def _reason(first: str, encoded: bytearray) -> str:
-    """Why base64 text without white space can't be decoded. first: how it begins."""
+    """Why base64 text without white space can't be decoded. `first`: the beginning of the text as it was
+    sent."""
     if _REPR.match(first):
         return "it is Python's text of bytes, b'...'; send base64.b64encode(data).decode()"
     foreign = _FOREIGN.search(encoded)
     if foreign is not None:
         return (
-            f"it holds {foreign.group().decode()!r}, which is no character of base64; send the encoded text "
-            "alone, without quotes, markup or percent-encoding"
+            f"it holds {foreign.group().decode()!r}, which is not a character of base64; send the encoded "
+            "text alone, without quotes, markup or percent-encoding"
         )
     if b"-" in encoded or b"_" in encoded:
         return "it is URL-safe base64, with - and _; send the standard form, with + and /"
@@ -124,7 +126,7 @@ def decode_picture(data: bytes | memoryview) -> bytes:
     Raises ImageError as `decode_base64`.
     """
     if _FIRST_BYTES.match(data):
-        return cast("bytes", data)  # a view will do: to copy it takes long
+        return cast("bytes", data)  # a memoryview will do: copying takes long
     try:
         return decode_base64(data)
     except ImageError:
@@ -137,8 +139,8 @@ def decode_picture(data: bytes | memoryview) -> bytes:
 
 
 def _take(value: object) -> bytes | Path:
-    """Bytes as they are, text as base64. A path is kept: BentoML's clients make their requests with this
-    type too, and open it; a request never holds one, since what comes as text is base64."""
+    """Bytes unchanged; text decoded from base64. A Path is kept: BentoML's clients make their requests with
+    this type too, and open it there. A received request never holds one: its texts are base64."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         if not value:
             raise PydanticCustomError("picture", "the picture is empty")

@@ -55,7 +55,8 @@ _PARSERS: Final = RunVar[anyio.CapacityLimiter | None]("florence_parsers")
 
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
-    """status: of HTTP. retry_after_s: whole seconds until the next try; None where that does not help."""
+    """`status`: HTTP's. `retry_after_s`: whole seconds until the next try; None where another try does not
+    help."""
 
     status: int
     message: str
@@ -86,7 +87,7 @@ def log_failure(error: Exception) -> None:
 
 
 async def off_loop(size: int, function: Callable[..., T], *args: object) -> T:
-    """The function's value; computed in a thread if `size`, the bytes it works on, is above MOST_INLINE.
+    """The function's value; computed in a thread if `size`, the bytes it works on, is above `MOST_INLINE`.
 
     Few threads at a time: each may hold the interpreter's lock for some milliseconds, and the loop needs it.
     """
@@ -108,7 +109,8 @@ async def reply_or_error(work: Awaitable[T]) -> T | Response:
 
 
 def error_reply(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
-    """The reply for an error: its status, its message, and when to come back if that helps. Logs it."""
+    """The reply for an error: its status, its message, and Retry-After where another try may help. Logs the
+    error."""
     log_failure(error)
     failure = failure_of(error)
     more = {} if failure.retry_after_s is None else {"Retry-After": str(failure.retry_after_s)}

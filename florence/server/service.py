@@ -1,6 +1,6 @@
 """The BentoML service: loads the model, puts endpoints and routes together, starts and stops.
 
-Knows BentoML and the settings; nothing about HTTP bodies (`typed`, `v2`) and models (`florence.Florence2`).
+Knows BentoML and the settings; nothing about HTTP bodies (`typed`, `v2`) or models (`florence.Florence2`).
 One worker process holds one model on one device.
 """
 
@@ -92,7 +92,7 @@ def fetch_checkpoint(settings: Settings) -> None:
 
 
 def load_model(settings: Settings, device: str, observer: Observer) -> Florence2:
-    """The checkpoint that the settings name, loaded on a device and warm."""
+    """The checkpoint that the settings name, loaded on a device and warmed up."""
     let_threads_sleep()
     from florence import Florence2  # torch comes with it
 
@@ -105,8 +105,8 @@ def load_model(settings: Settings, device: str, observer: Observer) -> Florence2
 
 
 def let_threads_sleep() -> None:
-    """Before torch is imported: let its idle threads sleep instead of spin, because the event loop and the
-    readers of pictures need the same cores. OpenMP's own variables take precedence."""
+    """Call before torch is imported: makes its idle threads sleep instead of spin, because the event loop and
+    the readers of pictures need the same cores. OpenMP's own variables take precedence."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
@@ -144,7 +144,7 @@ class TaskService:
 
     @property
     def model(self) -> Florence2:
-        """The model; Closed, a 503, while it is loaded, and after its end."""
+        """The model. Raises Closed, a 503, while it is being loaded and after it was closed."""
         return self.inference.ready_model()
 
     def _load(self) -> None:
@@ -203,8 +203,8 @@ class TaskService:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # as above
     async def close(self) -> None:
-        """All HTTP requests have been answered by now: the server waits for them before it ends. gRPC calls
-        and the model are given the time limit to finish."""
+        """Stop gRPC and the model; each gets the service's time limit to finish. All HTTP requests have been
+        answered before: the server waits for them."""
         if self.grpc is not None:
             await self.grpc.stop(self.timeout_s)
         model, self.inference.model = self.inference.model, None
@@ -224,13 +224,13 @@ def build_service(
     fetch: Fetch = fetch_checkpoint,
     fetcher: PictureFetcher | None = None,
 ) -> Any:
-    """The service for these settings, on a machine with that many GPUs.
+    """The service for these settings, on a machine with `gpus` GPUs.
 
-    `fetch` runs once, before the workers start; `load` makes a worker's model. fetcher: of pictures that come
-    as URLs; None: as the settings say.
+    `fetch` runs once, before the workers start; `load` makes a worker's model. `fetcher`: fetches pictures
+    that are given as URLs; None: one as the settings say.
     """
     if settings.log_format == "json":
-        log_json()  # before BentoML tells which configuration it applies
+        log_json()  # before BentoML logs which configuration it applies
     devices = settings.devices(gpus)
     if is_worker():
         share_one_heap()
@@ -270,7 +270,7 @@ def build_service(
         workers=len(devices),
         resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
         traffic={"timeout": settings.timeout_s + GRACE_S},
-        metrics={"enabled": False},  # they label any path that a client asks for; see `http_metrics`
+        metrics={"enabled": False},  # they label any path that a client requests; see `http_metrics`
         # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
         logging={
             "access": {"skip_paths": [*PROBES, *infer_paths(inference.served)], "request_content_type": False}
@@ -310,20 +310,13 @@ def _before_workers(settings: Settings, fetch: Fetch) -> None:
 
 
 def end_worker() -> None:
-    """In a worker whose engine is broken: end the process, once the waiting requests have got their errors.
-    BentoML starts another worker, or, in a container, ends too, and the orchestrator restarts it."""
+    """Call in a worker whose engine is broken: ends the process, once the waiting requests have got their
+    errors. BentoML starts another worker, or, in a container, ends too, and the orchestrator restarts it."""
     logger.critical("the engine can't recover: this worker ends")
     if is_worker():
         end = threading.Timer(ANSWERS_S, leave, [1])
         end.daemon = True
         end.start()
-
-
-def __getattr__(name: str) -> Any:
-    """`service`, made when `bentoml serve florence.server.service:service` asks for it."""
-    if name == "service":
-        return service_of_environment()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @functools.cache

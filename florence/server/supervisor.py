@@ -1,13 +1,15 @@
 """The two kinds of process of `bentoml serve`: a supervisor, and the workers that it starts and replaces.
 
-BentoML's supervisor ends with status 0 whatever its workers say, looks after them every ten seconds, and
-leaves them behind when it is killed. Here is what mends that. Knows processes; knows nothing about models.
+BentoML's supervisor exits with status 0 whatever its workers report, checks on them only every ten seconds,
+and leaves them running when it is killed. This module corrects that. Knows processes; knows nothing about
+models.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -22,19 +24,19 @@ import bentoml
 logger = logging.getLogger("florence.service")
 
 FAILED: Final = signal.SIGUSR1
-"""What a worker sends to its supervisor when it can't start: others would not either."""
+"""The signal from a worker to its supervisor when it can't start: other workers could not either."""
 CHECK_S: Final = 1.0
-"""Seconds between two looks of the supervisor at its workers."""
+"""Seconds between two checks of the supervisor on its workers."""
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names a folder which the workers of one service share, and no others."""
+"""The variable that names a folder which only the workers of one service share."""
 _MARK: Final = "florence-loaded-"
 _PR_SET_PDEATHSIG: Final = 1  # of Linux's prctl
 _M_ARENA_MAX: Final = -8  # of glibc's mallopt
 
 
 def prepare_supervisor() -> None:
-    """In the supervisor, before it starts workers: end with status 1 when one reports that it can't start,
-    and replace a worker that died at once."""
+    """Call in the supervisor before it starts workers: makes it exit with status 1 when a worker reports that
+    it can't start, and replace a dead worker within `CHECK_S` seconds."""
     failed = threading.Event()
 
     def end(_signal: int, _frame: FrameType | None) -> None:
@@ -49,6 +51,7 @@ def prepare_supervisor() -> None:
         return
     signal.signal(FAILED, end)
     atexit.register(tell_status)
+    atexit.register(gc.freeze)  # or Python's end looks through all that is loaded
     from circus.arbiter import Arbiter  # type: ignore[import-untyped]  # BentoML's, in the supervisor only
 
     # BentoML sets ten seconds without a way to change it.
@@ -61,46 +64,46 @@ def is_worker() -> bool:
 
 
 def end_with_supervisor() -> None:
-    """In a worker: end, as by SIGTERM, when the supervisor is gone, also where that was killed."""
+    """Call in a worker: the kernel sends it SIGTERM when the supervisor ends, even if that was killed."""
     if not is_worker():
         return
     supervisor = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != supervisor:  # meanwhile
+    if os.getppid() != supervisor:  # it ended meanwhile
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def share_one_heap() -> None:
-    """In a worker, before it has threads: let them all allocate from one heap. By default glibc makes more,
-    in which memory that one thread frees is of no use to another, and they grow for as long as they serve.
-    glibc's own variable takes precedence."""
+    """Call in a worker before it has threads: makes them all allocate from one heap (arena). By default glibc
+    makes several; memory freed in one is of no use to threads of another, so they grow for as long as the
+    worker runs. glibc's own variable takes precedence."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
         mallopt(_M_ARENA_MAX, 1)
 
 
 def end_serving() -> None:
-    """In a worker that can't start: end `bentoml serve`, which would restart it for ever, with status 1, and
-    this process, without tracebacks that would hide the reason. Outside a worker: do nothing."""
+    """Call in a worker that can't start: ends `bentoml serve`, which would restart it for ever, with status
+    1; and this process, without tracebacks that would hide the reason. Outside a worker it does nothing."""
     if is_worker():
         os.kill(os.getppid(), FAILED)
         leave(1)
 
 
 def leave(status: int) -> None:
-    """End this process at once, with what was logged."""
+    """End this process at once, after flushing its logs and standard output."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)
 
 
 def a_sibling_serves() -> bool:
-    """In a worker: whether another one of the same service has its model loaded and lives."""
+    """In a worker: whether another live one of the same service has its model loaded."""
     return any(_lives(int(mark.name.removeprefix(_MARK))) for mark in _marks())
 
 
 def mark_loaded() -> None:
-    """In a worker: tell the others that this one has its model loaded."""
+    """In a worker: mark that it has its model loaded, for `a_sibling_serves` in the others."""
     if folder := os.environ.get(_FOLDER):
         Path(folder, f"{_MARK}{os.getpid()}").touch()
 
@@ -119,7 +122,7 @@ def _lives(pid: int) -> bool:
 
 
 def http_host() -> str | None:
-    """In a worker: the address that HTTP listens on, of the socket that the supervisor gave; else None."""
+    """In a worker: the address of the HTTP socket that the supervisor passed on; elsewhere None."""
     import socket
 
     try:

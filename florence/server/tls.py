@@ -24,7 +24,7 @@ class Tls:
     key: Path
 
     def for_bentoml(self) -> dict[str, Any]:
-        """BentoML's own configuration of HTTP's port."""
+        """The certificate in BentoML's own configuration of the HTTP port."""
         return {"enabled": True, "certfile": str(self.certificate), "keyfile": str(self.key)}
 
     def for_grpc(self) -> Any:
@@ -33,9 +33,9 @@ class Tls:
 
 
 def tls_of(certificate: Path | None, key: Path | None) -> Tls | None:
-    """What the settings FLORENCE_TLS_CERTIFICATE and FLORENCE_TLS_KEY give; None for neither.
+    """TLS by the settings FLORENCE_TLS_CERTIFICATE and FLORENCE_TLS_KEY; None where neither is set.
 
-    Raises SettingsError for one without the other, and for files that are no certificate and its key.
+    Raises SettingsError for one without the other, and for files that are not a certificate and its key.
     """
     if certificate is None and key is None:
         return None

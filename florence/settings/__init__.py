@@ -17,7 +17,8 @@ __all__ = ["CLIENT_KEY", "PREFIX", "Settings", "read_settings"]
 
 
 def read_settings(make: Callable[[type[Settings]], Settings] = lambda settings: settings()) -> Settings:
-    """The settings from the environment; SettingsError also for a `FLORENCE_*` variable that is none.
+    """The settings from the environment. Raises SettingsError for a wrong value or an unknown `FLORENCE_*`
+    variable.
 
     `make` may add values: `bentoml.use_arguments` gives those of `--arg` precedence over the environment.
     """

@@ -35,7 +35,7 @@ _DEVICES = re.compile(r"auto|cuda|(cpu|cuda:\d+)(,(cpu|cuda:\d+))*")
 
 
 def _declared(owner: type[EngineConfig | ImageLimits], name: str) -> Any:
-    """The field of this name as `owner` declares it; None where its default depends on the device."""
+    """The field of this name as `owner` declares it; its default is None where that depends on the device."""
     declared = next(each for each in fields(owner) if each.name == name)
     facts = declared.metadata
     default = None if facts.get("on_gpu") else declared.default
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str = Field(
-        default="microsoft/Florence-2-large-ft",  # what the replaced Triton deployment served
+        default="microsoft/Florence-2-large-ft",  # what the Triton deployment that this replaces served
         description="Checkpoint: a hub id, `owner/name:folder`, a directory, or `demo`, the small one in the "
         "package.",
     )
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     prompts: Literal["tasks", "any"] = Field(
         default="tasks",
         description="What v2 takes as TASK_PROMPT: `tasks`, or `any` text, which the model reads as it is "
-        "where it is no task.",
+        "where it is not a task.",
     )
     base: str | None = Field(
         default=None,
@@ -250,7 +250,8 @@ class Settings(BaseSettings):
     @field_validator("grpc_port", mode="before")
     @classmethod
     def _not_from_kubernetes(cls, port: object) -> object:
-        """For a Service called `florence-grpc` Kubernetes puts its address into FLORENCE_GRPC_PORT."""
+        """Ignore the address that Kubernetes puts into FLORENCE_GRPC_PORT for a Service called
+        `florence-grpc`."""
         is_address = isinstance(port, str) and "://" in port
         return cls.model_fields["grpc_port"].default if is_address else port
 
@@ -262,7 +263,8 @@ class Settings(BaseSettings):
         return model
 
     def devices(self, gpus: int) -> list[str]:
-        """The device of each worker, on a machine with that many GPUs; SettingsError if one is not there."""
+        """The device of each worker, on a machine with `gpus` GPUs. Raises SettingsError if one does not
+        exist."""
         if self.device in ("auto", "cuda"):
             if self.device == "cuda" and gpus == 0:
                 raise SettingsError("FLORENCE_DEVICE=cuda, but this machine shows no CUDA device")
@@ -283,12 +285,12 @@ class Settings(BaseSettings):
 
     @property
     def body_budget_bytes(self) -> int:
-        """What the bodies of a worker may take together."""
+        """Bytes that the request bodies of a worker may take together."""
         return max(self.body_memory_bytes or 4 * self.max_body_bytes, 2 * self.max_body_bytes)
 
     @property
     def image_limits(self) -> ImageLimits:
-        """What is accepted as a picture."""
+        """The limits on pictures."""
         return ImageLimits(
             max_bytes=self.max_image_bytes,
             max_pixels=self.max_image_pixels,

@@ -1,4 +1,4 @@
-"""Names of settings: which variables are none of the service's, and what a wrong one may have meant."""
+"""Names of settings: which variables belong to other programs, and what an unknown name may have meant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def is_foreign(name: str, value: str) -> bool:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """What an unknown name may have meant. `known`: names of the same spelling, variables or arguments."""
+    """The message about an unknown name, with the closest known one. `known`: names in the same form:
+    variables or arguments."""
     by_ending = {_ending(each): each for each in known}
     close = difflib.get_close_matches(_ending(name), by_ending, n=1)
     names = ", ".join(by_ending.values())

@@ -89,7 +89,7 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)
 
-    task: str = Field(description="The task's token, such as <OD>; of a prompt of one's own: the prompt.")
+    task: str = Field(description="The task's token, such as <OD>; of a custom prompt: the prompt.")
     result: ResultT = Field(description="The typed result; its `kind` says which.")
     image_size: ImageSize
     finish_reason: Literal["stop", "length"] = Field(

@@ -157,4 +157,4 @@ def ways_out(wanted: str, other: str) -> str:
     presets = (name for name, rows in PRESETS.items() if any(row["token"] == wanted.strip() for row in rows))
     preset = next(presets, None)
     how = "FLORENCE_TASKS" if preset is None else f"FLORENCE_TASKS={preset} has it"
-    return f"; for a prompt of one's own, declare a task ({how}), or {other}"
+    return f"; for a custom prompt, declare a task ({how}), or {other}"

@@ -187,9 +187,7 @@ def read_request_parameters(options: Mapping[str, object]) -> RequestParameters:
     try:
         return RequestParameters.model_validate(dict(options))
     except ValidationError as error:
-        reasons: dict[
-            Any, str
-        ] = {}  # the first of each option: every type of a union, every item of a list has one
+        reasons: dict[Any, str] = {}  # the first error of each option
         for detail in error.errors():
             reasons.setdefault(detail["loc"][:1], explain_option(detail))
         raise OptionError("; ".join(reasons.values())) from error

@@ -184,9 +184,9 @@ class JsonValue(Drawable, BaseModel):
     )
 
     kind: Literal["json"] = "json"
-    value: Any = Field(description="What the text says; null also where it is no JSON.")
+    value: Any = Field(description="What the text says; null also where it is not JSON.")
     text: str = Field(description="The text, without white space around it.")
-    error: str | None = Field(default=None, description="Why the text is no JSON; null where it is.")
+    error: str | None = Field(default=None, description="Why the text is not JSON; null where it is.")
     score: Score = None
 
     def annotations(self) -> list[Annotation]:

@@ -100,7 +100,7 @@ def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
     if answer_as not in list(Kind):
         raise TaskError(f"answer_as must be one of {', '.join(Kind)}, got {quote(answer_as)}")
     return Task(
-        prompt, _PROMPT, prompt, Input.NONE, Kind(answer_as), "A prompt of one's own.",
+        prompt, _PROMPT, prompt, Input.NONE, Kind(answer_as), "A custom prompt.",
         no_repeat_ngram_size=0,
     )  # fmt: skip
 

@@ -54,7 +54,7 @@ def _parse(place: str, content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{place}: this is no JSON: {error}") from None
+        raise RequestError(f"{place}: this is not JSON: {error}") from None
 
 
 def _check(place: str, value: Any, form: type[FormT]) -> FormT:

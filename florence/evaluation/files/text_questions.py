@@ -113,7 +113,7 @@ def prompt_rows(file: Path, images: Path, *, in_words: bool) -> Iterator[Example
     for number, row in enumerate(read_json_lines(file, PromptRow), start=1):
         if in_words and not isinstance(row.answer, str):
             raise RequestError(
-                f"{file}: answer {number} is no text but {quote(row.answer)}; --answer-as json compares "
+                f"{file}: answer {number} is not text but {quote(row.answer)}; --answer-as json compares "
                 "values"
             )
         text = row.answer if isinstance(row.answer, str) else json.dumps(row.answer, ensure_ascii=False)

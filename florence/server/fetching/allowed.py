@@ -41,11 +41,12 @@ _UNICAST_IPV6: Final = IPv6Network("2000::/3")  # all that is assigned to hosts;
 SPECIAL_IPV6: Final = tuple(
     map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"))
 )
-_NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address, as hosts without IPv4 see it
+_NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052: IPv4 addresses as IPv6-only hosts see them
 
 
 def read_address(text: str) -> Address:
-    """The address that a connection goes to: IPv4 for one that is mapped into IPv6. ValueError for none."""
+    """The address that a connection goes to: an IPv4-mapped IPv6 address is read as IPv4. Raises ValueError
+    for text that is not an address."""
     address = ip_address(text)
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
@@ -66,8 +67,11 @@ def _translated(address: IPv6Address) -> IPv4Address:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """host: a name, an address, `*.` before a name for all names that end so, or `*` for any name. port:
-    None: the default one of http or of https."""
+    """A host and port from which pictures may come.
+
+    `host`: a name, an address, `*.` before a name for all its subdomains, or `*` for any name. `port`: None:
+    the default port of the URL's scheme.
+    """
 
     host: str
     port: int | None
@@ -86,8 +90,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class AllowList:
-    """rules: of FLORENCE_IMAGE_HOSTS, without which nothing is fetched; networks: of FLORENCE_IMAGE_NETWORKS,
-    whose addresses are allowed beside the public ones."""
+    """`rules`: of FLORENCE_IMAGE_HOSTS; without any, nothing is fetched. `networks`: of
+    FLORENCE_IMAGE_NETWORKS; their addresses are allowed in addition to public ones."""
 
     rules: Sequence[Rule] = ()
     networks: Sequence[Network] = ()
@@ -125,7 +129,7 @@ def _rule(entry: str) -> Rule:
     found = parse_authority(f"any{entry[1:]}" if wild else entry)  # with a label in place of the star
     if found is None:
         raise SettingsError(
-            f"FLORENCE_IMAGE_HOSTS: {quote(entry)} is no host; one is images.example, *.images.example, "
+            f"FLORENCE_IMAGE_HOSTS: {quote(entry)} is not a host; one is images.example, *.images.example, "
             "images.example:8443, 10.0.0.5:9000 or [fd00::5]:9000"
         )
     host, port = found
@@ -137,5 +141,6 @@ def _network(entry: str) -> Network:
         return ip_network(entry)
     except ValueError as error:
         raise SettingsError(
-            f"FLORENCE_IMAGE_NETWORKS: {quote(entry)} is no network; one is 10.0.0.0/8 or fd00::/8 ({error})"
+            f"FLORENCE_IMAGE_NETWORKS: {quote(entry)} is not a network; one is 10.0.0.0/8 or fd00::/8 "
+            f"({error})"
         ) from None

@@ -1,4 +1,4 @@
-"""Names to addresses, and connections to addresses that were checked.
+"""Resolves names to addresses, and connects to addresses that were checked.
 
 Knows httpcore's network back end and the system's resolver; nothing about HTTP and about which addresses are
 allowed.
@@ -24,7 +24,7 @@ from httpcore import (
 from florence.server.fetching.allowed import Address
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""A host's name and a port to addresses as text. Raises OSError where there are none."""
+"""Resolves a host's name, with a port, to addresses as text. Raises OSError where there are none."""
 
 MOST_ADDRESSES: Final = 4
 """Addresses of one host that are tried."""
@@ -32,7 +32,7 @@ _RESOLVERS: Final = 8
 
 
 def system_resolver() -> Resolve:
-    """The system's, in a few threads of its own: it may take long, and a call of it can't be cancelled."""
+    """The system's resolver, in a few threads of its own: a call may take long, and can't be cancelled."""
     threads = ThreadPoolExecutor(_RESOLVERS, thread_name_prefix="florence-resolve")
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -50,7 +50,7 @@ def _addresses(host: str, port: int) -> list[Any]:
 class CheckedAddresses(AsyncNetworkBackend):
     """Connects to one of these addresses, whatever the host is called; TLS still checks the host's name.
 
-    connector: opens the connections.
+    `connector`: opens the connections.
     """
 
     def __init__(self, connector: AsyncNetworkBackend, addresses: Sequence[Address]) -> None:
@@ -65,7 +65,8 @@ class CheckedAddresses(AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> AsyncNetworkStream:
-        """A connection to the first address that takes one; `timeout`: seconds for each."""
+        """A connection to the first address that accepts one. `timeout`: seconds for each address. Raises the
+        last address's error."""
         failure: Exception = ConnectError("no address")
         for address in self._addresses:
             try:

@@ -2,7 +2,7 @@
 
 A host's name is resolved once, and the connection goes to an address that was checked, so that a second
 answer of the resolver can't lead elsewhere (DNS rebinding). Proxies of the environment, cookies and
-credentials are not used. A reply tells nothing of what a host answered: the log does.
+credentials are not used. An error does not disclose what a host answered; the log has it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ logger = logging.getLogger("florence.service")
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """max_bytes: of a picture; arrive_s: seconds for it to arrive; most: pictures that are fetched at once;
-    most_of_key: of these for one API key."""
+    """`max_bytes`: of a picture. `arrive_s`: seconds for it to arrive. `most`: pictures that are fetched at a
+    time. `most_of_key`: of these, for one API key."""
 
     max_bytes: int = 20 * 2**20
     arrive_s: float = 60.0
@@ -73,8 +73,8 @@ class PictureFetcher:
         self._shares = Shares(self.limits.most_of_key, caller)
 
     async def fetch(self, url: str, *, timeout_s: float, body: Body | None = None) -> bytearray:
-        """The encoded picture at a URL. timeout_s: what is left of the request's time; body: its part of the
-        budget, to which the picture's bytes are added.
+        """The encoded picture at a URL. `timeout_s`: seconds left of the request's time. `body`: the
+        request's share of the body budget, to which the picture's bytes are added; None: not counted.
 
         Raises UrlError where the URL is not allowed, NoPicture where the host has no picture there,
         FetchFailed where it can't be reached or fails, ImageTooLarge, DeadlineExceeded, Overloaded.
@@ -107,8 +107,8 @@ class PictureFetcher:
         self._shares.check(owner, lambda _: 1.0)
         if self.running >= self.limits.most:
             raise Overloaded(
-                f"{self.running} pictures are being fetched, as many as may (FLORENCE_MAX_QUEUE); come back "
-                "in 1 s"
+                f"{self.running} pictures are being fetched, which is the limit (FLORENCE_MAX_QUEUE); come "
+                "back in 1 s"
             )
         self.running += 1
         self._shares.enter(owner, fetch)
@@ -128,7 +128,8 @@ class PictureFetcher:
         raise NoPicture(f"image_url leads to more than {MOST_REDIRECTS} redirects")
 
     async def _redirected(self, url: PictureUrl, location: str) -> tuple[PictureUrl, Sequence[Address]]:
-        """Where a redirect leads, checked. The error does not say where: that is the host's answer."""
+        """The target of a redirect, and its addresses, both checked. The error does not name the target: that
+        would disclose the host's answer."""
         try:
             target = url.joined(location)
             if url.scheme == "https" and target.scheme == "http":
@@ -142,7 +143,8 @@ class PictureFetcher:
             ) from None
 
     async def _check(self, url: PictureUrl) -> Sequence[Address]:
-        """The addresses of the URL's host, all of which are allowed."""
+        """The addresses of the URL's host. Raises UrlError unless the host and all of them are allowed,
+        FetchFailed where there are none."""
         self.allowed.check_host(url)
         try:
             addresses = [read_address(url.host)]
@@ -160,7 +162,7 @@ class PictureFetcher:
     async def _resolved(self, url: PictureUrl) -> list[Address]:
         try:
             found = [read_address(text) for text in await self.resolve(url.host, url.port)]
-        except (OSError, ValueError) as error:  # ValueError: an address with a zone that is none, or no name
+        except (OSError, ValueError) as error:  # ValueError: an invalid zone or name
             logger.info("%s has no address: %s", url.authority, quote(str(error)))
             found = []
         if not found:
@@ -168,7 +170,7 @@ class PictureFetcher:
         return found
 
     async def _get(self, url: PictureUrl, addresses: Sequence[Address], body: Body | None) -> bytearray | str:
-        """The picture, or where a redirect leads."""
+        """The picture, or a redirect's Location."""
         host = url.host.encode("ascii")
         scheme = url.scheme.encode("ascii")
         target = httpcore.URL(scheme=scheme, host=host, port=url.port, target=url.target.encode("ascii"))
@@ -226,16 +228,16 @@ class PictureFetcher:
 
 
 def _failure(status: int) -> FlorenceError:
-    """For an answer that is neither a picture nor a redirect. Does not tell the status."""
+    """The error for a status that is neither 200 nor a redirect; its message does not disclose the status."""
     if status == 429 or status >= 500:
         return FetchFailed("image_url's host failed, or is busy")
     return NoPicture("image_url's host has no picture there, or does not give it to this service")
 
 
 def fetcher_of(settings: Settings) -> PictureFetcher:
-    """The settings' fetcher; one that refuses every URL where FLORENCE_IMAGE_HOSTS names no host.
+    """A fetcher as the settings say; it refuses every URL where FLORENCE_IMAGE_HOSTS names no host.
 
-    Raises SettingsError. Certificates are checked by the bundle of `certifi`, or by SSL_CERT_FILE.
+    Raises SettingsError. Certificates are checked against `certifi`'s bundle, or SSL_CERT_FILE.
     """
     allowed = read_allow_list(settings.image_hosts, settings.image_networks)
     limits = FetchLimits(

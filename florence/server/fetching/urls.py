@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 
 from florence.errors import UrlError
 
-MAX_URL_CHARS: Final = 8192  # signed URLs have two thousand
+MAX_URL_CHARS: Final = 8192  # signed URLs have about 2,000
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _CHARACTERS: Final = re.compile(
     r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]*"
@@ -22,13 +22,13 @@ _CHARACTERS: Final = re.compile(
 _URL: Final = re.compile(r"(https?)://([^/?#]*)([^#]*)(?:#.*)?", re.IGNORECASE)
 _AUTHORITY: Final = re.compile(r"(\[[^\[\]@]*\]|[^:\[\]@]*)(?::([0-9]{1,5}))?")
 _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as a last label: an IPv4 address to some parsers
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as a last label: to some parsers an IPv4 address
 
 
 @dataclass(frozen=True, slots=True)
 class PictureUrl:
-    """host: a name in lower case without a dot at its end, or an address in its shortest form; target: path
-    and query."""
+    """A URL's parts. `host`: a name in lower case without a trailing dot, or an address in its shortest form.
+    `target`: path and query."""
 
     scheme: str
     host: str
@@ -37,7 +37,7 @@ class PictureUrl:
 
     @property
     def authority(self) -> str:
-        """As the Host header has it."""
+        """Host and port as the Host header has them; a default port is left out."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.is_default_port else f"{host}:{self.port}"
 
@@ -51,7 +51,8 @@ class PictureUrl:
 
 
 def parse_url(text: str) -> PictureUrl:
-    """Raises UrlError for all but an http or https URL of a host, without user and password."""
+    """The URL's parts. Raises UrlError for anything but an http or https URL of a host, without user and
+    password."""
     if len(text) > MAX_URL_CHARS:
         raise UrlError(f"image_url has {len(text)} characters; up to {MAX_URL_CHARS} are allowed")
     if not _CHARACTERS.fullmatch(text):
@@ -95,7 +96,7 @@ def _host(text: str) -> str | None:
         name = text.removesuffix(".")
         labels = name.split(".")
         if _NUMBER.fullmatch(labels[-1]):
-            return str(IPv4Address(name))  # neither octal nor hexadecimal, four numbers
+            return str(IPv4Address(name))  # four decimal numbers; no octal or hexadecimal
     except ValueError:
         return None
     return name if len(name) <= 253 and all(map(_LABEL.fullmatch, labels)) else None

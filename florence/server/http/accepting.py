@@ -1,9 +1,9 @@
-"""New connections of a worker: they cost little until they send something, and probes go first.
+"""New connections of a worker: they cost little until they send something, and health probes go first.
 
-asyncio makes a transport, a task and a protocol for each connection, all that wait in one go: thousands that
-send nothing hold the event loop, and the system drops others meanwhile. Here a connection is a bare socket
-until its first bytes are here; where there are too many, the one that has been idle longest is closed, as
-nginx does. Knows sockets; nothing about requests, but for the first bytes of a probe's.
+asyncio accepts all waiting connections in one go, and makes a transport, a task and a protocol for each:
+thousands that send nothing block the event loop, while the kernel drops others. Here a connection is a bare
+socket until its first bytes arrive; where there are too many, the one that has been idle longest is closed,
+as nginx does. Knows sockets; of requests only the first bytes of a probe.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, Final, Protocol
 from uvicorn.loops import auto
 
 ACCEPTED_AT_ONCE: Final = 512
-"""In one round of the event loop: some 10 microseconds each."""
-MADE_AT_ONCE: Final = 8  # some 100 microseconds each
+"""Connections accepted in one iteration of the event loop, some 10 microseconds each."""
+MADE_AT_ONCE: Final = 8  # protocols made in one iteration, some 100 microseconds each
 SPARE: Final = 256
-"""Connections beyond the limit that are looked at: one of them may be a probe's."""
+"""Connections accepted beyond the limit: one of them may be a probe's."""
 OTHER_FILES: Final = 1024  # that a worker may have open beside its connections
 AGAIN_S: Final = 0.1
 PROBES: Final = tuple(
@@ -51,20 +51,21 @@ class Closable(Protocol):
 
 
 class Crowd:
-    """The connections of a worker that have a protocol. most: together with those that are silent."""
+    """A worker's connections that have a protocol. `count`: how many there are. `most`: the limit, silent
+    connections included."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.count = 0
-        self._idle: dict[Closable, None] = {}  # in the order in which they became it
+        self._idle: dict[Closable, None] = {}  # in the order in which they became idle
 
     def rests(self, connection: Closable) -> None:
-        """It waits for a request from now on."""
+        """From now on the connection waits for a request."""
         self._idle.pop(connection, None)
         self._idle[connection] = None
 
     def works(self, connection: Closable) -> None:
-        """It waits no more."""
+        """The connection no longer waits for a request."""
         self._idle.pop(connection, None)
 
     def make_room(self) -> bool:
@@ -77,8 +78,8 @@ class Crowd:
 
 
 class Acceptor:
-    """Accepts connections on one socket, as an asyncio.Server. make: a protocol; tls: None for none;
-    silent_s: for the first byte."""
+    """Accepts connections on one socket, in place of an `asyncio.Server`. `make`: makes a protocol. `tls`:
+    None for plain TCP. `silent_s`: seconds that a connection has to send its first byte."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Acceptor:
     ) -> None:
         self._loop, self._listening, self._make, self._tls = loop, listening, make, tls
         self._crowd, self._silent_s = crowd, silent_s
-        self._silent: dict[int, tuple[socket.socket, float]] = {}  # by descriptor: since when
+        self._silent: dict[int, tuple[socket.socket, float]] = {}  # descriptor -> socket, accepted when
         self._pending: deque[socket.socket] = deque()  # they have sent something
         self._made: set[asyncio.Task[None]] = set()
         self._first_bytes = select.epoll()
@@ -104,7 +105,7 @@ class Acceptor:
             self._loop.add_reader(self._listening.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept no more, and close those that have no protocol yet."""
+        """Accept no more connections, and close those that have no protocol yet."""
         if self._sweeper.cancelled():
             return
         self._sweeper.cancel()
@@ -139,8 +140,8 @@ class Acceptor:
                 self._make_room()
 
     def _make_room(self) -> None:
-        """Close an idle connection. The latest silent ones may be about to speak: where there are more, the
-        oldest of them goes first."""
+        """Close a connection: the oldest silent one where more than `SPARE` are silent (the latest may be
+        about to send), else the one that has been idle longest."""
         if len(self._silent) > SPARE:
             self._forget(next(iter(self._silent))).close()
         else:
@@ -158,7 +159,7 @@ class Acceptor:
         self._sweeper = self._loop.call_later(min(1.0, self._silent_s), self._sweep)
 
     def _look(self) -> None:
-        """Some have sent their first bytes, or have left."""
+        """Handle connections that have sent their first bytes, or whose client has left."""
         waited = bool(self._pending)
         for descriptor, _ in self._first_bytes.poll(0, ACCEPTED_AT_ONCE):
             client = self._forget(descriptor)
@@ -193,7 +194,7 @@ class Acceptor:
     async def _give_protocol(self, client: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._make, client, ssl=self._tls)
-        except OSError as error:  # TLS was not agreed on, or the client has left
+        except OSError as error:  # the TLS handshake failed, or the client left
             logger.debug("no connection: %s", error)
             client.close()
 
@@ -202,7 +203,7 @@ def _refuse(client: socket.socket, *, plain: bool) -> None:
     with contextlib.suppress(OSError):
         if plain:
             client.send(_FULL)
-            client.recv(65_536)  # else the close would take the answer back
+            client.recv(65_536)  # else closing would reset the connection, and lose the answer
     client.close()
 
 
@@ -214,7 +215,7 @@ class AcceptingLoop(asyncio.SelectorEventLoop):
         self._crowd, self._silent_s = crowd, silent_s
 
     async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
-        """As asyncio's. uvicorn gives the socket that all workers listen on."""
+        """As asyncio's. uvicorn passes the socket that all workers listen on."""
         listening = options.get("sock")
         if listening is None:
             return await super().create_server(protocol_factory, *args, **options)
@@ -224,8 +225,8 @@ class AcceptingLoop(asyncio.SelectorEventLoop):
 
 
 def accept_with_care(crowd: Crowd, silent_s: float) -> None:
-    """In a worker, before uvicorn starts in it: let its event loop be an `AcceptingLoop`, and the system give
-    it descriptors for so many connections, as far as it may."""
+    """Call in a worker before uvicorn starts: makes its event loop an `AcceptingLoop`, and raises the limit
+    on open files for `crowd.most` connections; where the hard limit forbids that, lowers `crowd.most`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = crowd.most + SPARE + OTHER_FILES
     if soft < wanted:

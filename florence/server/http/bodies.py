@@ -1,6 +1,6 @@
-"""Request bodies on their way: their memory, their time, and their encodings.
+"""Request bodies in transit: their memory, their time, and their encodings.
 
-All bodies of a worker, from their first byte to their request's answer, stay within a budget. Knows ASGI
+All bodies of a worker, from their first byte to their request's answer, share a memory budget. Knows ASGI
 messages; nothing about what a body holds.
 """
 
@@ -19,15 +19,16 @@ from florence.errors import BodyTooLarge, Overloaded, SlowBody
 from florence.server.v2.compression import decompressed
 
 PATIENCE_S: Final = 2.0
-"""Seconds that a body waits for room."""
+"""Seconds that a body waits for its share of the budget."""
 YOUNG_S: Final = 1.0
-"""A body that has been on its way for less is not given up for another."""
+"""Seconds for which a body in transit is not given up for another."""
 _KEY: Final = "florence.body"
 
 
 @dataclass(eq=False)
 class Body:
-    """One request's part of the budget. `arrived`: whether its last byte is here."""
+    """One request's share of the budget. `started`: when it began, by the event loop's clock. `size`: bytes
+    held. `arrived`: whether the last byte is here. `given_up`: whether it makes room for others."""
 
     budget: BodyBudget
     started: float
@@ -37,7 +38,8 @@ class Body:
     wait: asyncio.Timeout | None = None
 
     async def grow(self, size: int) -> None:
-        """So many bytes more; waits until there is room. Overloaded if there is none in time."""
+        """Take `size` more bytes of the budget; waits until they are free. Raises Overloaded after
+        `PATIENCE_S`."""
         await self.budget.take(self, size)
 
     async def receive(self, receive: Receive) -> Message:
@@ -56,17 +58,18 @@ class Body:
         return message
 
     def give_up(self) -> None:
-        """Make room for other bodies: a request that waits for its next bytes gets Overloaded."""
+        """Make room for other bodies: the request that is receiving this one gets Overloaded."""
         self.given_up = True
         if self.wait is not None:
             self.wait.reschedule(asyncio.get_running_loop().time())
 
 
 class BodyBudget:
-    """What the bodies of one worker may take together. Used on one event loop.
+    """The memory that the bodies of one worker may take together. Used on one event loop.
 
-    Where it is used up, the slowest body that is still on its way is given up, and others wait. So clients
-    that send half a body can't keep it from those that send whole ones. timeout_s: for one body to arrive.
+    When it is used up, the slowest bodies in transit are given up, and others wait: clients that send half a
+    body can't starve those that send whole ones. `max_bytes`: the budget. `timeout_s`: seconds for one body
+    to arrive.
     """
 
     def __init__(self, max_bytes: int, timeout_s: float) -> None:
@@ -77,13 +80,13 @@ class BodyBudget:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def begin(self) -> Body:
-        """A request has come; see `end`."""
+        """Begin a new request's share of the budget; `end` frees it."""
         body = Body(self, asyncio.get_running_loop().time())
         self._bodies.add(body)
         return body
 
     def end(self, body: Body) -> None:
-        """It is answered, and its body gone."""
+        """Free the body's share: its request is answered."""
         self._bodies.discard(body)
         self.free += body.size
         body.size = 0
@@ -99,7 +102,7 @@ class BodyBudget:
         body.size += size
 
     def no_room(self) -> Overloaded:
-        """The error of a body for which there is no room."""
+        """The error of a body for which the budget has no room."""
         return Overloaded(
             f"the bodies on their way fill the {self.max_bytes} bytes that they may take together "
             "(FLORENCE_BODY_MEMORY_BYTES); send the request again"
@@ -125,7 +128,7 @@ class BodyBudget:
             raise self.no_room() from None
 
     def _give_up_slowest(self, body: Body, size: int, now: float) -> None:
-        """Give up bodies that have come slowest, until they make room for so many bytes more."""
+        """Give up the bodies with the lowest transfer rates, until `size` bytes are or will be free."""
         room = self.free + sum(each.size for each in self._bodies if each.given_up)
         slow = [
             each
@@ -148,18 +151,19 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 def keep_body(scope: Scope, body: Body) -> None:
-    """Let the routes behind find the request's part of the budget."""
+    """Put the request's share of the budget into its scope, for the routes."""
     scope[_KEY] = body
 
 
 def kept_body(scope: Scope) -> Body | None:
-    """What `keep_body` kept; None where no budget is kept."""
+    """What `keep_body` put there; None where bodies have no budget."""
     body: Body | None = scope.get(_KEY)
     return body
 
 
 async def read_body(receive: Receive) -> bytes | bytearray:
-    """A request's body. Grows in place: to join its pieces would hold the event loop for long."""
+    """A request's whole body. Grows in place: joining its pieces would block the event loop for long. Raises
+    ClientDisconnect."""
     whole: bytes | bytearray | None = None
     more = True
     while more:
@@ -179,10 +183,11 @@ async def read_body(receive: Receive) -> bytes | bytearray:
 async def plain_body(
     scope: Scope, body: bytes | bytearray, encoding: str, max_bytes: int
 ) -> bytes | bytearray:
-    """The body without its encoding, decompressed piece by piece in a thread, within the budget.
+    """The body decoded, piece by piece in a thread, within the budget.
 
-    encoding: "" or "identity" for none. Raises UnknownEncoding, BodyTooLarge (more than `max_bytes`),
-    ProtocolError for a body that is malformed, cut short, or followed by other bytes; Overloaded.
+    `encoding`: its Content-Encoding; "" or "identity" for none. Raises UnknownEncoding, BodyTooLarge (more
+    than `max_bytes`), ProtocolError for a body that is malformed, cut short, or followed by other bytes;
+    Overloaded.
     """
     if encoding in ("", "identity"):
         return body

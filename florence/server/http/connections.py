@@ -1,10 +1,10 @@
-"""HTTP connections of a worker: heads and chunks are bounded, probes don't wait behind a burst, and a client
-that does not read its answers is worked for no more.
+"""HTTP connections of a worker: heads and chunks are bounded, health probes don't wait behind a burst, and a
+client that does not read its answers gets no further work done.
 
-uvicorn waits for a head as long as the client likes, reads all heads that have come before it answers any,
-parses all that has come in one go (a body in chunks of one byte takes 0.6 s for 256 KB), and waits for ever
-for a client to read. Here its protocol over h11 is extended. Knows bytes and time; nothing about what is
-asked, but for the paths of probes.
+uvicorn has no time limit for a head, reads all heads that have arrived before it answers any, parses all
+received bytes in one go (a body in chunks of one byte takes 0.6 s for 256 KB), and waits for ever for a
+client to read. This module extends its protocol over h11. Knows bytes and time; of requests only the paths of
+probes.
 """
 
 from __future__ import annotations
@@ -22,36 +22,35 @@ from florence.server.http.accepting import PROBES, Crowd, accept_with_care
 from florence.server.http.receiving import Receiver
 
 MOST_LINES: Final = 2_000
-"""Parsed in one round of the event loop: a line takes up to 10 microseconds. A head that has more, and no end
-yet, is refused."""
+"""Lines parsed in one iteration of the event loop: each takes up to 10 microseconds. A head that has more and
+has not ended is refused."""
 MOST_CHUNKS: Final = 10_000
-"""Of one body, beside one for each `FULL_CHUNK` bytes."""
+"""Chunks of one body, in addition to one for each `FULL_CHUNK` bytes."""
 FULL_CHUNK: Final = 1024
-MOST_WAITING_BYTES: Final = 65_536  # of a connection that waits for its turn
+MOST_WAITING_BYTES: Final = 65_536  # received by a connection that waits for its turn
 AHEAD_S: Final = 0.002
-"""Seconds between two such requests of all connections that came before the answer to the one before them."""
+"""Seconds between two pipelined requests (sent before the answer to the one before), over all connections."""
 AGAIN_S: Final = 0.1
-"""Seconds until a head that waits for its turn is looked at again."""
+"""Seconds until the time limit of a head that waits for its turn is checked again."""
 
 
 class Turns:
-    """Connections that have sent a head, in the order in which it came. One of them is read in each round of
-    the event loop, so that a round takes no longer than a request's first step. Heads that came before the
-    answer to the one before them are read less often: they cost their client nothing, and threads that
-    compute need the interpreter's lock."""
+    """Connections that have sent a head, in order of arrival. One of them is read in each iteration of the
+    event loop, so that an iteration takes no longer than a request's first step. Pipelined requests are read
+    less often: they cost their client nothing, and threads that compute need the interpreter's lock (GIL)."""
 
     def __init__(self) -> None:
         self._waiting: deque[BoundedConnection] = deque()
         self._ahead: deque[BoundedConnection] = deque()
 
     def wait(self, connection: BoundedConnection) -> None:
-        """Let it be read when it is its turn."""
+        """Queue a connection for its turn to be read."""
         self._waiting.append(connection)
         if len(self._waiting) == 1:
             connection.loop.call_soon(self._take)
 
     def wait_ahead(self, connection: BoundedConnection) -> None:
-        """The same where it has sent several requests at once."""
+        """Queue a connection whose next request is pipelined, or whose client has not read its answer yet."""
         self._ahead.append(connection)
         if len(self._ahead) == 1:
             connection.loop.call_later(AHEAD_S, self._take_ahead)
@@ -81,7 +80,7 @@ class BoundedParser(h11.Connection):
         super().receive_data(data)
 
     def next_event(self) -> Any:
-        """As h11's. A RemoteProtocolError too where it is refused."""
+        """As h11's. Raises RemoteProtocolError for too many lines or chunks too."""
         event = super().next_event()
         if event is h11.PAUSED:
             return event
@@ -99,7 +98,11 @@ class BoundedParser(h11.Connection):
 
 
 class BoundedConnection(H11Protocol):
-    """uvicorn's protocol, bounded. turns, crowd: of all connections of the worker."""
+    """uvicorn's protocol, bounded. `turns` and `crowd` are shared by all connections of the worker.
+
+    `head_timeout_s`: seconds for a head to arrive. `unread_timeout_s`: seconds without a byte read by the
+    client until the connection is closed.
+    """
 
     turns: Turns
     crowd: Crowd
@@ -114,7 +117,7 @@ class BoundedConnection(H11Protocol):
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None
         self._begun = False  # whether a part of a head is here
-        self._answered = False  # whether there was a whole one: what comes then may be the rest of its body
+        self._answered = False  # whether a whole head has arrived: later bytes may be its body's
         self._receiver = Receiver(self.loop, transport, self.unread_timeout_s)
         self.crowd.count += 1
         self._wait_for_head()
@@ -129,7 +132,7 @@ class BoundedConnection(H11Protocol):
             self._wait_for_turn(data)
 
     def take_turn(self) -> None:
-        """Read what has come."""
+        """Parse the received bytes, once the client has read the answer before them."""
         if self.transport.is_closing():
             self._unread.clear()
         elif not self._receiver.has_taken():
@@ -157,8 +160,8 @@ class BoundedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to bytes that are no HTTP, unless another has begun. A request whose body they are ends
-        as if its client had left: h11 takes no answer to it any more."""
+        """Answer bytes that are not HTTP, unless an answer has begun. If they are in a request's body, that
+        request ends as if its client had left: h11 accepts no answer to it any more."""
         cycle: Any = self.cycle
         if self._under_way():
             cycle.disconnected = True
@@ -182,7 +185,7 @@ class BoundedConnection(H11Protocol):
         super().on_response_complete()
 
     def handle_events(self) -> None:
-        """As uvicorn's; but a request that came with the one before it waits for a turn of its own."""
+        """As uvicorn's, but a pipelined request waits for a turn of its own."""
         if self._reading or self.conn.their_state is not h11.IDLE:
             super().handle_events()
         elif self.conn.trailing_data[0] and not self._has_turn:
@@ -191,12 +194,12 @@ class BoundedConnection(H11Protocol):
             self.turns.wait_ahead(self)
 
     def _read(self, data: bytes) -> None:
-        """Parse as much as one round of the event loop has time for; the rest in another turn."""
+        """Parse up to `MOST_LINES` lines; the rest waits for another turn."""
         end = _end_of_lines(data, MOST_LINES)
         self._reading = True
         if data:
             super().data_received(data[:end])
-        else:  # to h11 it would be the end of the connection
+        else:  # to h11, empty data is the end of the connection
             self.handle_events()
         self._reading = False
         self._begun = not self._under_way()
@@ -209,10 +212,10 @@ class BoundedConnection(H11Protocol):
             self._wait_for_turn(data[end:])
 
     def _should_upgrade(self) -> bool:
-        return False  # there are no websockets here: it is answered as any request
+        return False  # there are no websockets: answered as any request
 
     def _under_way(self) -> bool:
-        """Whether a request is being answered: what comes is its body."""
+        """Whether a request is being answered: received bytes are its body."""
         cycle: Any = self.cycle  # None before the first head
         return cycle is not None and not cycle.response_complete
 
@@ -231,7 +234,7 @@ class BoundedConnection(H11Protocol):
         self._timer = None
         if self.transport.is_closing() or self._under_way():
             return
-        if self._has_turn:  # it is not the client that is slow now
+        if self._has_turn:  # the delay is this worker's, not the client's
             self._timer = self.loop.call_later(AGAIN_S, self._give_up)
             return
         if self._begun and not self._answered:
@@ -239,12 +242,12 @@ class BoundedConnection(H11Protocol):
         self.transport.close()
 
     def close_idle(self) -> None:
-        """Make room for others."""
+        """Close the connection, to make room for others."""
         self.transport.close()
 
 
 def bounded(crowd: Crowd, head_timeout_s: float, unread_timeout_s: float) -> type[BoundedConnection]:
-    """The protocol of the connections of one worker."""
+    """The protocol class of one worker's connections."""
     members = {
         "turns": Turns(),
         "crowd": crowd,
@@ -255,15 +258,15 @@ def bounded(crowd: Crowd, head_timeout_s: float, unread_timeout_s: float) -> typ
 
 
 def bound_connections(head_timeout_s: float, unread_timeout_s: float, most: int) -> None:
-    """In a worker, before uvicorn starts in it: let its connections be bounded ones, over h11 where another
-    parser is installed too. most: at a time."""
+    """Call in a worker before uvicorn starts: makes its connections bounded ones, over h11 even where another
+    parser is installed. `most`: connections at a time. The time limits are those of `BoundedConnection`."""
     crowd = Crowd(most)
     auto.AutoHTTPProtocol = bounded(crowd, head_timeout_s, unread_timeout_s)
     accept_with_care(crowd, head_timeout_s)
 
 
 def _end_of_lines(data: bytes, most: int) -> int:
-    """Where so many lines of the data end; its length where it has no more."""
+    """Where the first `most` lines end; the data's length where it has no more."""
     if data.count(b"\n") <= most:
         return len(data)
     end = 0

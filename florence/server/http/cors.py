@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Cors:
-    """CORS for every path. `origins`: a list with commas, or `*`, whose pages may use any method and header;
-    without it BentoML's `http.cors` counts, which is read here, where a worker builds its middleware."""
+    """CORS for every path. `origins`: separated by commas, or `*`; their pages may use any method and header.
+    None: BentoML's `http.cors` applies, which is read here, when a worker builds its middleware."""
 
     def __init__(self, app: ASGIApp, origins: str | None) -> None:
         options = _options(origins)
@@ -27,7 +27,7 @@ class Cors:
 
 
 def _options(origins: str | None) -> Mapping[str, Any] | None:
-    """Those of `CORSMiddleware`; None where no other origin may call."""
+    """The options of `CORSMiddleware`; None where no other origin may call."""
     if origins:
         return {
             "allow_origins": [origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()],

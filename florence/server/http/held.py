@@ -1,5 +1,5 @@
-"""Bodies of answers: those that are the same for every request are kept as bytes, and large ones are sent in
-pieces, so that a client that does not read them keeps little of them in the sockets' buffers.
+"""Bodies of answers: constant ones are kept as bytes, and large ones are sent in pieces, so that a client
+that does not read fills only little of the socket buffers.
 
 Knows ASGI messages and ETags; nothing about what a body holds.
 """
@@ -24,7 +24,7 @@ PIECE: Final = 65_536
 
 
 class HeldBody:
-    """A body for every request that asks for it, and 304 for a client that has it."""
+    """A constant body; 304 for a client that has it already, by its ETag."""
 
     def __init__(self, body: bytes, media_type: str) -> None:
         self._body, self._media_type = body, media_type
@@ -45,7 +45,7 @@ class _InPieces(Response):
 
 
 async def send_in_pieces(message: Message, send: Send) -> None:
-    """Send it; a large body as several messages, each once the client has taken most of the one before."""
+    """Send an ASGI message; a large body as several, each once the client has read most of the one before."""
     body = memoryview(message.get("body", b""))
     more = message.get("more_body", False)
     for start in range(0, max(0, len(body) - PIECE), PIECE):
@@ -56,8 +56,8 @@ async def send_in_pieces(message: Message, send: Send) -> None:
 
 @dataclass(frozen=True)
 class LargeAnswers(HttpMiddleware):
-    """Sends large bodies in pieces. Until a client has taken one, it counts in the budget of its request's
-    body; where there is no room, 503 comes in its place."""
+    """Sends large bodies in pieces. Until the client has read it, a large body counts in the budget of
+    request bodies; where that has no room, the answer is 503 instead."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         start: Message | None = None

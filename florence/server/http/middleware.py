@@ -1,4 +1,5 @@
-"""ASGI middleware around all routes: a limit on bodies, clients that leave, the v2 routes, error bodies.
+"""ASGI middleware around all routes: limits on bodies and time, API keys, clients that disconnect, the v2
+routes, error bodies.
 
 Knows HTTP messages only. The order is in `routing.middleware_of`.
 """
@@ -40,7 +41,8 @@ logger = logging.getLogger("florence.service")
 
 @dataclass(frozen=True)
 class HttpMiddleware(ABC):
-    """Around an app. Websockets and the lifespan go to the app as they are, HTTP requests to `handle`."""
+    """Middleware around an app: HTTP requests go to `handle`, websockets and the lifespan unchanged to the
+    app."""
 
     app: ASGIApp
 
@@ -49,7 +51,7 @@ class HttpMiddleware(ABC):
 
     @abstractmethod
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request, or hand it on to the app."""
+        """Answer one HTTP request, or pass it on to the app."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class NeedsKey(HttpMiddleware):
 
 @dataclass(frozen=True)
 class WhileLoading(HttpMiddleware):
-    """Answers as `check_loaded` says, before a body is read, but for the paths that need no model."""
+    """Answers 503 while `check_loaded` raises Closed, before a body is read, except on paths that need no
+    model."""
 
     check_loaded: Callable[[], None]
 
@@ -173,7 +176,7 @@ class BodyLimit(HttpMiddleware):
 
 @dataclass(frozen=True)
 class Decompress(HttpMiddleware):
-    """Undoes gzip and deflate of a request's body, for routes that know no encodings."""
+    """Decodes a request's body from gzip or deflate, for routes that know no encodings."""
 
     max_bytes: int
 
@@ -204,8 +207,8 @@ class Decompress(HttpMiddleware):
 
 @dataclass(frozen=True)
 class TimeLimit(HttpMiddleware):
-    """504 where an answer has not begun in time. In place of BentoML's, whose timers keep each request's
-    context until the time would be up: at a hundred requests a second, hundreds of megabytes."""
+    """Answers 504 where an answer has not begun within `timeout` seconds. Replaces BentoML's, whose timers
+    keep each request's context until they expire: at a hundred requests a second, hundreds of megabytes."""
 
     timeout: float
 

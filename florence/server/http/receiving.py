@@ -1,7 +1,7 @@
-"""Whether the client of a connection takes its answers.
+"""Watches whether the client of a connection reads its answers.
 
-A client that asks and does not read fills the buffers of both systems, then this process's. It is asked no
-further work for, and is given up after a while. Knows sockets; nothing about HTTP.
+A client that sends requests and does not read fills the socket buffers of both hosts, then this process's. It
+gets no further work done, and its connection is closed after a while. Knows sockets; nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from collections.abc import Callable
 from typing import Final
 
 MOST_UNREAD: Final = 16_384
-"""Bytes of its answers that a client may not have taken yet when its next request is read."""
+"""Bytes of its answers that a client may have left unread when its next request is read."""
 LOOK_S: Final = (0.02, 1.0)
-"""Seconds between two looks at what a client has taken: at first, and at most."""
+"""Seconds between two checks of what a client has read: at first, and at most."""
 
 
 class Receiver:
-    """The client of one connection, which is closed when it has taken nothing for `timeout_s` seconds of what
-    it was sent. What its system has taken for it, some 64 KiB, counts as taken."""
+    """Watches the client of one connection, and aborts the connection when the client has read nothing of
+    what it was sent for `timeout_s` seconds. Bytes in the client's receive buffer, some 64 KiB, count as
+    read."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, timeout_s: float
@@ -31,31 +32,31 @@ class Receiver:
         self._then: Callable[[], None] | None = None
         self._paused = False
         self._left, self._looked, self._wait_s = 0, 0.0, LOOK_S[0]
-        self._stuck_s = 0.0  # for so long nothing was taken
+        self._stuck_s = 0.0  # for this long nothing was read
 
     def has_taken(self) -> bool:
-        """Whether it has taken all but a little."""
+        """Whether the client has read all but `MOST_UNREAD` bytes."""
         return self._unsent() <= MOST_UNREAD
 
     def watch(self, then: Callable[[], None] | None = None) -> None:
-        """Look until it has taken all but a little, and call this then."""
+        """Check until `has_taken` is true, then call `then`."""
         self._then = then or self._then
         if self._timer is None:
             self._left, self._stuck_s, self._wait_s = self._unsent(), 0.0, LOOK_S[0]
             self._look_later()
 
     def pauses(self) -> None:
-        """The transport takes no more for it."""
+        """The transport's write buffer is full."""
         self._paused = True
         self.watch()
 
     def moves(self) -> None:
-        """The transport takes more again."""
+        """The transport's write buffer has room again."""
         self._paused = False
         self._stuck_s = 0.0
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._then = None
@@ -72,7 +73,7 @@ class Receiver:
             if then is not None:
                 then()
             return
-        waited = min(self._loop.time() - self._looked, 2 * self._wait_s)  # this process may have been held up
+        waited = min(self._loop.time() - self._looked, 2 * self._wait_s)  # this process may have been blocked
         self._stuck_s = self._stuck_s + waited if left >= self._left else 0.0
         self._left = left
         if self._stuck_s > self._timeout_s:
@@ -82,7 +83,7 @@ class Receiver:
         self._look_later()
 
     def _unsent(self) -> int:
-        """Bytes that its system has not acknowledged, those in this process among them."""
+        """Bytes that the client's host has not acknowledged, including those still in this process."""
         waiting = self._transport.get_write_buffer_size()
         try:
             told = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))

@@ -1,6 +1,6 @@
-"""The order of the HTTP middleware around all routes, and the paths that there are.
+"""The order of the HTTP middleware around all routes, and the paths that the service has.
 
-Knows which requests meet what, and in which order; nothing about models and settings.
+Knows which middleware a request passes, and in which order; nothing about models and settings.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ BENTOML_PATHS: Final = ("/schema.json", "/docs.json", "/healthz", "/livez", "/re
 OPEN_PATHS: Final = frozenset(
     ("/", "/docs.json", "/healthz", "/livez", "/metrics", "/readyz", "/v2/health/live", "/v2/health/ready")
 )
-"""What needs no API key: probes and pages."""
+"""Paths that need no API key: health probes and pages."""
 
 
 def known_paths(built: Any, apps: Iterable[Starlette], served: ServedModel) -> set[str]:
-    """The paths that the service answers: its endpoints, other apps' in it, v2's and BentoML's own."""
+    """The paths that the service answers: its endpoints, those of `apps`, v2's and BentoML's own."""
     own = {route.path for app in apps for route in app.routes if isinstance(route, Route)}
     return {*BENTOML_PATHS, TASK_PATH, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
 
@@ -58,13 +58,13 @@ def middleware_of(
     site: Site | None = None,
     chat: Starlette | None = None,
 ) -> list[Middleware]:
-    """The middleware of HTTP requests, outermost first. site: the pages, which need neither key nor model;
-    chat: the routes of OpenAI's API.
+    """The middleware of HTTP requests, outermost first. `keys`: None: no key is needed. `site`: the pages,
+    which need neither key nor model. `chat`: the routes of OpenAI's API.
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
     the health checks; those after it to BentoML's routes only. BentoML's own log and time limit, and
-    `CountRequests`, are outside of all. For gRPC calls, the counterpart is an interceptor of the server in
-    `v2.grpc_server`.
+    `CountRequests`, are outside of all these. For gRPC calls, the counterpart is an interceptor of the server
+    in `v2.grpc_server`.
     """
     budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
@@ -79,6 +79,6 @@ def middleware_of(
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
         *([Middleware(Branch, prefix=PREFIX, branch=Decompress(chat, max_body_bytes))] if chat else []),
-        Middleware(ErrorBodies),  # those routes make error bodies of their own
-        Middleware(Decompress, max_bytes=max_body_bytes),  # and undo encodings as Triton does
+        Middleware(ErrorBodies),  # the routes above make error bodies of their own
+        Middleware(Decompress, max_bytes=max_body_bytes),  # v2 decodes as Triton does
     ]

@@ -1,5 +1,5 @@
-"""What clients write, as lines of the log can hold it: control characters escaped, and not too much of it;
-and no client can fill the log with lines that cost it nothing.
+"""Makes text from clients safe for log lines: control characters are escaped, and long lines cut. Limits
+lines of one kind, so that no client can fill the log at no cost.
 
 Knows log records; nothing about requests.
 """
@@ -18,13 +18,13 @@ from florence.server.observability.json_log import FIELDS
 
 ACCESS: Final = "bentoml.access"
 LOGGERS: Final = (ACCESS, "florence.service", "uvicorn.error")
-"""Those that log paths, tasks or reasons from requests."""
+"""Loggers whose lines hold paths, tasks or reasons from requests."""
 MUTED: Final = (
     "opentelemetry.baggage.propagation",
     "opentelemetry.trace.propagation.tracecontext",
     "opentelemetry.trace.span",
 )
-"""Those that warn of each member of a `baggage` or `tracestate` header that is wrong: hundreds of lines from
+"""Loggers that warn of each malformed member of a `baggage` or `tracestate` header: hundreds of lines from
 one request."""
 MOST_CHARS: Final = 2000
 FIRST: Final = 100
@@ -35,8 +35,8 @@ _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 
 
 class EscapeControls(logging.Filter):
-    """Escapes control characters in messages, line breaks and terminal sequences among them, and cuts them.
-    Tracebacks, which are the service's own, stay as they are."""
+    """Escapes control characters in messages, including line breaks and terminal sequences; cuts messages
+    after `MOST_CHARS` characters. Tracebacks, which are the service's own, stay as they are."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Always True."""
@@ -48,8 +48,9 @@ class EscapeControls(logging.Filter):
 
 
 class FewAlike(logging.Filter):
-    """Lets `FIRST` lines of a kind through, then `A_SECOND` a second; the next one tells how many were left
-    out. A kind: the lines of one message in the code. Answers of the model and errors are all written."""
+    """Writes `FIRST` lines of a kind, then `A_SECOND` a second (a token bucket); the next line written says
+    how many were left out. A kind: the lines of one message template in the code. Lines about answers and
+    errors are all written."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class FewAlike(logging.Filter):
             return True
         now = self._clock()
         with self._lock:
-            if len(self._kinds) > MOST_KINDS:  # of a library that puts values into its messages
+            if len(self._kinds) > MOST_KINDS:  # a library puts values into its messages
                 self._kinds.clear()
             kind = self._kinds.setdefault(str(record.msg)[:MOST_CHARS], _Kind(now))
             kind.room = min(FIRST, kind.room + (now - kind.looked) * A_SECOND)
@@ -94,8 +95,7 @@ def _tells_an_answer(record: logging.LogRecord) -> bool:
 
 
 def guard_log() -> None:
-    """Let the service's loggers escape, and leave out lines that come too often; those of headers that mean
-    nothing here write errors only."""
+    """Add both filters to `LOGGERS`; the loggers in `MUTED` write errors only."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         for made in (FewAlike, EscapeControls):

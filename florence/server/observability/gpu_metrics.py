@@ -1,6 +1,6 @@
-"""Metrics of the machine's GPUs, under Triton's names, as far as the driver gives them.
+"""Metrics of the machine's GPUs, under Triton's names, where the driver reports them.
 
-Knows the driver's library only. All GPUs that the driver shows are there, whichever worker is asked.
+Knows the driver's library only. Each worker reports all GPUs that the driver shows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from florence.server.observability.prometheus_text import Lines
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One metric, and how a GPU's value is read: by which function of the driver, and what of its answer."""
+    """One metric. `text`: its HELP line. `function`: the driver's function for it, called with a GPU's
+    handle. `value`: takes the number from what that returns. `kind`: its TYPE."""
 
     name: str
     text: str
@@ -39,8 +40,8 @@ READINGS: Final = (
 
 
 def gpu_lines(nvml: Any) -> Iterator[Lines]:
-    """The metrics of all GPUs; none where there is no driver. nvml: the module `pynvml`, or what stands for
-    it. A value that the driver does not give is left out."""
+    """The metrics of all GPUs; none where there is no driver. `nvml`: the module `pynvml`, or a stand-in. A
+    value that the driver does not report is left out."""
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:

@@ -1,8 +1,8 @@
 """Prometheus metrics of HTTP requests, and `GET /metrics`.
 
-In place of BentoML's middleware of the same metrics, which makes series for each path that a client asks
-for. Knows paths and statuses, nothing about bodies. `prometheus_client` must be imported after BentoML has
-set the directory of the workers' files, so the metrics are made with the first request.
+Replaces BentoML's middleware for the same metrics, which makes time series for every path that a client
+requests. Knows paths and statuses, nothing about bodies. `prometheus_client` must be imported after BentoML
+has set the directory of the workers' files, so the metrics are made with the first request.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ORDER: Final = ("_bucket", "_count", "_sum")  # of a histogram's samples in the
 
 class HttpMetrics:
     """Counts requests under the names and labels of BentoML's own metrics. The `endpoint` is one of `paths`,
-    or `OTHER`, so the number of series is bounded. registry: a new one, where none is given."""
+    or `OTHER`, so the number of time series is bounded. `registry`: None: a new one."""
 
     def __init__(self, paths: Iterable[str], registry: CollectorRegistry | None = None) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -67,7 +67,8 @@ class HttpMetrics:
         ).labels(*self._common)  # fmt: skip
 
     def begin(self, path: str) -> Callable[[int], None]:
-        """A request for this path has come; returns what to call with its status once it is answered."""
+        """Note the start of a request for `path`; returns a function to call with its status once it is
+        answered."""
         named = f"{path.rpartition('/')[0]}/{{name}}"  # of a task that the checkpoint declares
         known = next((each for each in (path, named) if each in self._paths), OTHER)
         labels = (known, *self._common)
@@ -86,7 +87,7 @@ class HttpMetrics:
 
 @dataclass(eq=False)
 class CountRequests:
-    """ASGI middleware: counts HTTP requests, but for those for /metrics. paths: see `HttpMetrics`."""
+    """ASGI middleware: counts HTTP requests, except those for /metrics. `paths`: see `HttpMetrics`."""
 
     app: ASGIApp
     paths: Callable[[], Iterable[str]]
@@ -130,7 +131,7 @@ def scrape() -> bytes:
 
 
 def _forget_the_dead(directory: str) -> None:
-    """Drop what killed workers had under way: their gauges would stay as they were."""
+    """Remove the gauges of killed workers, which would keep their last values."""
     from prometheus_client.multiprocess import mark_process_dead
 
     files = Path(directory).glob("gauge_live*_*.db")
@@ -140,7 +141,7 @@ def _forget_the_dead(directory: str) -> None:
 
 
 class _Collected:
-    """Metrics as a registry takes them."""
+    """A collector of given metrics, for a registry."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -164,15 +165,15 @@ def _place(sample: Any) -> tuple[Any, ...]:
 
 
 def metrics_endpoint(extra: Callable[[], str]) -> Callable[[Request], Awaitable[Response]]:
-    """`GET /metrics`. extra: further metrics in the text format, called in a thread. One scrape works at a
-    time; the next one answers all requests that come meanwhile."""
+    """The handler of `GET /metrics`. `extra`: returns further metrics in the text format; called in a thread.
+    One scrape runs at a time; all requests that arrive meanwhile share the next one."""
     turn = asyncio.Lock()
     coming: asyncio.Task[bytes] | None = None
 
     async def scraped() -> bytes:
         nonlocal coming
         async with turn:
-            coming = None  # what is asked from now on is not in this one
+            coming = None  # later requests share the next scrape
             text = await anyio.to_thread.run_sync(scrape)
             return text + (await anyio.to_thread.run_sync(extra)).encode()
 
@@ -182,7 +183,7 @@ def metrics_endpoint(extra: Callable[[], str]) -> Callable[[Request], Awaitable[
 
         if coming is None:
             coming = asyncio.ensure_future(scraped())
-        text = await asyncio.shield(coming)  # the others wait for it too
+        text = await asyncio.shield(coming)  # other requests wait for it too
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return answer

@@ -1,6 +1,6 @@
 """Log lines as JSON objects, one a line.
 
-Knows log records, and the request that a line belongs to. What clients write is escaped, as JSON has it.
+Knows log records, and the request that a line belongs to. Text from clients is escaped by JSON's rules.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _LOGGERS: Final = (None, "bentoml", "uvicorn.error", "circus")  # those to which
 
 
 class JsonLines(logging.Formatter):
-    """`time`, `level`, `logger` and `message`; of a request its `request_id`, `key`, `trace_id` and
-    `span_id`; of an answer its facts; the traceback of an `error`."""
+    """A line's fields: `time`, `level`, `logger` and `message`; in a request `request_id`, `key`, `trace_id`
+    and `span_id`; for an answer its facts; for an exception its traceback as `error`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The line: one JSON object."""
         facts, time = call_facts(), datetime.fromtimestamp(record.created, UTC)
         line: dict[str, Any] = {
             "time": time.isoformat(timespec="milliseconds"),
@@ -41,7 +41,7 @@ class JsonLines(logging.Formatter):
 
 
 class OneLineAnAnswer(logging.Filter):
-    """Drops the access log's line of a request whose answer has one already, with more in it."""
+    """Drops the access log's line for a request whose answer was logged already, in more detail."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is written."""
@@ -50,7 +50,7 @@ class OneLineAnAnswer(logging.Filter):
 
 
 def log_json() -> None:
-    """From now on, in this process."""
+    """Write this process's log lines as JSON from now on."""
     for name in _LOGGERS:
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(JsonLines())

@@ -29,15 +29,16 @@ _SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class EngineMetrics(Observer):
-    """Counts the events of one engine. labels: those of BentoML's batch sizes beside the method's name;
-    on_finished: gets each report too."""
+    """Counts the events of one engine. `labels`: those of BentoML's batch size metric, without `method_name`.
+    `on_finished`: called with each request's report too."""
 
     def __init__(
         self, labels: Mapping[str, str], on_finished: Callable[[RequestReport], None] | None = None
     ) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-        # Not the global one, where two services in one process would clash. BentoML reads the files.
+        # Not the global registry, where two services in one process would clash. BentoML reads the workers'
+        # files.
         self.registry = registry = CollectorRegistry()
 
         def seconds(name: str, text: str) -> Histogram:
@@ -93,7 +94,8 @@ class EngineMetrics(Observer):
         self._memory: Callable[[], Mapping[str, int]] = dict
 
     def ready(self, info: Mapping[str, Any], memory: Callable[[], Mapping[str, int]], seconds: float) -> None:
-        """A worker is ready after so many seconds. `info` and `memory`: as `Florence2` has them."""
+        """Record that a worker is ready, `seconds` after its start. `info` and `memory`: as `Florence2` has
+        them."""
         self._ready.set(seconds)
         self._build.labels(
             version=_version("florence2-server"),

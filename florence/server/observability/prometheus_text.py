@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """One metric. values: by their labels, as the text format writes these."""
+    """One metric. `text`: its HELP line. `values`: by their labels, as the text format writes these. `kind`:
+    its TYPE."""
 
     name: str
     text: str

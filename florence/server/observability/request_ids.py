@@ -23,7 +23,7 @@ _GIVEN: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 @dataclass(slots=True)
 class CallFacts:
-    """What log lines tell of the request that they belong to. `logged`: an answer has a line already."""
+    """What log lines say about their request. `logged`: whether its answer has a line already."""
 
     request_id: str
     logged: bool = False
@@ -33,13 +33,13 @@ _facts: ContextVar[CallFacts | None] = ContextVar("call_facts", default=None)
 
 
 def call_facts() -> CallFacts | None:
-    """Of the current request; None outside of one."""
+    """The facts of the current request; None outside of one."""
     return _facts.get()
 
 
 def begin_call(given: str | None) -> str:
-    """A request has come with this header: its id, which is a new one where the client's is missing, too long
-    or of other characters than log lines and headers can hold."""
+    """Begin a request; returns its id. `given`: the client's header; a new id is made where that is missing,
+    too long, or has characters that log lines and headers can't hold."""
     request_id = given if given and _GIVEN.fullmatch(given) else uuid.uuid4().hex
     _facts.set(CallFacts(request_id))
     return request_id
@@ -47,7 +47,7 @@ def begin_call(given: str | None) -> str:
 
 @dataclass(frozen=True)
 class RequestIds:
-    """ASGI middleware: each HTTP request has an id, and its answer tells it."""
+    """ASGI middleware: gives each HTTP request an id, and sends it in the answer's header."""
 
     app: ASGIApp
 
@@ -66,8 +66,8 @@ class RequestIds:
 
 
 class CallContext(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """The same for gRPC calls, in their metadata. The `traceparent` that a call brings is the parent of its
-    spans; over HTTP that is BentoML's business. First of all interceptors."""
+    """The same for gRPC calls, in their metadata. A call's `traceparent` becomes the parent of its spans;
+    over HTTP, BentoML does that. Must be the first interceptor."""
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         sent = _texts(details.invocation_metadata)
@@ -83,7 +83,7 @@ def _texts(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
 
 
 def _telling(handler: Any, metadata: tuple[tuple[str, str], ...]) -> Any:
-    """The handler of a call, which sends the metadata before its first response."""
+    """A call's handler that also sends the metadata, before its first response."""
     if handler is None or handler.request_streaming != handler.response_streaming:
         return handler
 

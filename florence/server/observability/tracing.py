@@ -1,7 +1,7 @@
 """Spans of requests, by OpenTelemetry: exported as BentoML's own configuration says (`tracing` in its YAML).
 
-Knows reports of requests. A request's spans are made at its end, from the times that it took, below the span
-of the HTTP request or the gRPC call that brought it.
+Knows reports of requests. A request's spans are made at its end, from the durations of its parts, as children
+of the span of its HTTP request or gRPC call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NS: Final = 1_000_000_000
 
 
 def bentoml_tracing() -> TracerProvider:
-    """What BentoML's configuration gives: no span is sampled where it says nothing."""
+    """The tracer provider of BentoML's configuration; it samples no span where tracing is not configured."""
     from bentoml._internal.configuration.containers import BentoMLContainer
 
     provider: TracerProvider = BentoMLContainer.tracer_provider.get()
@@ -28,8 +28,8 @@ def bentoml_tracing() -> TracerProvider:
 
 
 def read_any_header() -> None:
-    """Let BentoML's outermost middleware, OpenTelemetry's, read each header. It takes bytes that are not
-    UTF-8 for Python's escapes, and fails at those that are none: a 500 with a traceback."""
+    """Make OpenTelemetry's middleware, BentoML's outermost, decode any header. It decodes bytes that are not
+    UTF-8 as Python's escapes, and fails at invalid ones: a 500 with a traceback."""
     from opentelemetry.instrumentation import asgi
 
     asgi._decode_header_item = _decode  # it has no option for this
@@ -41,7 +41,7 @@ def _decode(value: bytes) -> str:
 
 def trace_request(report: RequestReport, provider: TracerProvider) -> None:
     """Make the spans of a request that has ended: `request`, and below it `read`, `queue`, `encode`, `decode`
-    and `answer`, as far as it came."""
+    and `answer`, up to the last part that it reached."""
     report.context.run(_trace, report, provider)
 
 

@@ -16,7 +16,8 @@ from florence.server.v2.statistics import Statistics
 
 
 def engine_metrics() -> EngineMetrics:
-    """Metrics with the labels of BentoML's own batches in this worker; requests get their spans too."""
+    """An observer of this worker's engine: metrics with the labels of BentoML's own batches, and spans of
+    requests."""
     context = bentoml.server_context
     return EngineMetrics(
         {

@@ -44,7 +44,7 @@ _THERE_ARE: Final = f"there are POST {CHAT_PATH}, GET {MODELS_PATH} and GET {MOD
 
 
 def create_chat_app(inference: Inference, fetcher: PictureFetcher) -> Starlette:
-    """The routes, all errors in OpenAI's shape. fetcher: of pictures that come as URLs."""
+    """The routes, all errors in OpenAI's shape. `fetcher`: fetches pictures that are given as URLs."""
     name, created = inference.served.name, int(time.time())
 
     async def chat(request: Request) -> Response:
@@ -80,7 +80,7 @@ def _answered(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Re
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
-    """A path of OpenAI's API that is not there, or not with this method."""
+    """The error for a path of OpenAI's API that does not exist, or not with this method."""
     return openai_error(NotFound(f"{request.method} {request.url.path[:200]} is not supported; {_THERE_ARE}"))
 
 
@@ -90,7 +90,7 @@ def _check_model(wanted: object, served: str) -> None:
 
 
 async def _read(request: Request) -> dict[str, Any]:
-    """The body, its long strings where they are."""
+    """The body's JSON object, with LongStrings in it. Raises RequestError for anything else."""
     body = await read_body(request.receive)
     content = await off_loop(len(body), lambda: Document(body).parse()) if body else None
     if not isinstance(content, dict):
@@ -99,7 +99,7 @@ async def _read(request: Request) -> dict[str, Any]:
 
 
 class _Chat:
-    """One request, read. Raises what is wrong with it."""
+    """One request, its fields checked. Raises FlorenceError for what is wrong with it."""
 
     def __init__(self, inference: Inference, body: dict[str, Any]) -> None:
         self._inference = inference
@@ -115,9 +115,9 @@ class _Chat:
         self._with_usage = read_include_usage(fields)
 
     async def reply(self, fetcher: PictureFetcher, scope: Scope) -> Response:
-        """The completion, or its chunks."""
+        """The completion, whole or as a stream of chunks. Raises FlorenceError."""
         question = await off_loop(_size(self._messages), read_question, self._messages)
-        self._messages = None  # the body, of which a long string is a part
+        self._messages = None  # frees the body, which a LongString keeps
         anything = self._inference.any_prompt
         asked = find_asked(question.text, self._model.tasks, self._answer_as, any_prompt=anything)
         options = self._stream_options(asked) if self._streams else self._options
@@ -152,7 +152,7 @@ class _Chat:
         return await reply_in_events(work, chunks.text)
 
     def _stream_options(self, asked: ChatTask) -> RequestParameters:
-        """The options with one beam. FieldError for what can't be told piece by piece."""
+        """The options with one beam. Raises FieldError for an answer that can't be sent piece by piece."""
         task = asked.task if isinstance(asked.task, Task) else self._model.tasks.resolve(asked.task)
         why = None
         if not task.kind.is_text:
@@ -167,7 +167,7 @@ class _Chat:
 
 
 def _size(messages: Any) -> int:
-    """Bytes of the long strings in messages, which are decoded."""
+    """Bytes of the LongStrings in `messages`, which have to be decoded."""
     if isinstance(messages, LongString):
         return len(messages)
     if isinstance(messages, dict):

@@ -50,14 +50,16 @@ WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "web_search_options": (),
     }
 )
-"""OpenAI's fields that are not supported, with the values that ask for nothing; null does so for all."""
+"""OpenAI's fields that are not supported, with the values that are accepted because they ask for nothing;
+null is accepted for all."""
 
 
 def read_options(body: Mapping[str, Any]) -> RequestParameters:
-    """The options of the request. OptionError or FieldError for a wrong value, and for what is not supported.
+    """The options of the request. Raises FieldError for a wrong value, and for a field that is unknown or not
+    supported.
 
-    A `temperature` of 0 draws nothing, and another one draws, as does a `top_p` below 1 alone, unless
-    `do_sample` says it.
+    Without `do_sample`, a `temperature` turns sampling on, or off if it is 0; without both, a `top_p` below 1
+    turns it on.
     """
     options: dict[str, Any] = {}
     for name, value in body.items():
@@ -83,7 +85,7 @@ def read_options(body: Mapping[str, Any]) -> RequestParameters:
 
 
 def read_answer_as(body: Mapping[str, Any]) -> Kind | None:
-    """How the answer to a prompt of one's own is read; None where the text has to be a task."""
+    """How the answer to a prompt is read; None: the text must name a task. Raises FieldError."""
     wanted = body.get("answer_as")
     if wanted is None:
         return None
@@ -93,7 +95,8 @@ def read_answer_as(body: Mapping[str, Any]) -> Kind | None:
 
 
 def read_flag(fields: Mapping[str, Any], name: str, inside: str = "") -> bool:
-    """A field that is true or false, or left out. inside: which field it is part of, with a dot."""
+    """A field that is true or false; False where it is left out. `inside`: the path of the object that it is
+    in, with a dot at the end. Raises FieldError."""
     value = fields.get(name)
     if value is not None and not isinstance(value, bool):
         raise FieldError(inside + name, f"{inside}{name} must be true or false, got {quote(value)}")
@@ -101,7 +104,8 @@ def read_flag(fields: Mapping[str, Any], name: str, inside: str = "") -> bool:
 
 
 def read_include_usage(body: Mapping[str, Any]) -> bool:
-    """Whether a stream ends with its usage. `include_obfuscation` asks for padding, which means nothing."""
+    """Whether a stream ends with its usage. `include_obfuscation` asks for padding, and is ignored. Raises
+    FieldError."""
     options = body.get("stream_options")
     if options is None:
         return False
@@ -130,7 +134,8 @@ def _set_length(options: dict[str, Any], body: Mapping[str, Any], name: str, val
 
 
 def _with_sampling(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with `do_sample`, where temperature or top_p say it; without those that mean nothing."""
+    """The options with `do_sample`, where temperature or top_p imply it; without those that then have no
+    effect."""
     temperature, share = options.get("temperature"), options.get("top_p")
     draws = options.get("do_sample")
     if draws is None and (temperature is not None or share is not None):

@@ -29,7 +29,8 @@ _INPUT: Final = re.compile(r"[ \t]*[:\n]")
 
 @dataclass(frozen=True, slots=True)
 class ChatQuestion:
-    """What is asked. picture: its bytes, as they were sent, or an http or https URL."""
+    """What is asked. `picture`: the encoded picture, or an http or https URL. `text`: all texts of the
+    message."""
 
     picture: bytes | str
     text: str
@@ -45,7 +46,8 @@ class ChatTask:
 
 
 def read_question(messages: Any) -> ChatQuestion:
-    """The picture and the text in a body's `messages`. FieldError names the part that is wrong."""
+    """The picture and the text in a body's `messages`. Raises FieldError, which names the part that is
+    wrong."""
     if not isinstance(messages, list) or not messages:
         raise FieldError("messages", f"messages must be a list with one message, got {_short(messages)}")
     for index, message in enumerate(messages):
@@ -78,10 +80,10 @@ def read_question(messages: Any) -> ChatQuestion:
 
 
 def find_asked(text: str, tasks: TaskTable, answer_as: Kind | None, *, any_prompt: bool) -> ChatTask:
-    """The task that a text names, with what stands behind its token, or behind its name and a colon.
+    """The task that a text names, with the input behind its token, or behind its name and a colon.
 
-    answer_as: the text is a prompt of one's own, answered so. any_prompt: so is a text that names no task,
-    as v2 takes it. Raises TaskError.
+    `answer_as`: if given, the text is a prompt, and its answer is read as this kind. `any_prompt`: whether a
+    text that names no task is a prompt, as over v2. Raises TaskError.
     """
     if answer_as is not None:
         return ChatTask(prompt_task(text, answer_as))
@@ -100,8 +102,8 @@ def find_asked(text: str, tasks: TaskTable, answer_as: Kind | None, *, any_promp
 
 
 def _readings(text: str, tasks: TaskTable) -> Iterator[tuple[str, str]]:
-    """Ways to read a text as a task's name, and what belongs to it: all of it, what its token ends, and what
-    a colon or a line's end does."""
+    """Ways to split a text into a task's name and its input: the whole text is the name; the name is a token;
+    the name ends at a colon or at the end of a line."""
     yield text, ""
     for token in sorted(tasks, key=len, reverse=True):
         if token.endswith(">") and text.startswith(token):
@@ -123,7 +125,7 @@ def _plain(name: str) -> str:
 
 
 def _parts(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each part of a message, and where it stands."""
+    """Each part of a message's content, with its path for errors. Raises FieldError."""
     if isinstance(content, str | LongString):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
@@ -144,7 +146,7 @@ def _text(part: Mapping[str, Any], where: str) -> str:
 
 
 def _picture(part: Mapping[str, Any], where: str) -> bytes | str:
-    """The bytes of a picture in a data URI; another URL as it is."""
+    """The bytes of a picture in a data URI; an http or https URL unchanged. Raises FieldError."""
     where += ".image_url"
     image = part.get("image_url")
     url = image.get("url") if isinstance(image, dict) else None
@@ -164,5 +166,5 @@ def _picture(part: Mapping[str, Any], where: str) -> bytes | str:
 
 
 def _short(value: Any) -> str:
-    """A part of a body for a message; of long ones only their kind."""
+    """A value of the body, quoted for an error message; a LongString is only called a long text."""
     return "a long text" if isinstance(value, LongString) else quote(value)

@@ -38,7 +38,7 @@ def completion(model: str, answer: TaskAnswer[Result]) -> dict[str, Any]:
 
 @dataclass
 class ChatChunks:
-    """The events of one stream. with_usage: whether the last chunk says it."""
+    """The events of one stream. `with_usage`: whether the last chunk has the usage."""
 
     model: str
     with_usage: bool
@@ -73,7 +73,7 @@ class ChatChunks:
 
 
 def model_object(name: str, checkpoint: str, created: int) -> dict[str, Any]:
-    """A model in the list. created: when this worker was ready, seconds since 1970."""
+    """A model in the list. `created`: when this worker was ready, seconds since 1970."""
     return {"id": name, "object": "model", "created": created, "owned_by": "florence", "root": checkpoint}
 
 
@@ -82,7 +82,8 @@ def _head(id: str, created: int, model: str, kind: str) -> dict[str, Any]:
 
 
 def _facts(answer: TaskAnswer[Result]) -> dict[str, Any]:
-    """What both replies say of an answer beside its choice; `florence2`: as the typed endpoints say it."""
+    """What both kinds of reply say about an answer, beside its choice; `florence2`: as the typed endpoints
+    say it."""
     read = answer.usage.picture_tokens + answer.usage.prompt_tokens
     written = answer.usage.generated_tokens
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

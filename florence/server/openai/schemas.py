@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of `/v1`: its operations, and the schemas of their bodies.
+"""What the OpenAPI document says about `/v1`: its operations, and the schemas of their bodies.
 
 Knows OpenAI's shapes as `question`, `fields` and `replies` read and write them; the document's errors and its
 frame are in `typed.openapi`.
@@ -31,14 +31,15 @@ EVENTS: Final = {
         }
     }
 }
-"""The content of an answer that comes in parts."""
+"""The content of a streamed answer."""
 _JSON: Final = "application/json"
 Responses = Callable[[Mapping[str, Any] | None, Any], dict[str, Any]]
 """A schema (None: no body) and an example -> the responses of an operation, with errors as at other doors."""
 
 
 def chat_paths(picture: str, answer: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
-    """The operations. picture: an example in base64; answer: the typed one to `caption` of it."""
+    """The operations by path and method. `picture`: an example in base64. `answer`: the typed answer to
+    `caption` about it."""
     asked = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}
     message = {"role": "user", "content": [{"type": "text", "text": "caption"}, asked]}
     name = ServedModel().name
@@ -71,7 +72,7 @@ def chat_paths(picture: str, answer: Mapping[str, Any], responses: Responses) ->
 
 @cache
 def chat_schemas() -> dict[str, Any]:
-    """By their names in the document."""
+    """The schemas by their names in the document."""
     text = {"type": "string"}
     detail = {"enum": ["auto", None]}
     url = {"type": "string", "description": "A data URI, or a URL as image_url of the typed endpoints."}
@@ -145,7 +146,7 @@ def chat_schemas() -> dict[str, Any]:
 
 
 def _options() -> dict[str, Any]:
-    """Those of the typed endpoints; a temperature of 0 draws nothing."""
+    """The options of the typed endpoints; here a temperature may be 0, which turns sampling off."""
     options: dict[str, Any] = RequestParameters.model_json_schema()["properties"]
     temperature = options["temperature"]
     return options | {"temperature": {**temperature, "anyOf": [{"const": 0}, *temperature["anyOf"]]}}
@@ -174,7 +175,7 @@ def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _open(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
-    """All properties are required where none is named."""
+    """An object's schema; all properties are required where `required` names none."""
     return {"type": "object", "properties": properties, "required": list(required or properties)}
 
 

@@ -1,7 +1,7 @@
 """The pages' routes: `/`, `/ui`, `/docs`, and their files under `/pages/`; a Starlette app.
 
 Knows files and headers. What the pages show and ask comes from the public endpoints, in the browser. No page
-may ask another host: the Content-Security-Policy forbids it.
+may contact another host: the Content-Security-Policy forbids it.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class _Headed(HttpMiddleware):
 
 
 class Site:
-    """The pages of a service. public: whether `/` says what runs, which a service with keys does not;
-    playground: whether there is one."""
+    """The pages of a service. `public`: whether `/` names the checkpoint; a service with keys does not.
+    `playground`: whether there is one."""
 
     def __init__(self, inference: Inference, *, public: bool, playground: bool) -> None:
         self._inference, self._public, self._playground = inference, public, playground
@@ -106,14 +106,14 @@ class Site:
         return Response(page, media_type="text/html")
 
     def _facts(self) -> dict[str, Any]:
-        """What runs, as far as this may be told here."""
+        """Whether the service is ready, and the checkpoint where `/` is public."""
         ready, model = self._inference.ready, self._inference.model
         if model is None or not self._public:
             return {"ready": ready}
         return {"ready": ready, "checkpoint": model.checkpoint}
 
     def _links(self) -> dict[str, str]:
-        """The paths to begin with, and what is there."""
+        """The main paths, with a description of each."""
         ui = {"/ui": "Playground: try every task on a picture"} if self._playground else {}
         return {
             **ui,
@@ -143,12 +143,13 @@ def _page(name: str) -> Any:
 
 @cache
 def _held(path: Path) -> HeldBody:
-    """A file of the package, read when it is asked for first."""
+    """A file of the package, read at its first request."""
     return HeldBody(path.read_bytes(), mimetypes.guess_type(path.name)[0] or "application/octet-stream")
 
 
 def _to(relative: str) -> Any:
-    """To the page without the slash; relative, since a proxy may have put the service below a path."""
+    """A redirect to the page without the slash; relative, since a proxy may have put the service below a
+    path."""
 
     async def redirect(request: Request) -> Response:
         return RedirectResponse(relative)

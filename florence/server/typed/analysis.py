@@ -88,7 +88,7 @@ def _failure(task: AnalysisTask, error: Exception) -> TaskFailure:
 
 
 def _explain(error: ValidationError) -> RequestError:
-    """What is wrong with the tasks, or with another field."""
+    """The error that says what is wrong with the tasks, or with another field."""
     for detail in error.errors(include_url=False):
         if detail["loc"] and detail["loc"][0] == "tasks":
             # A task's errors come from each type that it may have: tasks, 0, AnalysisTask, region, ...

@@ -29,7 +29,7 @@ _TURN: Final[RunVar[anyio.CapacityLimiter | None]] = RunVar("drawers", None)
 
 
 def wants_picture(accept: str) -> bool:
-    """Whether an Accept header names a PNG, and no JSON beside it."""
+    """Whether an Accept header names image/png, and not application/json too."""
     kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
     return PNG in kinds and "application/json" not in kinds
 
@@ -37,10 +37,11 @@ def wants_picture(accept: str) -> bool:
 async def draw_answer(
     answer: Answer, picture: bytes, options: PictureOptions, limits: Mapping[str, Any], timeout_s: float
 ) -> Response:
-    """The reply with the drawn answer. options: the request's; limits: as `/info` says them.
+    """The reply with the drawn answer. `options`: the request's. `limits`: as in `/info`.
 
     Raises ImageError for a picture that can't be drawn on, DeadlineExceeded, and EngineError for a process
-    that ended."""
+    that ended.
+    """
     image_limits = ImageLimits(
         max_bytes=limits["max_image_bytes"],
         max_pixels=limits["max_image_pixels"],
@@ -66,7 +67,7 @@ def _turn() -> anyio.CapacityLimiter:
 
 
 async def _run(job: bytes) -> bytes:
-    """What the process draws; it is killed where this is cancelled."""
+    """The PNG that the process writes; the process is killed where this is cancelled."""
     process = await asyncio.create_subprocess_exec(
         *command(), stdin=PIPE, stdout=PIPE, stderr=PIPE, env={}, start_new_session=True
     )

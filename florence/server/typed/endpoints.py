@@ -1,7 +1,7 @@
 """The typed endpoints: one BentoML API for each task, and its answer as a pydantic type.
 
-Knows what an endpoint does with its input (`inputs`): it asks the model, and says in words which field is
-wrong. `types` has the tasks' rules on text and regions.
+Knows what an endpoint does with its input (`inputs`): it asks the model, or explains which field is wrong.
+`types` has the tasks' rules on text and regions.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def endpoint(task: Task) -> Any:
 
 
 def prompt_endpoint() -> Any:
-    """The BentoML API of a prompt of one's own: `POST /prompt`."""
+    """The BentoML API for prompts: `POST /prompt`."""
 
     async def answer(service: Endpoints, fields: dict[str, Any], timeout_s: float) -> BaseModel | Response:
         task = prompt_task(fields.pop("prompt"), fields.pop("answer_as"))
@@ -77,7 +77,7 @@ def prompt_endpoint() -> Any:
     def refusal(error: ValidationError) -> RequestError:
         return explain(error, None, PromptInput)
 
-    summary = "Answer a prompt of one's own, which the model reads word for word."
+    summary = "Answer a custom prompt, which the model reads word for word."
     return create_api("prompt", summary, PromptInput, PromptAnswer, answer, refusal)
 
 
@@ -89,7 +89,8 @@ def accepted() -> str:
 async def answer_task(
     model: Florence2, timeout_s: float, task: str | Task, fields: dict[str, Any], accept: str
 ) -> BaseModel | Response:
-    """The answer to a task, by the fields of its input; drawn on the picture where that is accepted alone."""
+    """The answer to a task, by the fields of its input; a PNG with it drawn on the picture where only that is
+    accepted."""
     image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
     parameters = RequestParameters.model_construct(**fields)  # validated with the input
     future = model.submit(
@@ -114,8 +115,8 @@ def create_api(
     answer: Callable[[Endpoints, dict[str, Any], float], Awaitable[BaseModel | Response]],
     refusal: Callable[[ValidationError], RequestError],
 ) -> Any:
-    """A BentoML API, `POST /<name>`. answer: makes the body from the input's fields, in so many seconds;
-    refusal: the error for an input that is not valid."""
+    """A BentoML API, `POST /<name>`. `answer`: makes the body from the service, the input's fields and the
+    seconds left. `refusal`: makes the error for an invalid input."""
 
     async def work(service: Endpoints, fields: dict[str, Any]) -> BaseModel | Response:
         error = fields.pop("error", None)
@@ -140,7 +141,7 @@ def task_answer(answer: Answer) -> BaseModel:
 
 
 def explain(error: ValidationError, task: Task | None, input_type: type[BaseModel]) -> RequestError:
-    """Which field of an input is wrong, and what is allowed."""
+    """The error that says which field of an input is wrong, and what is allowed."""
     allowed = ", ".join(input_type.model_fields)
     reasons: list[str] = []
     for detail in error.errors(include_url=False):

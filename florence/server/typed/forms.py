@@ -1,6 +1,6 @@
-"""What a request's body and its query say, as fields by name: multipart forms, and a picture alone.
+"""A request's fields by name, from a multipart form, or from the query of a body that is a picture alone.
 
-Knows HTTP; knows nothing about which fields there are and what they may be, but for the picture's name.
+Knows HTTP; of the fields only the names of the picture and of texts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ PICTURE: Final = "image/*"
 """The type of a body that is a picture alone."""
 _PLAIN: Final = ("text", "prompt")  # never JSON
 _MOST_PARTS: Final = 32
-_MOST_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is no file: it is decoded in one go
-_MOST_FIELD: Final = 12 * MAX_TEXT_CHARS  # bytes of a part that is no picture: a text, escaped twice
+_MOST_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is not a file: it is decoded in one go
+_MOST_FIELD: Final = 12 * MAX_TEXT_CHARS  # bytes of a part that is not a picture: a text, escaped twice
 _PIECE: Final = 2**20
 _BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 
 
 async def read_form(request: Request) -> dict[str, Any]:
-    """The fields of a multipart body, in memory; the service's limit on bodies bounds it."""
+    """The fields of a multipart body, in memory; the service's limit on bodies bounds it. Raises
+    RequestError."""
     parser = MultiPartParser(
         request.headers,
         request.stream(),
@@ -107,7 +108,8 @@ def _read_upload(file: BinaryIO) -> bytes | bytearray:
 
 
 def _read_value(text: str) -> Any:
-    """What the text means as JSON; the text itself where it is none."""
+    """The text's value as JSON; the text itself where it is not JSON. Raises RequestError for too much
+    structure."""
     try:
         return short_strings(Document(text.encode("utf-8", "surrogatepass")).parse())
     except TooMuchStructure as error:

@@ -54,7 +54,8 @@ class Described(IODescriptor):  # type: ignore[misc]  # BentoML's types are not 
 
 
 class Refused:
-    """The reason why an input can't be read, in its place. BentoML passes `model_fields` to the endpoint."""
+    """Stands for an input that can't be read, and holds the reason. BentoML passes the attributes that
+    `model_fields` names to the endpoint."""
 
     model_fields: ClassVar[Mapping[str, None]] = MappingProxyType({"error": None})
 
@@ -66,13 +67,13 @@ _EITHER: tuple[JsonDict, ...] = (
     {"required": ["image"], "properties": {"image_url": {"type": "null"}}},
     {"required": ["image_url"], "properties": {"image_url": {"type": "string"}, "image": {"type": "null"}}},
 )
-"""The picture or its URL, for the document."""
+"""Schemas for the document: there is either the picture or its URL."""
 _URL: JsonDict = {"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://[!-~]+$"}
 _NOT_BLANK: JsonDict = {"pattern": r"\S"}
 
 
 def _no_picture() -> Any:
-    """In place of `image` where there is a URL; a plain default would be in the schema."""
+    """The default of `image`, for a request with a URL; a plain default would appear in the schema."""
     return None
 
 
@@ -88,7 +89,7 @@ class PictureInput(Described):
     image: EncodedPicture = Field(
         default_factory=_no_picture,
         description="The picture: an upload in multipart/form-data, or base64 text, also as a data URI. "
-        f"{FORMATS}, told by its bytes.",
+        f"{FORMATS}, recognised by its content.",
     )
     image_url: str | None = Field(
         default=None,
@@ -102,7 +103,7 @@ class PictureInput(Described):
     @field_validator("image_url")
     @classmethod
     def _one_picture(cls, url: str | None, info: ValidationInfo) -> str | None:
-        if "image" in info.data:  # else that is the error
+        if "image" in info.data:  # else `image` is wrong, and its error counts
             if url is None and info.data["image"] is None:
                 raise PydanticCustomError(
                     "picture", "image is missing; send the picture, or its URL as image_url"
@@ -143,7 +144,7 @@ class PictureInput(Described):
             if isinstance(content, dict):
                 image = {name: content.pop(name) for name in ("image",) if name in content}
                 if image.get("image", "") is None and content.get("image_url") is not None:
-                    image = {}  # as clients write a field that is not given
+                    image = {}  # null, as some clients send for a field that is not given
                 content = {**image, **short_strings(content)}
         except ProtocolError as error:
             raise RequestError(f"{_SHAPES}: {error}") from None
@@ -156,8 +157,8 @@ class PictureInput(Described):
 async def bring_picture(
     fetcher: PictureFetcher, fields: dict[str, Any], timeout_s: float, scope: Scope
 ) -> float:
-    """Of an input's fields, put the picture that `image_url` leads to into `image`. The seconds that are left
-    of `timeout_s`. Raises as `PictureFetcher.fetch`."""
+    """Fetch the picture at `image_url`, if there is one, into the field `image`; returns the seconds left of
+    `timeout_s`. Raises as `PictureFetcher.fetch`."""
     url = fields.pop("image_url")
     if url is None:
         return timeout_s
@@ -181,7 +182,7 @@ class _PromptField(PictureInput):
 
 
 class PromptInput(RequestParameters, _PromptField):
-    """Input of `/prompt`: a prompt of one's own."""
+    """Input of `/prompt`: a custom prompt."""
 
 
 class _TextField(PictureInput):

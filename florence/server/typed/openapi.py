@@ -69,14 +69,14 @@ _FAILURES: Final = (  # status, meaning, an example of its message
     (
         503,
         "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
-        "256 requests are waiting, as many as may; come back in 3 s",
+        "256 requests are waiting, which is the limit; come back in 3 s",
     ),
     (504, "Not finished in the time allowed.", "the request was not finished within 300 s"),
 )
 
 
 def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
-    """The two routes. max_body_bytes: the service's limit, shown by `/info`."""
+    """The two routes. `max_body_bytes`: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
         return _held_document(_own_tasks(inference)).reply(request)
@@ -174,7 +174,7 @@ def _prompt_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         "tags": ["Tasks"],
         "operationId": "prompt",
-        "summary": "Answer a prompt of one's own, which the model reads word for word.",
+        "summary": "Answer a custom prompt, which the model reads word for word.",
         "description": "For fine-tunes with prompts that are no task here. Any tokens may repeat in the "
         "answer, unless `no_repeat_ngram_size` is sent. An answer that should be JSON and is not has the "
         "value null, the text, and why.",
@@ -209,8 +209,8 @@ def _info_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _form(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a form: the picture is a file, a list is JSON in one part, and what is left out is no
-    null."""
+    """The schema of a form: the picture is a file, a list is JSON in one part, and a field is left out rather
+    than null."""
     schema = model.model_json_schema(mode="serialization", ref_template=_REFERENCE)
     fields = {name: _in_form(each) for name, each in schema["properties"].items()}
     fields["image"] = {"type": "string", "format": "binary", "description": fields["image"]["description"]}
@@ -235,7 +235,7 @@ def _in_form(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _body(model: type[BaseModel], schemas: Mapping[Any, Any], example: dict[str, Any]) -> dict[str, Any]:
-    """A picture and what goes with it: as an upload, in JSON, or the picture alone."""
+    """The request's body: an upload, JSON, or the picture alone."""
     parts = {name: _part(value) for name, value in example.items()} | {"image": PICTURE_PATH.name}
     return {
         "required": True,
@@ -266,7 +266,8 @@ def _answer_example(task: Task) -> dict[str, Any]:
 def _responses(
     schema: Mapping[str, Any] | None, example: Any = None, *, drawn: bool = False
 ) -> dict[str, Any]:
-    """A good answer, without a body where there is no schema, and the errors. drawn: also as a picture."""
+    """The answer, without a body where `schema` is None, and the errors. `drawn`: whether a PNG may be asked
+    for."""
     good: dict[str, Any] = {"description": "The answer."}
     if schema is not None:
         good["content"] = {JSON: {"schema": schema} | ({} if example is None else {"example": example})}

@@ -26,7 +26,7 @@ TASK_PATH: Final = "/tasks/{name}"
 
 
 def create_task_app(inference: Inference, fetcher: PictureFetcher) -> Starlette:
-    """The one route. fetcher: of pictures that come as URLs."""
+    """The one route. `fetcher`: fetches pictures that are given as URLs."""
 
     async def task(request: Request) -> Response:
         return await reply_or_error(_answer(inference, fetcher, request))
@@ -35,7 +35,7 @@ def create_task_app(inference: Inference, fetcher: PictureFetcher) -> Starlette:
 
 
 async def _answer(inference: Inference, fetcher: PictureFetcher, request: Request) -> Response:
-    """Raises NotFound, which names the tasks, for a path that names none."""
+    """The reply to a request. Raises NotFound, which lists the tasks, for a path that names none of them."""
     if (model := inference.model) is None:
         raise Closed("the model is not loaded")
     name = request.path_params["name"]

@@ -19,7 +19,8 @@ _REFERENCE = "#/components/schemas/{model}"
 
 
 def v2_paths(picture: str, caption: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
-    """By path. picture: an example in base64; caption: the typed answer to `caption` of it."""
+    """The operations by path and method. `picture`: an example in base64. `caption`: the typed answer to
+    `caption` about it."""
     v2 = partial(_v2, responses)
     served = ServedModel()
     model = MODEL_PATH.format(model=served.name)
@@ -68,7 +69,7 @@ def v2_paths(picture: str, caption: Mapping[str, Any], responses: Responses) -> 
 
 
 def _v2(responses: Responses, summary: str, type: str | None = None, example: Any = None) -> dict[str, Any]:
-    """type: of the answer: JSON's, or a schema's name; None for no body."""
+    """`type`: the answer's: one of JSON's types, or a schema's name; None for no body."""
     named: dict[str, Any] = {"type": type}
     if type in v2_schemas():
         named = {"$ref": _REFERENCE.format(model=type)}

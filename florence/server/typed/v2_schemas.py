@@ -1,7 +1,7 @@
 """JSON schemas of the v2 protocol's bodies, for the OpenAPI document.
 
 Knows the model's tensors and the options that requests take. Bodies with packed tensors behind their JSON are
-not covered: no schema can say them.
+not covered: no schema can describe them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAMED = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
 
 @cache
 def v2_schemas() -> dict[str, Any]:
-    """By their names in the document."""
+    """The schemas by their names in the document."""
     rows = ServedModel().max_batch_size
     count = {"type": "integer", "minimum": 1, "maximum": rows}
     columns = {"type": "array", "prefixItems": [count, {"const": 1}], "minItems": 2, "maxItems": 2}
@@ -88,7 +88,7 @@ def v2_schemas() -> dict[str, Any]:
 
 
 def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    """All properties are required where none is named."""
+    """An object's schema; all properties are required where `required` names none."""
     return {"type": "object", "properties": properties, "required": list(required or properties)}
 
 
@@ -112,7 +112,7 @@ def _parameters() -> dict[str, Any]:
 
 
 def _options() -> dict[str, Any]:
-    """Those of the typed endpoints, as v2 takes them: no null, and a list as one text with commas."""
+    """The options of the typed endpoints, as v2 takes them: no null, and a list as one text with commas."""
     declared = RequestParameters.model_json_schema()["properties"]
     made = {}
     for name, schema in declared.items():

@@ -20,9 +20,9 @@ _PART: Final = 2**16  # bytes that zlib is given at a time: it copies what it ha
 
 
 def decompress(body: bytes | bytearray, encoding: str, max_bytes: int) -> bytes | bytearray:
-    """The body without its encoding, at most `max_bytes` of it. encoding: "" or "identity" for none.
+    """The body decoded. `encoding`: its Content-Encoding; "" or "identity" for none.
 
-    Raises as `decompressed`, and BodyTooLarge.
+    Raises as `decompressed`, and BodyTooLarge above `max_bytes`.
     """
     if encoding in ("", "identity"):
         return body
@@ -35,7 +35,7 @@ def decompress(body: bytes | bytearray, encoding: str, max_bytes: int) -> bytes 
 
 
 def decompressed(body: bytes | bytearray, encoding: str) -> Iterator[bytes]:
-    """The body without its encoding, in pieces of at most `PIECE` bytes; each takes a moment.
+    """The body decoded, in pieces of at most `PIECE` bytes, so that no step takes long.
 
     Raises UnknownEncoding, and ProtocolError for a body that is malformed, cut short, or followed by other
     bytes.

@@ -1,6 +1,6 @@
-"""What a gRPC server says of itself: health (`grpc.health.v1`) and reflection, by grpcio's own packages.
+"""What a gRPC server says about itself: health (`grpc.health.v1`) and reflection, by grpcio's own packages.
 
-Knows gRPC and whether the models are ready. A message that is none is INVALID_ARGUMENT here too.
+Knows gRPC and whether the models are ready. Bytes that are not a message are INVALID_ARGUMENT here too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from grpc_reflection.v1alpha import reflection
 
 INFERENCE: Final = "inference.GRPCInferenceService"
 LOOK_S: Final = 0.25
-"""Seconds between two looks at the models, for clients that watch their health."""
+"""Seconds between two checks of the models, for clients that watch their health."""
 
 
 class Health(aio.HealthServicer):  # type: ignore[misc]  # grpcio's packages have no types
-    """The health of the server ("") and of each service: that of all models together."""
+    """The health of the server ("") and of each service: SERVING while all models are ready."""
 
     def __init__(self, is_ready: Callable[[], bool]) -> None:
         super().__init__()
@@ -30,11 +30,11 @@ class Health(aio.HealthServicer):  # type: ignore[misc]  # grpcio's packages hav
         self._looking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Look at the models from now on."""
+        """Check the models from now on."""
         self._looking = asyncio.ensure_future(self._look())
 
     async def stop(self) -> None:
-        """Not serving, for ever."""
+        """Stop checking, and report NOT_SERVING from now on."""
         if self._looking is not None:
             self._looking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -42,7 +42,7 @@ class Health(aio.HealthServicer):  # type: ignore[misc]  # grpcio's packages hav
         await self.enter_graceful_shutdown()
 
     async def Check(self, request: Any, context: Any) -> Any:
-        """One service's state now; NOT_FOUND for an unknown one."""
+        """One service's current state; the call ends with NOT_FOUND for an unknown one."""
         await self._refresh()
         return await super().Check(request, context)
 
@@ -66,10 +66,10 @@ def add_about(server: Any, health: Health) -> None:
 
 
 class StrictMessages(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # no types
-    """Answers INVALID_ARGUMENT to bytes that are no message, in place of UNKNOWN and a traceback."""
+    """Answers INVALID_ARGUMENT to bytes that are not a message, in place of UNKNOWN and a traceback."""
 
     async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
-        """The handler, which reads its messages itself."""
+        """The handler, made to deserialize its messages itself."""
         handler = await continuation(details)
         if handler is None or handler.request_deserializer is None:
             return handler
@@ -104,4 +104,4 @@ async def _read(read: Callable[[bytes], Any], data: bytes, context: Any) -> Any:
     try:
         return read(data)
     except Exception:  # noqa: BLE001  (protobuf's own: not a message)
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is none of protobuf")
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not valid protobuf")

@@ -1,6 +1,6 @@
 """API keys over gRPC: calls without one are refused before their handler.
 
-Knows methods and metadata; what a key is, `server.keys` knows.
+Knows methods and metadata; keys are checked in `server.keys`.
 """
 
 from __future__ import annotations

@@ -48,8 +48,9 @@ _INFER: Final = service_pb2.ModelInferRequest
 
 
 class GrpcServer:
-    """A gRPC server on one port. max_message_bytes: of a request; shared: whether other processes listen on
-    the same port, and the kernel balances connections (SO_REUSEPORT); tls: None for none."""
+    """A gRPC server on one port. `max_message_bytes`: of a request. `keys`: None: no key is needed. `shared`:
+    whether other processes listen on the same port, and the kernel balances connections (SO_REUSEPORT).
+    `budget`: the memory of request bodies, shared with HTTP. `tls`: None for plain TCP."""
 
     def __init__(
         self,
@@ -76,7 +77,8 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers(_handlers(self._calls))
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port, which the system chooses for 0. SettingsError if it can't be opened."""
+        """Listen; returns the port, which the system chooses for 0. Raises SettingsError if it can't be
+        opened."""
         name = f"[{host}]" if ":" in host and not host.startswith("[") else host  # IPv6
         try:
             bound = self._bind(f"{name}:{port}")
@@ -95,8 +97,8 @@ class GrpcServer:
         return int(self._server.add_secure_port(address, self._tls.for_grpc()))
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls; those that came may go on for that many seconds. Streams take no more requests,
-        and end when they have answered what they took."""
+        """Accept no more calls; calls in progress may go on for `grace_s` seconds. Streams read no more
+        requests, and end once they have answered those that they read."""
         self._calls.end_streams()
         await self._health.stop()
         await self._server.stop(grace_s)
@@ -109,7 +111,7 @@ def _handlers(calls: _Calls) -> tuple[Any, ...]:
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
             partial(_answer, call),
-            None,  # the call reads its message: what is none is its error
+            None,  # the call deserializes its message, and answers a malformed one
             getattr(service_pb2, f"{name}Response").SerializeToString,
         )
         for name, call in unary.items()
@@ -150,7 +152,7 @@ def _scrub(text: str) -> str:
 
 
 class _Calls:
-    """The service's methods, from request to response"""
+    """The service's methods, from request to response."""
 
     def __init__(self, repository: ModelRepository, budget: BodyBudget) -> None:
         self._repository, self._budget = repository, budget
@@ -286,7 +288,7 @@ def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
 def infer_response(
     served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
 ) -> Any:
-    """The ModelInferResponse; one element for each row. facts: its parameters (`facts_of`)."""
+    """The ModelInferResponse; one element for each row. `facts`: its parameters (`facts_of`)."""
     response = infer_head(served, request_id)
     for name, value in facts.items():
         response.parameters[name].int64_param = value

@@ -47,8 +47,8 @@ def v2_paths(served: ServedModel) -> set[str]:
 
 
 class V2App(Starlette):
-    """The routes under /v2. max_body_bytes: of a compressed body, once it is decompressed; bodies as they are
-    sent are limited by `BodyLimit`.
+    """The routes under /v2. `max_body_bytes`: of a compressed body, once it is decompressed; bodies as they
+    are sent are limited by `BodyLimit`.
 
     Infer paths, which have nearly all the load, skip the router. Paths are matched as they were sent, without
     percent-decoding, as in Triton.
@@ -118,7 +118,7 @@ def _route(method: str, path: str, handler: Callable[[Request], Awaitable[Respon
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """A path that is not there, or not with this method."""
+    """The error for a path that does not exist, or not with this method."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
     return json_reply({"error": HTTPStatus(status).phrase}, status, headers)

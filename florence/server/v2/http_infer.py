@@ -86,7 +86,8 @@ def inference_of(request: Request) -> Inference:
 
 
 def version_of(request: Request) -> str:
-    """The path's version, "" for none. One that is no number is an unknown path, as in Triton."""
+    """The path's version; "" without one. Raises NotFound for one that is not a number, as an unknown path,
+    as in Triton."""
     version: str = request.path_params.get("version", "")
     if version and not (version.isascii() and version.isdecimal()):
         raise NotFound("Not Found")
@@ -113,7 +114,7 @@ async def _infer(request: Request, started: float) -> Response:
 
 
 def _json_size(body: bytes | bytearray, length: str | None) -> int:
-    """Bytes that have to be looked at; packed tensors behind them have not."""
+    """Bytes of JSON, which have to be parsed; packed tensors behind them need not be."""
     return int(length) if length and length.isdecimal() and len(length) < 12 else len(body)
 
 

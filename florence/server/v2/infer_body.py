@@ -35,7 +35,7 @@ from florence.server.v2.tensors import (
 )
 
 TEXT_KEY: Final = "text_output"
-"""Where Triton's text backends put the text of an event; our output is there in the last event only."""
+"""The key of an event's text in Triton's text backends; `OUTPUT` is in the last event only."""
 
 _END: Final = object()
 NO_FACTS: Final[Mapping[str, int]] = MappingProxyType({})
@@ -49,7 +49,8 @@ _HEADER_LENGTH: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 def read_infer_request(served: ServedModel, document: Document, tail: memoryview) -> InferRequest:
-    """The request of both parts of a body. Its pictures are views into the body.
+    """The request in both parts of a body: its JSON, and `tail`, the packed tensors. Its pictures are views
+    into the body.
 
     Takes memory within a small multiple of the body's size. Raises ProtocolError.
     """
@@ -92,8 +93,8 @@ def build_binary_answer(
 
 
 def facts_of(answers: Sequence[OriginalAnswer]) -> dict[str, int]:
-    """What an answer's parameters say of its rows: the seed of their draws, and the tiles of their pictures
-    together; nothing where there are none."""
+    """The parameters of an answer: the seed with which its rows were sampled, and the number of tiles of all
+    its pictures; each is left out where there was no sampling, or no picture was cut."""
     seed, tiles = answers[0].seed, sum(answer.tiles for answer in answers)
     return ({} if seed is None else {"seed": seed}) | ({"tiles": tiles} if tiles > len(answers) else {})
 
@@ -128,9 +129,9 @@ def build_generate_answer(
 def is_token_stream(infer: InferRequest, prompts: AcceptedPrompts) -> bool:
     """Whether a stream of this request gives its text token by token: one row, one beam, a text to answer.
 
-    One beam has to be asked for, or sampling, since the checkpoint's own setting is more. Answers of tiles
-    are merged when all are there. Raises OptionError where several beams are asked for, TaskError for an
-    unknown task.
+    The request must set one beam, or sampling, since the checkpoint's own setting is several beams. Answers
+    of tiles are merged at the end, and can't be streamed. Raises OptionError where several beams are asked
+    for, TaskError for an unknown task.
     """
     options = generation_options(infer.parameters)
     if options.tiled:
@@ -164,9 +165,9 @@ def build_event(content: Mapping[str, Any]) -> bytes:
 def split_body(
     served: ServedModel, body: bytes | bytearray, header_length: str | None
 ) -> tuple[Document, memoryview]:
-    """The body's JSON, not parsed, and the packed tensors behind it; ProtocolError for a wrong length.
+    """The body's JSON, not parsed, and the packed tensors behind it. Raises ProtocolError for a wrong length.
 
-    header_length: bytes of the JSON, as the header Inference-Header-Content-Length says; None: all.
+    `header_length`: bytes of the JSON, as the header Inference-Header-Content-Length says; None: all.
     """
     number = None
     if header_length is not None:
@@ -187,7 +188,7 @@ def split_body(
 
 
 def member(holder: Mapping[str, Any], name: str, kind: type) -> Any:
-    """The member of that name and JSON kind."""
+    """The member of that name and JSON kind. Raises ProtocolError where there is none."""
     if name not in holder:
         raise ProtocolError(
             f"Unable to parse '{name}': attempt to access non-existing object member '{name}'"
@@ -272,7 +273,8 @@ def flatten(data: Sequence[Any]) -> list[Element]:
 
 
 def _wants_binary(served: ServedModel, content: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
-    """Whether the output is to be packed: as it says where it is named, else as the request says."""
+    """Whether the output is to be packed: by its own parameter where `outputs` names it, else by the
+    request's."""
     outputs = optional_member(content, "outputs", list)
     wanted = False
     for output in outputs:

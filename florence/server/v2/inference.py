@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
 
 LEAST_TIMEOUT_US: Final = 1000
-LOADING_RETRY_S: Final = 2.0  # a few of these, and the model is there
+LOADING_RETRY_S: Final = 2.0  # a few of these until the model is loaded
 T = TypeVar("T")
 
 
 class Inference:
-    """A model behind the v2 protocol. timeout_s: limit on the time of a request; served: its name for
-    clients; any_prompt: whether a TASK_PROMPT that is no task is read as it is (FLORENCE_PROMPTS=any);
-    pictures: how they become RGB unless a request says it."""
+    """A model behind the v2 protocol. `timeout_s`: limit on the seconds of a request. `served`: its name for
+    clients. `any_prompt`: whether a TASK_PROMPT that is not a task is a prompt (FLORENCE_PROMPTS=any).
+    `pictures`: how they become RGB in a request that does not say it."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Inference:
         return self.model is not None and self.model.ready
 
     def ready_model(self) -> Florence2:
-        """The model; Closed if it is not loaded or takes no requests."""
+        """The model. Raises Closed if it is not loaded or takes no requests."""
         if self.model is None or not self.model.ready:
             raise Closed("the model is not ready")
         return self.model
@@ -70,11 +70,11 @@ class Inference:
         on_text: OnText | None = None,
         log: Callable[[OriginalAnswer], None] = log_answer,
     ) -> T:
-        """The reply that `build` makes of the rows' answers. on_text: as of `submit`, for a request with
-        one row. log: writes a line for each answer.
+        """The reply that `build` makes from the rows' answers. `on_text`: as in `Florence2.submit`, for a
+        request with one row. `log`: writes a line for each answer.
 
-        The first row that fails ends the request, with its error; the others are cancelled. All are cancelled
-        with the task that waits here.
+        The first row that fails ends the request, with its error; the others are cancelled. If the waiting
+        task is cancelled, all rows are.
         """
         model = self.ready_model()
         parameters = generation_options(infer.parameters).with_seed()
@@ -113,11 +113,11 @@ class Inference:
         return self.served.config(self._adapters())
 
     def _adapters(self) -> list[str]:
-        """Names that a request's `adapter` may say; none while no model is loaded."""
+        """Names that a request's `adapter` may have; empty while no model is loaded."""
         return [] if self.model is None else self.model.adapters
 
     def prompts(self, model: Florence2) -> AcceptedPrompts:
-        """What may stand in a request's TASK_PROMPT."""
+        """What a request's TASK_PROMPT may be."""
         return AcceptedPrompts(model.tasks, self.any_prompt)
 
     def _seconds_for(self, parameters: Mapping[str, Any]) -> float:
@@ -155,9 +155,9 @@ class ModelRepository:
         return self._models.get(name)
 
     def find(self, name: str, version: str = "") -> Inference:
-        """The model of that name and version; version: decimal digits, "" for the latest.
+        """The model of that name and version. `version`: decimal digits, "" for the latest.
 
-        Raises NotFound for an unknown model or version, ProtocolError for a version that is no number.
+        Raises NotFound for an unknown model or version, ProtocolError for a version that is not a number.
         """
         if version:
             parse_version(version)
@@ -182,7 +182,7 @@ class ModelRepository:
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Triton's statistics of one model, or of all where no name is given.
 
-        Raises ProtocolError, as Triton words it for statistics, for an unknown model or version.
+        Raises ProtocolError for an unknown model or version, in Triton's words for statistics.
         """
         if name not in ("", *self._models):
             raise ProtocolError(f"requested model '{name[:200]}' is not available")
@@ -198,7 +198,8 @@ class ModelRepository:
 
 
 def _ask(prompts: AcceptedPrompts, row: Row, index: int, count: int) -> tuple[str | Task, str | None]:
-    """What a row asks the model; a task of the model by its token."""
+    """The task that a row asks, by its token where the model has it, and the text. Raises FlorenceError,
+    naming the row."""
     try:
         task, text = prompts.find(row.task, row.text)
     except FlorenceError as error:
@@ -208,7 +209,7 @@ def _ask(prompts: AcceptedPrompts, row: Row, index: int, count: int) -> tuple[st
 
 def generation_options(parameters: Mapping[str, Any]) -> RequestParameters:
     """The generation options among a request's parameters; others, such as Triton's own, are ignored, and so
-    are a temperature and the like where nothing is drawn: clients send them to any model.
+    are options of sampling without `do_sample`: clients send those to any model.
 
     Raises OptionError for a wrong value.
     """

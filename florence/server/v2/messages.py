@@ -1,5 +1,5 @@
-"""Reads gRPC messages: what is no message of its type, or has more structure than any request, is refused
-before protobuf makes objects of it, which take a hundred times the bytes of an empty one.
+"""Reads gRPC messages. Bytes that are not a message of their type are refused; so is more structure than any
+request has, before protobuf makes objects of it: an empty submessage's takes a hundred times its bytes.
 
 Pure functions on bytes, by protobuf's wire format: https://protobuf.dev/programming-guides/encoding/.
 """
@@ -20,7 +20,7 @@ MOST_BYTES: Final = 2**19
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _Fields = Mapping[int, Any]
-_ELEMENT: Final[_Fields] = MappingProxyType({})  # bytes that stay as they are
+_ELEMENT: Final[_Fields] = MappingProxyType({})  # bytes that are not counted
 _INFER_REQUEST: Final[_Fields] = MappingProxyType(
     # inputs {contents {bytes_contents}}, raw_input_contents
     {5: MappingProxyType({5: MappingProxyType({8: _ELEMENT})}), 7: _ELEMENT}
@@ -28,7 +28,7 @@ _INFER_REQUEST: Final[_Fields] = MappingProxyType(
 
 
 def parse_message(kind: Any, data: bytes) -> Any:
-    """The message of a type in bytes. Raises ProtocolError, TooMuchStructure."""
+    """The message in `data`; `kind`: its class in protobuf. Raises ProtocolError, TooMuchStructure."""
     name = kind.DESCRIPTOR.name
     _Count(name).walk(memoryview(data), _INFER_REQUEST if name == "ModelInferRequest" else _ELEMENT)
     try:
@@ -45,8 +45,8 @@ class _Count:
         self._fields = self._bytes = 0
 
     def walk(self, data: memoryview, inside: _Fields) -> None:
-        """Go over a message's fields, and into those of `inside`. Ends where the message is malformed, which
-        protobuf will find too."""
+        """Go over a message's fields, and into those of `inside`. Stops where the message is malformed, which
+        protobuf will report. Raises TooMuchStructure."""
         position = 0
         while position < len(data):
             tag, position = _varint(data, position)
@@ -78,7 +78,7 @@ class _Count:
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """The number at a position, and the position behind it; the end of the data for a malformed one."""
+    """The number at a position, and the position behind it; 0 and the end of the data for a malformed one."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):

@@ -22,7 +22,7 @@ _LONGEST_VERSION: Final = 18  # digits that fit into Triton's 64-bit integer
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as clients name it. version: a decimal number; max_batch_size: rows of one request.
+    """A model as clients name it. `version`: a decimal number. `max_batch_size`: most rows of one request.
 
     The defaults are those of the Triton deployments that this service replaces.
     """
@@ -32,7 +32,7 @@ class ServedModel:
     max_batch_size: int = 36
 
     def check_version(self, version: str) -> None:
-        """NotFound unless it is this model's version. version: decimal digits, "" for the latest."""
+        """Raises NotFound unless it is this model's version. `version`: decimal digits, "" for the latest."""
         number = parse_version(version or self.version)
         if number != int(self.version):
             raise NotFound(f"Request for unknown model: '{self.name}' version {number} is not found")
@@ -87,7 +87,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def parse_version(version: str) -> int:
-    """The version as a number. Raises ProtocolError unless it is decimal digits, and not too many."""
+    """The version as a number. Raises ProtocolError unless it is 1 to 18 decimal digits."""
     if not (version.isascii() and version.isdecimal()) or len(version) > _LONGEST_VERSION:
         raise ProtocolError(f"failed to get model version from specified version string '{version[:60]}'")
     return int(version)

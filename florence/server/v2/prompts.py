@@ -14,7 +14,7 @@ from florence.types.tasks import INPUT_SLOT, TASKS, Input, Task, TaskTable, prom
 
 @dataclass(frozen=True, slots=True)
 class AcceptedPrompts:
-    """The tasks of a model, and whether another TASK_PROMPT is taken (`anything`)."""
+    """`tasks`: those of a model. `anything`: whether any other TASK_PROMPT is accepted as a prompt."""
 
     tasks: TaskTable
     anything: bool = False
@@ -22,7 +22,7 @@ class AcceptedPrompts:
     def find(self, prompt: str, text: str | None) -> tuple[Task, str | None]:
         """The task that a row asks for, and its text. Raises TaskError.
 
-        Of a prompt that is no task, the answer is its text, under that prompt.
+        A prompt that is not a task becomes one whose token is the prompt, and whose answer is text.
         """
         if self.anything and prompt not in self.tasks:
             return _as_original(prompt, text), None
@@ -34,8 +34,9 @@ class AcceptedPrompts:
 
 
 def _as_original(prompt: str, text: str | None) -> Task:
-    """The prompt, with its text behind it, as Microsoft's processor reads it: word for word, but that it puts
-    the sentence of a built-in task in place of that task's token."""
+    """The prompt, with its text behind it, as Microsoft's processor reads it: word for word, except that a
+    built-in task's token is replaced by that task's sentence. Raises TaskError for a token that must stand
+    alone."""
     sentence = prompt + (text or "")
     for task in TASKS.values():
         if task.input is Input.NONE and task.token in sentence:
@@ -43,4 +44,4 @@ def _as_original(prompt: str, text: str | None) -> Task:
     inside = next((task for task in TASKS.values() if task.token in sentence), None)
     if inside is not None:
         sentence = inside.prompt.replace(INPUT_SLOT, sentence.replace(inside.token, ""))
-    return replace(prompt_task("any"), token=prompt, prompt=sentence)  # it may be blank
+    return replace(prompt_task("any"), token=prompt, prompt=sentence)  # `prompt` may be blank

@@ -36,16 +36,16 @@ class Spans(NamedTuple):
 
 _NAME = "nv_inference_"
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
-_BATCH = "batch."  # before a request's rows
-_FAILURE = "failure."  # before the reason
+_BATCH = "batch."  # prefix of a request's number of rows
+_FAILURE = "failure."  # prefix of the reason
 
 
 class Statistics:
     """Counters of one model. A request counts once, however many rows it has; rows are counted apart.
 
     As in Triton, malformed requests (body, inputs, outputs, options) are not counted, while one with a wrong
-    picture, task or text is a failure: those are checked by the model. tally: holds the counts; those of
-    this process, if none is given.
+    picture, task or text is a failure: those are checked by the model. `tally`: holds the counts; None: a new
+    one of this process.
     """
 
     def __init__(self, served: ServedModel | None = None, tally: Tally | None = None) -> None:
@@ -64,11 +64,11 @@ class Statistics:
         return Counter({reason: counts[_FAILURE + reason] for reason in Reason if counts[_FAILURE + reason]})
 
     def begin(self) -> None:
-        """A well-formed request has come."""
+        """Count a well-formed request as pending."""
         self._tally.add(PENDING, 1)
 
     def succeed(self, rows: int, spans: Spans) -> None:
-        """It is answered."""
+        """Count a pending request of `rows` rows as answered, with its times."""
         self._end()
         self._tally.add("rows", rows)
         self._add_time("success", sum(spans))
@@ -78,7 +78,7 @@ class Statistics:
                 self._add_time(f"{_BATCH}{rows}.{name}", ns)
 
     def fail_for(self, reason: Reason, ns: int) -> None:
-        """It has failed. ns: since it came."""
+        """Count a pending request as failed, `ns` nanoseconds after it came."""
         self._end()
         self._add_time("fail", ns)
         self._tally.add(_FAILURE + reason, 1)
@@ -92,7 +92,7 @@ class Statistics:
         self._tally.add(f"{name}.ns", ns)
 
     def as_dict(self) -> dict[str, Any]:
-        """The model's entry in Triton's statistics. batch_stats are by the rows of a request."""
+        """The model's entry in Triton's statistics. `batch_stats` are by the rows of a request."""
         counts = self._tally.values()
 
         def duration(name: str) -> dict[str, int]:

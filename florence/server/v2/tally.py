@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 HIDDEN: Final = "florence_v2_counts_"
-"""What the names of these metrics begin with; /metrics shows them under Triton's names instead."""
+"""Prefix of these metrics' names; /metrics shows them under Triton's names instead."""
 PENDING: Final = "pending"
-"""What is under way: it goes with its worker. All other counts outlive theirs."""
+"""Requests in progress: this count ends with its worker. All other counts outlive theirs."""
 LATEST: Final = "latest"
-"""The highest of all workers' is told, not the sum."""
+"""When the last request ended: the maximum over workers, not the sum."""
 _MODES: Final[Mapping[str, str]] = {PENDING: "livesum", LATEST: "max"}
 _LABEL: Final = "count"
 
@@ -34,11 +34,11 @@ class Tally:
         self._counts: Counter[str] = Counter()
 
     def add(self, name: str, amount: int) -> None:
-        """So many more."""
+        """Add `amount` to a count."""
         self._counts[name] += amount
 
     def set(self, name: str, value: int) -> None:
-        """It is this now."""
+        """Set a count."""
         self._counts[name] = value
 
     def values(self) -> Counter[str]:
@@ -47,11 +47,11 @@ class Tally:
 
 
 class SharedTally(Tally):
-    """Counts by name of all workers together, where there are any; else of this process."""
+    """Counts by name of all workers together; of this process where there are no workers."""
 
     @cached_property
     def _gauges(self) -> dict[str, Gauge]:
-        """One for each way to add workers up."""
+        """One for each way to combine the workers' values."""
         from prometheus_client import CollectorRegistry
         from prometheus_client import Gauge as NewGauge
 

@@ -31,12 +31,12 @@ Element = str | LongString | bytes | memoryview
 """One element of a tensor: text from JSON, or bytes."""
 
 Columns = Mapping[str, Sequence[Element]]
-"""Each input's elements by its name, as many of each as the request has rows."""
+"""Each input's elements by its name, one for each row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input as it was sent, its datatype and shape not yet checked. data: packed, or its elements."""
+    """One input as it was sent, its datatype and shape not yet checked. `data`: packed, or its elements."""
 
     name: str
     datatype: str
@@ -46,8 +46,8 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture with its task. image: returns the encoded picture's bytes or raises ImageError; slow, so it
-    is called in the model's readers; text: None if absent or blank."""
+    """One picture with its task. `image`: returns the encoded picture's bytes or raises ImageError; slow, so
+    it is called in the model's readers. `text`: None if absent or blank."""
 
     image: Callable[[], bytes]
     task: str
@@ -56,8 +56,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A whole request, its tensors checked but no picture read. id: "" when none was sent; parameters: the
-    request's own, unknown ones included; binary_output: whether the answer's tensor is to be packed."""
+    """A whole request, its tensors checked but no picture read. `id`: "" when none was sent. `parameters`:
+    the request's own, unknown ones included. `binary_output`: whether the answer's tensor is to be packed."""
 
     id: str
     columns: Columns
@@ -70,8 +70,8 @@ class InferRequest:
 
 
 def read_columns(served: ServedModel, tensors: Iterable[Tensor], request_id: str) -> Columns:
-    """The inputs' elements, one for each row. ProtocolError for inputs that don't fit the model or each
-    other."""
+    """The inputs' elements, one for each row. Raises ProtocolError for inputs that don't fit the model or
+    each other."""
     columns: dict[str, Sequence[Element]] = {}
     for tensor in tensors:
         if tensor.name in columns:
@@ -93,7 +93,8 @@ def read_columns(served: ServedModel, tensors: Iterable[Tensor], request_id: str
 
 
 def read_rows(columns: Columns) -> tuple[Row, ...]:
-    """One Row for each element of the inputs. Blank text counts as none: only a whole batch can leave it out.
+    """One Row for each element of the inputs. Blank text counts as none, since a tensor can only be left out
+    for all rows.
 
     Raises ProtocolError for a malformed text; with several rows the message names the row.
     """
@@ -121,7 +122,7 @@ def wrong_kind(name: str, kind: str) -> ProtocolError:
 
 
 def refuse_shared_memory(parameters: Container[str]) -> None:
-    """ProtocolError for a tensor that names a region of shared memory."""
+    """Raises ProtocolError for a tensor that names a region of shared memory."""
     if "shared_memory_region" in parameters:
         raise ProtocolError(
             "there is no shared memory here: send tensors in the request itself, in 'data' or in binary form"
@@ -129,13 +130,14 @@ def refuse_shared_memory(parameters: Container[str]) -> None:
 
 
 def check_name(served: ServedModel, what: Literal["input", "output"], name: str) -> None:
-    """ProtocolError unless the model has an input or output of that name."""
+    """Raises ProtocolError unless the model has an input or output of that name."""
     if name not in (INPUTS if what == "input" else (OUTPUT,)):
         raise ProtocolError(f"unexpected inference {what} '{name[:60]}' for model '{served.name}'")
 
 
 def check_text(text: str, what: str) -> str:
-    """The text; ProtocolError if it is too long or holds a lone surrogate, which UTF-8 can't encode."""
+    """The text. Raises ProtocolError if it is too long or holds a lone surrogate, which UTF-8 can't
+    encode."""
     if len(text) > MAX_TEXT_CHARS:
         raise ProtocolError(f"{what} has {len(text)} characters; at most {MAX_TEXT_CHARS} are allowed")
     try:
@@ -146,7 +148,8 @@ def check_text(text: str, what: str) -> str:
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """The request's parameters; ProtocolError for those that Triton refuses. Their meaning is not checked."""
+    """The request's parameters; what they mean is not checked. Raises ProtocolError for those that Triton
+    refuses."""
     for name, value in parameters.items():
         if name.startswith("triton_") and name not in _TRITON_OPTIONS:
             raise ProtocolError(
@@ -244,7 +247,7 @@ def _row_count(served: ServedModel, shape: Sequence[int], name: str, request_id:
 
 
 def _picture(element: Element) -> bytes:
-    """The encoded picture's bytes. Takes memory within the element's size."""
+    """The encoded picture's bytes. Allocates at most the element's size."""
     return decode_base64(element) if isinstance(element, str | LongString) else decode_picture(element)
 
 

@@ -38,7 +38,7 @@ LARGE = EncodeSizes(16, 48, 1_024, 32, 12, 640)
 """Florence-2-large: the third stage of the tower, in which most of an encode's time goes."""
 
 SMALL = EncodeSizes(2, 18, 96, 32, 12, 70)
-"""Windows that reach beyond the picture, a width that is no power of two, and rows for the products' large
+"""Windows that reach beyond the picture, a width that is not a power of two, and rows for the products' large
 tile."""
 
 

@@ -48,5 +48,5 @@ export function boundsOf(annotation) {
   return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
 }
 
-/** 0.87 -> 87 %; a score that is not known is no text. */
+/** 0.87 -> 87 %; an unknown score gives no text. */
 export const percent = (score) => (score === null || score === undefined ? "" : `${Math.round(100 * score)} %`);

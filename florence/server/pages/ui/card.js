@@ -11,7 +11,7 @@ import { grouped } from "./tasks.js";
 
 const KINDS = ["text", "tags", "json", "boxes", "quads", "polygons", "boxes_or_polygons"];
 
-/** One task of the page. onGround: called with a card and its text, when its phrases are to be found. */
+/** One task of the page. `onGround`: called with a card and its text to find its phrases. */
 export class Card {
   #overlay = new Overlay(() => {});
   #region = new Region();
@@ -72,7 +72,7 @@ export class Card {
     return input === "text" ? { text } : { prompt: text, answer_as: this.#kind.value };
   }
 
-  /** Another picture: the answer is gone. size: null where the browser can't show it. */
+  /** Takes another picture and clears the answer. `size`: null where the browser can't show it. */
   picture({ url, size }) {
     this.#image.src = size === null ? "" : url;
     this.#image.hidden = size === null;
@@ -104,7 +104,7 @@ export class Card {
     this.#answer.replaceChildren(el("p", { class: "error", role: "alert" }, message));
   }
 
-  /** The typed answer of a request; `asked` is that of `code.programs`, original gives the original's JSON. */
+  /** Shows a request's typed answer. `asked`: as in `code.programs`. `original`: gives the original's JSON. */
   show(answer, asked, original) {
     this.clear();
     const annotations = annotationsOf(answer.result);
@@ -113,7 +113,7 @@ export class Card {
     const { curl, python, v2 } = programs(asked);
     const parts = text === null ? itemsView(annotations, this.#overlay) : [textView(text || "(no text)", [], this.#overlay)];
     if (answer.result.kind === "json" && answer.result.error) {
-      parts.push(el("p", { class: "hint" }, `This is no JSON: ${answer.result.error}`));
+      parts.push(el("p", { class: "hint" }, `This is not JSON: ${answer.result.error}`));
     }
     if (this.task.captions && text) parts.push(this.#groundButton(text));
     const code = tabs({

@@ -3,7 +3,7 @@
 const KEY = "FLORENCE_API_KEY";
 
 /**
- * asked: task, fields (text, region, prompt, answer_as and the options), file (the picture's name), origin
+ * `asked`: task, fields (text, region, prompt, answer_as and the options), file (the picture's name), origin
  * (the service's address) and hasKey.
  */
 export function programs(asked) {
@@ -58,7 +58,7 @@ function v2({ task, fields, file, origin, hasKey }) {
   ].join("\n");
 }
 
-/** A request's inputs, but for the picture, and parameters in the v2 protocol; pictures as the typed endpoints
+/** A request's inputs, without the picture, and parameters in the v2 protocol; pictures as the typed endpoints
  * see them, so that both give the same answer. */
 export function v2Request(task, { text, region, prompt, answer_as, ...options }) {
   const inputs = { TASK_PROMPT: task.token ?? prompt };

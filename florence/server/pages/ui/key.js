@@ -1,8 +1,8 @@
-// Asks for an API key. It is handed on and kept nowhere.
+// Asks for an API key, which is returned and not stored.
 
 import { byId } from "./dom.js";
 
-/** A key, or null where the person closes the dialog. again: whether a key was tried that is not known. */
+/** A key, or null where the user closes the dialog. `again`: whether an unknown key was tried. */
 export function askForKey(again) {
   const dialog = byId("key");
   const input = byId("key-value");

@@ -1,4 +1,4 @@
-// The playground: joins the picture, the cards and the options, and asks when it is told to.
+// The playground: joins the picture, the cards and the options, and sends requests on a click or Enter.
 
 import { Asking } from "./asking.js";
 import { Card } from "./card.js";
@@ -22,7 +22,7 @@ const picture = new PictureSource(() => {
   for (const card of cards) card.picture(picture);
 });
 
-/** What the service says of itself, once its model is loaded. */
+/** What the service says about itself, once its model is loaded. */
 async function loaded() {
   for (;;) {
     try {

@@ -11,7 +11,7 @@ const UNSET = "default";
 export class Options {
   #fields = new Map();
 
-  /** document: OpenAPI's; info: what the service says of itself, with the usual values. */
+  /** `document`: OpenAPI's. `info`: the answer of /info, with the defaults. */
   constructor(document, info) {
     const { properties } = document.components.schemas.PlainInput;
     const names = Object.keys(properties).filter((name) => !NOT_OPTIONS.includes(name));

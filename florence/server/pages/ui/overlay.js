@@ -15,7 +15,7 @@ export class Overlay {
   #selected = null;
   #hovered = null;
 
-  /** onActive: told the index of the annotation that is hovered or selected, or null. */
+  /** `onActive`: called with the index of the annotation that is hovered or selected, or null. */
   constructor(onActive) {
     this.onActive = onActive;
     this.elements = [this.#layer, this.#plates];
@@ -40,7 +40,7 @@ export class Overlay {
     this.#update();
   }
 
-  /** Selects an annotation, or takes the selection back. */
+  /** Selects an annotation, or clears the selection. */
   select(index) {
     this.#selected = this.#selected === index ? null : index;
     this.#update();

@@ -10,7 +10,7 @@ const SAMPLES = [
 ];
 
 /** The picture that tasks are asked about: a file, the address at which the page shows it, and its size in
- * pixels, null where the browser can't show its format. onChange: told of each new one. */
+ * pixels, null where the browser can't show its format. `onChange`: called for each new one. */
 export class PictureSource {
   file = null;
   url = null;

@@ -2,7 +2,7 @@
 
 const V2 = "v2/models/florence2";
 
-/** What went wrong, in words for the person at the page. status: HTTP's, 0 where no answer came. */
+/** An error with a message for the user. `status`: HTTP's, 0 where there was no answer. */
 export class ServiceError extends Error {
   constructor(message, status) {
     super(message);
@@ -10,7 +10,7 @@ export class ServiceError extends Error {
   }
 }
 
-/** The service that this page comes from. askForKey: gives a key when one is needed, or null. */
+/** The service that this page comes from. `askForKey`: gives a key when one is needed, or null. */
 export class Service {
   #key = null; // in memory only: gone with the page
   #askForKey;
@@ -33,7 +33,7 @@ export class Service {
     return (await this.#send(path, { method: "POST", body: formOf(fields), signal })).json();
   }
 
-  /** The original's JSON of an answer, over the v2 protocol. inputs: INPUT_IMAGE, TASK_PROMPT and so on. */
+  /** The original's JSON of an answer, over the v2 protocol. `inputs`: INPUT_IMAGE, TASK_PROMPT and so on. */
   async infer(inputs, parameters, signal) {
     const body = {
       inputs: Object.entries(inputs).map(([name, value]) => tensor(name, value)),
@@ -43,7 +43,7 @@ export class Service {
     return JSON.parse((await reply.json()).outputs[0].data[0]);
   }
 
-  /** As `infer`, with the text told piece by piece while it is generated. */
+  /** As `infer`, with the text piece by piece while it is generated. */
   async stream(inputs, parameters, onText, signal) {
     const body = JSON.stringify({ ...inputs, ...parameters });
     const reply = await this.#send(`${V2}/generate_stream`, { method: "POST", body, signal });

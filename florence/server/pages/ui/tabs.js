@@ -1,8 +1,8 @@
-// Tabs of text to copy, by pointer and keyboard as the ARIA practices have them. A text may come later.
+// Tabs of text to copy, by pointer and keyboard as the ARIA practices have them. A text may be a promise.
 
 import { el, serial } from "./dom.js";
 
-/** texts: name -> a function that gives the text, or a promise of it, when its tab is first opened. */
+/** `texts`: name -> a function that gives the text, or a promise of it, when its tab is first opened. */
 export function tabs(texts) {
   const names = Object.keys(texts);
   const known = new Map();
@@ -24,7 +24,7 @@ export function tabs(texts) {
     try {
       text = await known.get(name);
     } catch (error) {
-      known.delete(name); // to be tried again
+      known.delete(name); // so that it is tried again
       text = error.message;
     }
     if (open === index) output.textContent = text;

@@ -48,7 +48,7 @@ export class Task {
     return (GROUPS.find(([, holds]) => holds(this)) ?? [OTHERS])[0];
   }
 
-  /** Whether its answer is a text that is worth to be grounded: a caption. */
+  /** Whether its answer is a text whose phrases can be grounded: a caption. */
   get captions() {
     return !this.isPrompt && this.kind === "text" && this.input === "none" && !this.isReading;
   }
