@@ -57,7 +57,7 @@ def archive_items(name: str, others: Counter[str], *, documents: bool, most: int
     whether PDFs count as pictures. `most`: bytes of a picture; larger ones are not read, and their items
     raise an error.
 
-        Raises `RequestError` for a file that is not an archive or is truncated, after the members before the
+    Raises `RequestError` for a file that is not an archive or is truncated, after the members before the
     fault.
     """
     try:

@@ -55,7 +55,7 @@ class Sizes:
 class TrainingStage:
     """A stretch of training.
 
-        `answers`: questions for each picture; 0 trains only the tower with a plain head. `blur`: width, in bins,
+    `answers`: questions for each picture; 0 trains only the tower with a plain head. `blur`: width, in bins,
     of the Gaussian that replaces a location's target. `head_weight`: weight of the plain head's loss. `rate`:
     learning rate at the start and at the end, linear in between. `word_weight`: weight of tokens that are not
     locations. `rises`: whether the rate warms up from zero, as for a new optimizer. `shares`: relative
