@@ -1,4 +1,4 @@
-"""Prints a result as lines of text, for people or for programs that read text. Knows nothing about
+"""Describes a result as lines of text, for people or for programs that read text. Knows nothing about
 pictures."""
 
 from __future__ import annotations

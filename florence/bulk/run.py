@@ -42,7 +42,7 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One of `count` parts of all pictures; `number` from 1. A picture's part depends on its id or name
-    alone, so that machines agree on it whatever order they list files in."""
+    alone, so that machines agree on it whatever files each of them lists."""
 
     number: int = 1
     count: int = 1

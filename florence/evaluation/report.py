@@ -1,4 +1,4 @@
-"""Prints figures as lines for people, and as JSON.
+"""Formats figures as lines for people, and as JSON.
 
 Knows nothing about how figures are computed.
 """

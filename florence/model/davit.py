@@ -2,9 +2,9 @@
 attention between channels.
 
 Cells are [pictures, height, width, dim] from the stem to the end, so that linear layers, norms and
-convolutions need no transposition; residuals are added by the product before them
-(`kernels/linear.py`). Modules have the names of timm's `DaVit`, against which they are tested. Not covered:
-strides other than 4, 2, 2, 2, and training.
+convolutions need no transposition; residuals are added by the product before them (`kernels/linear.py`).
+Modules have the names of timm's `DaVit`, against which they are tested. Not covered: strides other than 4, 2,
+2, 2, and training.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _PROMPT: Final = "prompt"
 
 
 class Input(StrEnum):
-    """A task's input besides the picture."""
+    """What a task takes besides the picture."""
 
     NONE = "none"
     TEXT = "text"
@@ -40,7 +40,7 @@ AnswerAs = Literal["text", "tags", "json", "boxes", "quads", "polygons", "boxes_
 
 
 class Kind(StrEnum):
-    """The kind of result that a task answers with."""
+    """Which result a task answers with."""
 
     TEXT = "text"
     TAGS = "tags"

@@ -259,7 +259,7 @@ class Runner(StepRunner):
         return self.features.misses - misses
 
     def place_adapters(self, sequences: Sequence[SequenceState]) -> None:
-        """Bring the requests' adapters to the device. Raises `IndexError` where there is no free slot."""
+        """Load the requests' adapters onto the device. Raises `IndexError` where there is no free slot."""
         changed = self.buffers.adapters.enter(sequences)
         if changed and self.backend.capturer is not None:
             log.warning("%s: other layers or ranks than before, steps run uncaptured for now", changed)

@@ -43,8 +43,8 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 def multiply(
     rows: Tensor, row_scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """bfloat16 [rows, outputs] from e4m3 [rows, inner] and [outputs, inner], with the scales of their
-    rows [rows, 1] and [outputs, 1]."""
+    """bfloat16 [rows, outputs] from e4m3 [rows, inner] and [outputs, inner], with the scales of their rows
+    [rows, 1] and [outputs, 1]."""
     if rows.is_cuda:
         return torch._scaled_mm(
             rows,

@@ -115,8 +115,8 @@ class BatchedAdvance:
     def ban(self, logits: Tensor) -> None:
         """Set repeated n-grams, and EOS before the minimum length, to -inf.
 
-        The n-gram rule of transformers' `NoRepeatNGramLogitsProcessor` by suffix matches: where at least
-        n - 1 tokens before position e equal the end of the sequence, the token at e would repeat an n-gram.
+        The n-gram rule of transformers' `NoRepeatNGramLogitsProcessor` by suffix matches: where at least n -
+        1 tokens before position e equal the end of the sequence, the token at e would repeat an n-gram.
         """
         batch, state = self.batch, self.state
         sizes = state.ngram_sizes[batch.slots]

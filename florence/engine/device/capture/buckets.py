@@ -64,8 +64,8 @@ class StepKey:
 
     @property
     def cost(self) -> float:
-        """A step's relative cost: positions of keys and values that it reads, plus an eighth for each
-        score."""
+        """A step's relative cost: positions of keys and values that it reads, an eighth for each attention
+        score, and each row's logits for sampling and for penalties."""
         shape = self.shape
         own = self.rows * shape.length * (1 + shape.beams / 8)
         scores = self.rows * (shape.greedy + _VOCABULARY * (shape.sampled + shape.penalized))

@@ -51,10 +51,10 @@ class CpuAttention:
         """Attention of each request's rows to its slot of the cache.
 
         queries [rows, heads * head_dim], the rows of a request adjacent; keys and values [slots, heads, room,
-        head_dim]; int32 slots [requests], starts [requests + 1] (request i has the rows
-        starts[i]:starts[i + 1]) and lengths [requests] (keys in use, at least 1). Returns [rows, heads *
-        head_dim]; rows that belong to no request are undefined. Raises `ValueError` for shapes or dtypes that
-        don't match, and for indices out of range.
+        head_dim]; int32 slots [requests], starts [requests + 1] (request i has the rows starts[i]:starts[i +
+        1]) and lengths [requests] (keys in use, at least 1). Returns [rows, heads * head_dim]; rows that
+        belong to no request are undefined. Raises `ValueError` for shapes or dtypes that don't match, and for
+        indices out of range.
         """
         groups = lengths.numel()
         if (slots.shape, starts.shape, lengths.shape) != ((groups,), (groups + 1,), (groups,)):
