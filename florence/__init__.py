@@ -9,7 +9,6 @@ Importing this package imports nothing else; `Florence2` brings torch when it is
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "Florence2":
-        collects = gc.isenabled()
-        gc.disable()  # all that is imported stays: Python's collector would go through it again and again
         try:
             from florence.runtime.florence2 import Florence2
         except ModuleNotFoundError as error:
@@ -32,9 +29,7 @@ def __getattr__(name: str) -> Any:
                     "Florence2 is in florence2-server; florence2-client alone has no model"
                 ) from error
             raise
-        finally:
-            if collects:
-                gc.enable()
+
         return Florence2
     if name in ("parse_answer", "read_answers"):
         from florence import answers

@@ -100,8 +100,8 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     checkpoint: str = Field(description="The checkpoint that answered, with its revision where it has one.")
     seed: int | None = Field(
         default=None,
-        description="Of the random draws: the same request with the same seed gets the same answer. null where "
-        "nothing was drawn.",
+        description="Of the random draws: the same request with the same seed gets the same answer. null "
+        "where nothing was drawn.",
     )
     tiles: int = Field(
         default=1,
