@@ -12,9 +12,9 @@ import pytest
 import torch
 from adapters import ROBOFLOW, WEIGHTS, make_adapter, random_config, rename, save_merged
 from goldens import imagenet_normalize, load_float32
+from native import BASE, RULES
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from test_model_witness import BASE, RULES
 from tiny import make_native
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration

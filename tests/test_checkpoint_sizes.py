@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from goldens import load_float32
+from native import make_config, make_timm, native_logits
 from PIL import Image
 from serving import ROOT
-from test_model_davit import make_config, make_timm
-from test_model_witness import native_logits
 from tiny import make_native
 
 from florence import Florence2

@@ -14,20 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from absent_gpu import AbsentMemory, Capture, OnTheDevice, move
 from tiny import make_native
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from florence.checkpoint.config import read_config
 from florence.engine.adapters import EngineAdapter
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.search_state import starts_of
 from florence.engine.device.capture.bucket_steps import BucketSteps
-from florence.engine.device.capture.graphs import CapturedWork, Replay, Work
+from florence.engine.device.capture.graphs import CapturedWork
 from florence.engine.device.encode.encodes import BucketEncodes
-from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.readback import best_of
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
@@ -41,57 +38,6 @@ from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
 PICTURE_TOKENS, SIDE = 5, 64
-
-
-class OnTheDevice(TorchDispatchMode):
-    """Every input and output of an operation is a tensor of the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, result)):
-            if isinstance(leaf, Tensor) and leaf.device.type != "cuda":
-                raise AssertionError(f"{func} has a tensor of the host: {tuple(leaf.shape)}")
-        self.operations.add(str(func))
-        return result
-
-
-class Capture:
-    """Runs work that a CUDA graph would capture, and refuses operations that it could not hold."""
-
-    def __init__(self) -> None:
-        self.captured = 0
-        self.operations: set[str] = set()
-
-    def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
-        # Not in inference mode, in which a composite operation hides those that it consists of.
-        with torch.inference_mode(False), torch.no_grad(), OnTheDevice() as watched:
-            results = work()
-        self.captured += 1
-        self.operations |= watched.operations
-        return lambda: None, results
-
-    def reset(self) -> None:
-        pass
-
-
-class AbsentMemory(DeviceMemory):
-    """Memory of a GPU that isn't there: uploads are fake tensors, and no download arrives."""
-
-    def upload(self, values: Tensor) -> Tensor:
-        return torch.empty(values.shape, dtype=values.dtype, device="cuda")
-
-    def store(self, values: Tensor, buffer: Tensor) -> None:
-        assert values.shape == buffer.shape
-
-    def download(self, values: Tensor) -> Download:
-        def never() -> Tensor:
-            raise AssertionError("the host waits for a copy")
-
-        return never
 
 
 @pytest.fixture(scope="module")
@@ -126,17 +72,6 @@ def runner(config: ModelConfig, request: pytest.FixtureRequest) -> Iterator[Runn
         runner = Runner(model, 4, backend=backend, picture_tokens=PICTURE_TOKENS, decoder_room=40)
         with torch.inference_mode():
             yield runner
-
-
-def move(model: Florence2Model, dtype: torch.dtype) -> None:
-    """Onto the device."""
-    for module in model.modules():
-        for owned in (module._parameters, module._buffers):
-            for name, value in owned.items():
-                if value is not None:
-                    kind = dtype if value.is_floating_point() else value.dtype
-                    moved = torch.empty(value.shape, dtype=kind, device="cuda")
-                    owned[name] = torch.nn.Parameter(moved) if owned is module._parameters else moved
 
 
 def adapter_of(model: Florence2Model, number: int) -> EngineAdapter:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from alone import alone
+from crowds import crowd, engine, ids_alone, request
 from goldens import load_float32
 from shared_pool import SharedPool
 from tiny import make_native
@@ -22,45 +20,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from waiting import wait_until
 
-from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.search_state import RUNNING, starts_of
 from florence.engine.device.capture.bucket_steps import BucketSteps
 from florence.engine.device.capture.graphs import CapturedWork, EagerCapturer, GraphCapturer, Replay, Work
 from florence.engine.device.runner import Runner
-from florence.engine.loop import Engine
-from florence.engine.request import GenerationOptions, Request
 from florence.engine.slots import Slot
 from florence.model.caches import Caches
 from florence.model.chunks import Chunks, run_to_end, with_pauses
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
 
-PICTURE_TOKENS, PROMPT_ROOM, PATIENCE_S = 5, 80, 60
+PICTURE_TOKENS, PATIENCE_S = 5, 60
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
     directory: Path = tmp_path_factory.mktemp("tiny")
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
-
-
-def request(seed: int, *, most: int = 20, least: int = 0, beams: int = 3) -> Request:
-    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    options = GenerationOptions(beams, most, least, 3, True, 1.0)
-    return Request(pixels, (0, *range(10 + seed, 14 + 3 * seed), 2), options)
-
-
-@contextmanager
-def engine(runner: Runner, **limits: Any) -> Iterator[Engine]:
-    room = {"max_new_tokens": runner.sizes.decoder_room, "max_prompt_tokens": PROMPT_ROOM}
-    running = Engine(runner, EngineConfig(**{"max_batch_size": 8, **room, **limits}))
-    yield running
-    running.close()
-
-
-def ids_alone(runner: Runner, asked: Request) -> tuple[int, ...]:
-    return tuple(alone(runner.model, asked, runner.rules).token_ids)
 
 
 def gpu_like(capturer: GraphCapturer | None) -> Backend:
@@ -177,13 +154,6 @@ class Counted(SharedPool):
         if self.captures in self.refused:
             raise RuntimeError("operation not permitted when stream is capturing")
         return super().capture(work)
-
-
-def crowd(count: int) -> list[Request]:
-    """Any number of beams, prompts of any length, short and long answers."""
-    asked = [request(number % 6, beams=1 + number % 8) for number in range(count)]
-    long = (0, *range(10, 10 + 66), 2)
-    return [replace(each, prompt_ids=long) if number % 5 == 0 else each for number, each in enumerate(asked)]
 
 
 @pytest.mark.slow

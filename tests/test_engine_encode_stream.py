@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from crowds import crowd, engine, ids_alone
 from fake_runner import PATIENCE_S, FakeRunner, config, request
 from goldens import load_float32
 from shared_pool import SharedPool
-from test_engine_captured import crowd, engine, ids_alone
 from tiny import make_native
 from torch import Tensor
 from two_views import TwoViews

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from crowds import crowd, ids_alone
 from goldens import load_float32
 from shared_pool import SharedPool
-from test_engine_captured import crowd, ids_alone
 from tiny import make_native
 from two_views import TwoViews
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from absent_gpu import AbsentMemory, move
 from kernel_count import KernelCount
-from test_engine_capture import AbsentMemory, move
 from tiny import make_native
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode

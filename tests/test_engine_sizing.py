@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from absent_gpu import move
 from goldens import imagenet_normalize, load_float32
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_count import KernelCount
-from test_engine_capture import move
 from tiny import make_native
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode

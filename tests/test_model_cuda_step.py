@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("triton", reason="PyTorch's builds for CPUs have no triton")
 
 import torch
+from absent_gpu import AbsentMemory, Capture, move
 from kernel_count import KernelCount
-from test_engine_capture import AbsentMemory, Capture, move
 from tiny import make_native
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -4,53 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm.models.davit import ChannelAttentionV2, DaVit
+from native import make_config, make_timm
 
-from florence.model.config import VisionConfig
 from florence.model.davit import DaViT
 from florence.model.kernels.linear import pack
-
-
-def make_config(window: int = 4, qkv_bias: bool = True) -> VisionConfig:
-    return VisionConfig(
-        dims=(16, 32, 32, 64),
-        depths=(1, 1, 2, 1),
-        heads=(1, 2, 2, 4),
-        groups=(2, 1, 4, 8),  # other than the heads
-        window=window,
-        mlp_ratio=3.0,
-        qkv_bias=qkv_bias,
-        max_positions=50,
-        max_frames=1,
-    )
-
-
-def make_timm(config: VisionConfig) -> DaVit:
-    """timm's tower of the same sizes, with weights drawn wide."""
-    tower = DaVit(
-        embed_dims=config.dims,
-        depths=config.depths,
-        num_heads=config.heads,
-        window_size=config.window,
-        mlp_ratio=config.mlp_ratio,
-        qkv_bias=config.qkv_bias,
-        num_classes=0,
-        global_pool="",
-        down_kernel_size=3,
-        channel_attn_v2=True,
-        named_blocks=True,
-    )
-    for stage, groups in zip(tower.stages, config.groups, strict=True):
-        for module in stage.modules():
-            if isinstance(module, ChannelAttentionV2):
-                module.groups = groups
-    tower.head = torch.nn.Identity()
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for tensor in tower.parameters():
-            scale = tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 0.3
-            tensor.add_(torch.randn_like(tensor) * scale)
-    return tower.eval()
 
 
 @pytest.mark.parametrize("packed", [False, True])

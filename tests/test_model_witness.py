@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from goldens import load_float32
+from native import BASE, RULES, native_logits
 from tiny import make_native
 from transformers import Florence2ForConditionalGeneration
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.beams.reference import TokenRules, generate_alone
+from florence.engine.device.beams.reference import generate_alone
 from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.engine.request import GenerationOptions, Request
@@ -28,44 +29,6 @@ END = 2.5  # so long is the end token's row
 PROMPTS = ((0, 71, 412, 33, 2), (0, 9, 8, 7, 6, 5, 4, 3, 2), (0, 500, 2))
 
 PairOf = Callable[[str], tuple[Florence2ForConditionalGeneration, Florence2Model]]
-RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
-
-# Florence-2-base, with fewer layers of each kind.
-BASE = {
-    "vision_config": {
-        "embed_dim": [128, 256, 512, 1024],
-        "num_heads": [4, 8, 16, 32],
-        "num_groups": [4, 8, 16, 32],
-        "depths": [1, 1, 1, 1],
-        "window_size": 12,
-        "projection_dim": 768,
-    },
-    "text_config": {
-        "vocab_size": 51289,
-        "d_model": 768,
-        **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
-        **{f"{side}_attention_heads": 12 for side in ("encoder", "decoder")},
-        **{f"{side}_ffn_dim": 3072 for side in ("encoder", "decoder")},
-        "max_position_embeddings": 1024,
-    },
-}
-
-
-@torch.inference_mode()
-def native_logits(
-    native: Florence2ForConditionalGeneration, pixels: torch.Tensor, prompt: list[int], forced: list[int]
-) -> torch.Tensor:
-    """Teacher-forced logits of transformers' class for values [1, 3, height, width]."""
-    picture_tokens = 1 + pixels.shape[-1] // 32 * (pixels.shape[-2] // 32)
-    ids = torch.tensor([[native.config.image_token_id] * picture_tokens + prompt])
-    output = native(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=pixels,
-        decoder_input_ids=torch.tensor([forced]),
-    )
-    logits: torch.Tensor = output.logits
-    return logits
 
 
 def random_pixels(size: int, seed: int = 7) -> np.ndarray:
