@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import HELD_BYTES, Job, Running, RunTally, Shard, open_jobs
 from florence.bulk.store import AnsweredTasks
+from florence.cli.bulk import interrupts
 from florence.errors import RequestError, SettingsError
 from florence.types.tasks import TASKS
 
@@ -125,6 +127,35 @@ def test_an_interrupted_run_keeps_what_was_under_way() -> None:
         drained = [job.item.picture for job, _ in running.drain()]
     assert sorted([first.item.picture, *drained]) == sorted(begun)
     assert 2 <= len(begun) < 50
+
+
+@pytest.mark.parametrize("deferred", [True, False], ids=["first", "second"])
+def test_ctrl_c_at_any_moment_ends_a_run(deferred: bool) -> None:
+    """The signal comes while an outcome is on its way. The first one loses no outcome of a request that had
+    begun. A second one may, since it is an exception at any place, but the run ends."""
+    for last in range(200):
+        begun: list[str] = []
+        came: list[str] = []
+
+        def ask(
+            item: PictureItem,
+            questions: Sequence[PictureQuestion],
+            begun: list[str] = begun,
+            last: int = last,
+        ) -> Any:
+            begun.append(item.picture)
+            if len(begun) == 1 + last % 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            return echo(item, questions)
+
+        with Running(jobs(9), ask, concurrency=2) as running:
+            try:
+                with interrupts(running.interrupt) if deferred else nullcontext():
+                    came += (job.item.picture for job, _ in running)
+            except KeyboardInterrupt:
+                came += (job.item.picture for job, _ in running.drain())
+        assert set(came) <= set(begun)
+        assert not deferred or sorted(came) == sorted(begun)
 
 
 def test_there_are_no_more_threads_than_jobs() -> None:

@@ -61,6 +61,9 @@ class Shard:
         return int.from_bytes(digest, "big") % self.count == self.number - 1
 
 
+_Done = tuple[int, Job, Sequence[QuestionOutcome] | BaseException]
+
+
 @dataclass
 class RunTally:
     """Counts of what was not asked. `before`: questions answered by an earlier run. `again`: duplicate
@@ -122,7 +125,7 @@ class Running:
         self._ask, self._ordered = ask, ordered
         self._room = _AHEAD * concurrency
         self._work: SimpleQueue[tuple[int, Job] | None] = SimpleQueue()
-        self._done: SimpleQueue[tuple[int, Job, Sequence[QuestionOutcome] | BaseException]] = SimpleQueue()
+        self._done: SimpleQueue[_Done | None] = SimpleQueue()  # None: an interrupt
         self._under_way = 0  # given to the threads, outcome not taken yet
         self._held = 0  # bytes of the jobs that are given and not yielded yet
         self._early: dict[int, tuple[Job, Sequence[QuestionOutcome]]] = {}  # finished before an earlier one
@@ -140,15 +143,20 @@ class Running:
                 following += 1
                 yield job, outcomes
 
+    def interrupt(self) -> None:
+        """Make the iteration raise KeyboardInterrupt when it next waits for an outcome. For a signal handler:
+        an exception at any other moment could lose the outcome that was just taken."""
+        self._done.put(None)  # the one method of a queue that may interrupt another one
+
     def drain(self) -> Iterator[tuple[Job, Sequence[QuestionOutcome]]]:
-        """Start no more requests, and yield the outcomes of those in flight. Errors other than
+        """Start no more requests, wait for those in flight, and yield their outcomes. Errors other than
         `FlorenceError` are dropped."""
-        self.stop()
+        self._end_threads()
         yield from self._early.values()
-        while self._under_way:
-            _, job, outcomes = self._take()
-            if not isinstance(outcomes, BaseException) and outcomes:
-                yield job, outcomes
+        while not self._done.empty():
+            done = self._done.get()
+            if done is not None and done[2] and not isinstance(done[2], BaseException):
+                yield done[1], done[2]
 
     def stop(self) -> None:
         """Start no more requests."""
@@ -158,11 +166,15 @@ class Running:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._end_threads()
+
+    def _end_threads(self) -> None:
         self.stop()
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # else an interrupt came before its start
+                thread.join()
 
     def _as_they_come(self) -> Iterator[tuple[int, Job, Sequence[QuestionOutcome]]]:
         more = True
@@ -191,19 +203,14 @@ class Running:
             self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
             self._threads[-1].start()
 
-    def _checked(
-        self, done: tuple[int, Job, Sequence[QuestionOutcome] | BaseException]
-    ) -> tuple[int, Job, Sequence[QuestionOutcome]]:
+    def _checked(self, done: _Done | None) -> tuple[int, Job, Sequence[QuestionOutcome]]:
+        if done is None:
+            raise KeyboardInterrupt
         self._under_way -= 1
         number, job, outcomes = done
         if isinstance(outcomes, BaseException):
             raise outcomes
         return number, job, outcomes
-
-    def _take(self) -> tuple[int, Job, Sequence[QuestionOutcome] | BaseException]:
-        taken = self._done.get()
-        self._under_way -= 1
-        return taken
 
     def _serve(self) -> None:
         while (given := self._work.get()) is not None:

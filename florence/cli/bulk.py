@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread, main_thread
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -125,6 +127,26 @@ def read_sources(arguments: argparse.Namespace, questions: tuple[PictureQuestion
     )
 
 
+@contextmanager
+def interrupts(handle: Callable[[], None]) -> Iterator[None]:
+    """A context in which the first Ctrl-C calls `handle`; a second one raises KeyboardInterrupt. A process in
+    which Ctrl-C does something else, or nothing, is left as it is."""
+    plain = signal.default_int_handler
+    if signal.getsignal(signal.SIGINT) is not plain or current_thread() is not main_thread():
+        yield
+        return
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, plain)
+        handle()
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, plain)
+
+
 class _Run:
     """Asks the questions; writes answers to the store and failures to their file."""
 
@@ -144,7 +166,7 @@ class _Run:
             ordered=arguments.ordered,
             stopped=self.stopped,
         )
-        with running, bar:
+        with running, bar, interrupts(running.interrupt):
             try:
                 for job, outcomes in running:
                     self._keep(job, outcomes)
