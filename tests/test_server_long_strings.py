@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from v2 import parse_infer_request
 
 from florence.errors import ProtocolError, TooMuchStructure
-from florence.server.long_strings import LONG, Document, LongString, parse_json
+from florence.server.long_strings import LONG, Document, LongString, parse_json, parsing_cost
+from florence.server.replies import MOST_INLINE
 from florence.server.v2.tensors import read_rows
 
 STRINGS = st.one_of(
@@ -178,3 +179,19 @@ def infer_body(text: bytes) -> bytes:
         for name, value in (("INPUT_IMAGE", "@"), ("TASK_PROMPT", "<OD>"))
     ]
     return json.dumps({"inputs": inputs}).encode().replace(b"@", text)
+
+
+def test_a_picture_in_base64_costs_no_parsing_and_all_else_costs_its_bytes() -> None:
+    """Many strings, a body that would take long to be searched, and one that has to be decoded first."""
+    inputs = [{"name": "INPUT_IMAGE", "data": ["x" * 2**20]}, {"name": "TASK_PROMPT", "data": ["<OD>"]}]
+    picture = json.dumps({"inputs": inputs}).encode()
+    assert parsing_cost(picture) <= MOST_INLINE < len(picture)
+    assert parsing_cost(bytearray(b"{}")) == 2
+    many = json.dumps(["y"] * 2**18)
+    for body in (
+        many.encode(),
+        picture * 5,
+        picture.decode().encode("utf-16"),
+        picture.decode().encode("utf-16-le"),
+    ):
+        assert parsing_cost(body) == len(body)

@@ -27,7 +27,7 @@ from florence.images.headers import FIRST_BYTES, FORMATS, is_picture
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.fetching.urls import MAX_URL_CHARS
 from florence.server.http.bodies import kept_body, read_body
-from florence.server.long_strings import Document, short_strings
+from florence.server.long_strings import Document, parsing_cost, short_strings
 from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop
 from florence.server.typed.forms import MULTIPART, is_alone, read_alone, read_form
@@ -129,7 +129,7 @@ class PictureInput(Described):
                 size = len(fields["image"]) if isinstance(fields.get("image"), str) else 0
                 return await off_loop(size, cls.model_validate, fields)
             body = await read_body(request.receive)
-            return await off_loop(len(body), cls.from_json, body)
+            return await off_loop(parsing_cost(body), cls.from_json, body)
         except (FlorenceError, ValidationError) as error:
             return Refused(error)
         except ClientDisconnect:

@@ -21,6 +21,7 @@ from florence.errors import ClientLeft, NotFound, ProtocolError, UnknownEncoding
 from florence.runtime.streaming import OnText
 from florence.server.events import EVENTS, reply_in_events
 from florence.server.http.bodies import plain_body, read_body
+from florence.server.long_strings import parsing_cost
 from florence.server.outcomes import log_answer
 from florence.server.replies import checkpoint_header, error_reply, json_reply, off_loop, reply_or_error
 from florence.server.v2.compression import ENCODINGS, choose_encoding, compress
@@ -104,7 +105,7 @@ async def _infer(request: Request, started: float) -> Response:
     except UnknownEncoding as error:
         return error_reply(error, {"Accept-Encoding": ENCODINGS})
     length = request.headers.get(HEADER_LENGTH)
-    asked = await off_loop(_json_size(body, length), read_infer_body, inference.served, body, length)
+    asked = await off_loop(_parsing_cost(body, length), read_infer_body, inference.served, body, length)
 
     def log(answer: OriginalAnswer) -> None:
         log_answer(answer, _outcome(request.scope, 200, started) + ": ")
@@ -113,9 +114,9 @@ async def _infer(request: Request, started: float) -> Response:
     return await _as_accepted(reply, request.headers.get("accept-encoding", ""))
 
 
-def _json_size(body: bytes | bytearray, length: str | None) -> int:
-    """Bytes of JSON, which have to be parsed; packed tensors behind them need not be."""
-    return int(length) if length and length.isdecimal() and len(length) < 12 else len(body)
+def _parsing_cost(body: bytes | bytearray, length: str | None) -> int:
+    """Of the JSON; packed tensors behind it are not parsed."""
+    return int(length) if length and length.isdecimal() and len(length) < 12 else parsing_cost(body)
 
 
 async def _as_accepted(reply: Response, accepted: str) -> Response:
@@ -150,7 +151,7 @@ async def _read_generate(request: Request) -> InferRequest:
     if request.headers.get("content-encoding", "identity") not in ("", "identity"):
         raise ProtocolError("Unsupported content-encoding, only 'identity' is supported.")
     body = await read_body(request.receive)
-    return await off_loop(len(body), parse_generate_request, inference.served, body)
+    return await off_loop(parsing_cost(body), parse_generate_request, inference.served, body)
 
 
 async def _generate(
