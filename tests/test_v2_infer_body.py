@@ -148,7 +148,7 @@ REFUSED: list[tuple[Any, str]] = [
     (b'{"inputs":[', "^failed to parse the request JSON buffer: "),
     (body(request()) + b"xxx", "^failed to parse the request JSON buffer: Extra data"),
     (b"\xff\xfe\xff", "^failed to parse the request JSON buffer: "),
-    (b"[" * 50_000, "nested too deeply"),
+    (b"[" * 50_000, "nested in more than 64 levels"),
     (b'{"inputs":[], "x": NaN}', "NaN is not JSON"),
     (b'{"x": ' + b"1" * 5000 + b"}", "^failed to parse the request JSON buffer: "),
     ([], "^failed to parse the request JSON buffer: the document is not an object"),
