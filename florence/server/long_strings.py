@@ -27,7 +27,7 @@ MOST_STRUCTURE: Final = 65_536
 """Bytes outside of strings: a request of 36 rows, written with a line for each value, has a tenth."""
 MOST_STRINGS: Final = 4096
 MOST_NESTED: Final = 64
-"""Levels of objects and lists; a request has five. Functions that go over a value call themselves for each."""
+"""Levels of objects and lists; a request has five. Functions that visit a value call themselves for each."""
 MOST_PARSED: Final = 2 * 2**20
 """Bytes that are given to the parser: 36 rows whose strings all stay just below `LONG` have 1.7 MiB."""
 
