@@ -63,8 +63,8 @@ def middleware_of(
 
     Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
     the health checks; those after it to BentoML's routes only. BentoML's own log and time limit, and
-    `CountRequests`, are outside of all these. For gRPC calls, the counterpart is an interceptor of the server
-    in `v2.grpc_server`.
+    `CountRequests`, are outside of all these. For gRPC calls, the counterpart are the
+    interceptors that `v2.grpc_interceptors` lists.
     """
     budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [

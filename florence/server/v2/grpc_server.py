@@ -21,11 +21,10 @@ from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, ProtocolError, SettingsError
 from florence.server.http.bodies import BodyBudget
 from florence.server.keys import ApiKeys
-from florence.server.observability.request_ids import CallContext
 from florence.server.replies import GRPC_CODES, failure_of, log_failure, off_loop
 from florence.server.tls import Tls
-from florence.server.v2.grpc_about import INFERENCE, Health, StrictMessages, add_about
-from florence.server.v2.grpc_keys import KeyInterceptor
+from florence.server.v2.grpc_about import INFERENCE, Health, add_about
+from florence.server.v2.grpc_interceptors import interceptors_of
 from florence.server.v2.infer_body import NO_FACTS, answer_tensor, facts_of
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.messages import parse_message
@@ -64,7 +63,7 @@ class GrpcServer:
     ) -> None:
         self._tls = tls
         self._server = grpc.aio.server(
-            interceptors=[CallContext(), *([KeyInterceptor(keys)] if keys else []), StrictMessages()],
+            interceptors=interceptors_of(keys),
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
