@@ -20,8 +20,9 @@ import anyio.to_thread
 import bentoml
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from florence.server.http.middleware import HttpMiddleware
 from florence.server.v2.tally import HIDDEN
 
 if TYPE_CHECKING:
@@ -85,19 +86,18 @@ class HttpMetrics:
         return end
 
 
-@dataclass(eq=False)
-class CountRequests:
-    """ASGI middleware: counts HTTP requests, except those for /metrics. `paths`: see `HttpMetrics`."""
+@dataclass(frozen=True)
+class CountRequests(HttpMiddleware):
+    """Counts HTTP requests, except those for /metrics. `paths`: see `HttpMetrics`."""
 
-    app: ASGIApp
     paths: Callable[[], Iterable[str]]
 
     @cached_property
     def _metrics(self) -> HttpMetrics:
         return HttpMetrics(self.paths())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == _NOT_COUNTED:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == _NOT_COUNTED:
             return await self.app(scope, receive, send)
         end = self._metrics.begin(scope["path"])
         status = _TIMED_OUT

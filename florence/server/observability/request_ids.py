@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
+
+from florence.server.http.middleware import HttpMiddleware, with_headers
 
 HEADER: Final = "x-request-id"
 _GIVEN: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -43,21 +45,9 @@ def begin_call(given: str | None) -> str:
     return request_id
 
 
-@dataclass(frozen=True)
-class RequestIds:
-    """ASGI middleware: gives each HTTP request an id, and sends it in the answer's header."""
+class RequestIds(HttpMiddleware):
+    """Gives each HTTP request an id, and sends it in the answer's header."""
 
-    app: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = begin_call(Headers(scope=scope).get(HEADER))
-
-        async def told(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message["headers"], (HEADER.encode(), request_id.encode())]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self.app(scope, receive, told)
+        await self.app(scope, receive, with_headers(send, [(HEADER.encode(), request_id.encode())]))
