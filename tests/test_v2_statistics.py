@@ -18,6 +18,7 @@ from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
 from florence.server.v2.inference import Inference
+from florence.server.v2.model import ServedModel
 from florence.server.v2.statistics import Reason, Spans, Statistics
 
 NO_PICTURE = base64.b64encode(b"no picture").decode()
@@ -128,7 +129,7 @@ def test_a_client_that_leaves_is_counted_and_no_longer_pending(model: FakeModel)
 @given(st.lists(st.tuples(st.integers(1, 36), *[st.integers(0, 10**12)] * 4) | st.sampled_from(Reason)))
 def test_statistics_and_metrics_tell_the_same_story(story: list[Any]) -> None:
     """Whatever happens: sums are kept, the compute counts agree, and Prometheus can read the metrics."""
-    statistics = Statistics()
+    statistics = Statistics(ServedModel())
     answered = [event for event in story if isinstance(event, tuple)]
     for event in story:
         statistics.begin()

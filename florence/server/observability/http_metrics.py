@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from florence.server.http.middleware import HttpMiddleware
-from florence.server.v2.tally import HIDDEN
+from florence.server.v2.tally import DIRECTORY, HIDDEN
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -119,7 +119,7 @@ def scrape() -> bytes:
     from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    directory = os.environ.get(DIRECTORY)
     if not directory:  # no workers: an app inside of another program
         return generate_latest(REGISTRY)
     _forget_the_dead(directory)

@@ -19,7 +19,6 @@ from florence.server.outcomes import await_answers, log_answer, name_row
 from florence.server.v2.model import ServedModel, parse_version
 from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.statistics import Reason, Spans, Statistics
-from florence.server.v2.tally import SharedTally
 from florence.server.v2.tensors import InferRequest, Row, read_rows
 from florence.types.options import OF_SAMPLING, RequestParameters, read_request_parameters
 from florence.types.pictures import Pictures
@@ -50,7 +49,7 @@ class Inference:
         self.served = served or ServedModel()
         self.model: Florence2 | None = None
         self.timeout_s = timeout_s
-        self.statistics = Statistics(self.served, SharedTally())
+        self.statistics = Statistics(self.served)
 
     @property
     def ready(self) -> bool:

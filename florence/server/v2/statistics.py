@@ -44,13 +44,12 @@ class Statistics:
     """Counters of one model. A request counts once, however many rows it has; rows are counted apart.
 
     As in Triton, malformed requests (body, inputs, outputs, options) are not counted, while one with a wrong
-    picture, task or text is a failure: those are checked by the model. `tally`: holds the counts; None: a new
-    one of this process.
+    picture, task or text is a failure: those are checked by the model.
     """
 
-    def __init__(self, served: ServedModel | None = None, tally: Tally | None = None) -> None:
-        self.served = served or ServedModel()
-        self._tally = tally or Tally()
+    def __init__(self, served: ServedModel) -> None:
+        self.served = served
+        self._tally = Tally(served.name)
 
     @property
     def pending(self) -> int:
