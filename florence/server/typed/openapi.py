@@ -26,9 +26,10 @@ from florence.server.http.held import HeldBody
 from florence.server.keys import HELP
 from florence.server.openai.schemas import TAG, chat_paths, chat_schemas
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
+from florence.server.typed.analysis import SUMMARY as ANALYZE_SUMMARY
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
-from florence.server.typed.endpoints import PromptAnswer, output_type
+from florence.server.typed.endpoints import PROMPT_SUMMARY, PromptAnswer, output_type
 from florence.server.typed.examples import PICTURE_PATH, example_answer, example_input, picture_text
 from florence.server.typed.forms import MULTIPART, PICTURE
 from florence.server.typed.inputs import INPUT_TYPES, PromptInput
@@ -153,49 +154,55 @@ _ERROR: Final = {
 }
 
 
-def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    example = _request_example(task)
+def _operation(
+    name: str, summary: str, description: str, body: Mapping[str, Any], responses: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "tags": ["Tasks"],
-        "operationId": task.name if task.token in TASKS else f"tasks_{task.name}",
-        "summary": task.summary,
-        "description": f"Task `{task.token}`. The picture is an upload in multipart/form-data, base64 in "
-        "JSON, or the whole body, with a Content-Type such as `image/jpeg`; then the other fields go into "
-        "the query. `Accept: image/png` asks for the answer drawn on the picture.",
-        "x-florence-task": {"token": task.token, "input": task.input, "kind": task.kind},
-        "requestBody": _body(INPUT_TYPES[task.input], schemas, example),
-        "responses": _responses(schemas[output_type(task.kind)], _answer_example(task), drawn=True),
+        "operationId": name,
+        "summary": summary,
+        "description": description,
+        "requestBody": body,
+        "responses": responses,
     }
+
+
+def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+    operation = _operation(
+        task.name if task.token in TASKS else f"tasks_{task.name}",
+        task.summary,
+        f"Task `{task.token}`. The picture is an upload in multipart/form-data, base64 in JSON, or the whole "
+        "body, with a Content-Type such as `image/jpeg`; then the other fields go into the query. "
+        "`Accept: image/png` asks for the answer drawn on the picture.",
+        _body(INPUT_TYPES[task.input], schemas, _request_example(task)),
+        _responses(schemas[output_type(task.kind)], _answer_example(task), drawn=True),
+    )
+    return {**operation, "x-florence-task": {"token": task.token, "input": task.input, "kind": task.kind}}
 
 
 def _prompt_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    prompt = TASKS.resolve("caption").prompt
-    example = {"image": picture_text(), "prompt": prompt, "answer_as": "text"}
-    return {
-        "tags": ["Tasks"],
-        "operationId": "prompt",
-        "summary": "Answer a custom prompt, which the model reads word for word.",
-        "description": "For fine-tunes with prompts that are no task here. Any tokens may repeat in the "
-        "answer, unless `no_repeat_ngram_size` is sent. An answer that should be JSON and is not has the "
-        "value null, the text, and why.",
-        "requestBody": _body(PromptInput, schemas, example),
-        "responses": _responses(
-            schemas[PromptAnswer], {**_answer_example(TASKS.resolve("caption")), "task": prompt}
-        ),
-    }
+    caption = TASKS.resolve("caption")
+    example = {"image": picture_text(), "prompt": caption.prompt, "answer_as": "text"}
+    return _operation(
+        "prompt",
+        PROMPT_SUMMARY,
+        "For fine-tunes with prompts that are no task here. Any tokens may repeat in the answer, unless "
+        "`no_repeat_ngram_size` is sent. An answer that should be JSON and is not has the value null, the "
+        "text, and why.",
+        _body(PromptInput, schemas, example),
+        _responses(schemas[PromptAnswer], {**_answer_example(caption), "task": caption.prompt}),
+    )
 
 
 def _analyze_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    example = {"image": picture_text(), **example_input("analyze")}
-    return {
-        "tags": ["Tasks"],
-        "operationId": "analyze",
-        "summary": "Answer many tasks on one picture, which is encoded once.",
-        "description": "A task that fails has its error and status in its place; where none could be "
-        "answered, the reply is the first one's error.",
-        "requestBody": _body(AnalyzeInput, schemas, example),
-        "responses": _responses(schemas[AnalyzeAnswer], example_answer("analyze")),
-    }
+    return _operation(
+        "analyze",
+        ANALYZE_SUMMARY,
+        "A task that fails has its error and status in its place; where none could be answered, the reply is "
+        "the first one's error.",
+        _body(AnalyzeInput, schemas, {"image": picture_text(), **example_input("analyze")}),
+        _responses(schemas[AnalyzeAnswer], example_answer("analyze")),
+    )
 
 
 def _info_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,8 +16,9 @@ from starlette.routing import Route
 from florence.errors import Closed, NotFound, TaskError
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.replies import json_reply, reply_or_error
-from florence.server.typed.endpoints import answer_task, explain
+from florence.server.typed.endpoints import answer_task
 from florence.server.typed.inputs import INPUT_TYPES, Refused, bring_picture
+from florence.server.typed.refusals import explain
 from florence.server.v2.inference import Inference
 from florence.types.declared import ways_out
 
@@ -46,7 +46,7 @@ async def _answer(inference: Inference, fetcher: PictureFetcher, request: Reques
     input_type = INPUT_TYPES[task.input]
     sent = await input_type.from_http_request(request, None)
     if isinstance(sent, Refused):
-        raise explain(sent.error, task, input_type) if isinstance(sent.error, ValidationError) else sent.error
+        raise explain(sent.error, input_type, task)
     fields = {name: getattr(sent, name) for name in input_type.model_fields}
     accept = request.headers.get("accept", "")
     timeout_s = await bring_picture(fetcher, fields, inference.timeout_s, request.scope)
