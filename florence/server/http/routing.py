@@ -28,7 +28,6 @@ from florence.server.keys import ApiKeys
 from florence.server.observability.request_ids import RequestIds
 from florence.server.openai.errors import OpenAIErrors, is_openai
 from florence.server.pages.site import Site, is_page
-from florence.server.typed.task_paths import TASK_PATH
 from florence.server.v2.http_app import V2App, is_v2, v2_paths
 from florence.server.v2.inference import ModelRepository
 from florence.server.v2.model import ServedModel
@@ -43,7 +42,7 @@ OPEN_PATHS: Final = frozenset(
 def known_paths(built: Any, apps: Iterable[Starlette], served: ServedModel) -> set[str]:
     """The paths that the service answers: its endpoints, those of `apps`, v2's and BentoML's own."""
     own = {route.path for app in apps for route in app.routes if isinstance(route, Route)}
-    return {*BENTOML_PATHS, TASK_PATH, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
+    return {*BENTOML_PATHS, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
 
 
 def middleware_of(

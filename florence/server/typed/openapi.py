@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -76,7 +75,7 @@ _FAILURES: Final = (  # status, meaning, an example of its message
 )
 
 
-def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
+def about_routes(inference: Inference, max_body_bytes: int) -> list[Route]:
     """The two routes. `max_body_bytes`: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
@@ -89,7 +88,7 @@ def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
         facts = ServiceInfo.model_validate(inference.model.info() | own)
         return json_reply(facts.model_dump(mode="json"))
 
-    return Starlette(routes=[Route("/docs.json", docs), Route("/info", info)])
+    return [Route("/docs.json", docs), Route("/info", info)]
 
 
 def _own_tasks(inference: Inference) -> tuple[Task, ...]:

@@ -1,4 +1,4 @@
-"""`POST /tasks/{name}`: any task that the loaded checkpoint has, its own ones included; a Starlette app.
+"""`POST /tasks/{name}`: any task that the loaded checkpoint has, its own ones included.
 
 BentoML's endpoints are made before a checkpoint is loaded, so tasks that a checkpoint declares have theirs
 here. Input and answer are those of the built-in tasks' endpoints.
@@ -6,9 +6,6 @@ here. Input and answer are those of the built-in tasks' endpoints.
 
 from __future__ import annotations
 
-from typing import Final
-
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -22,16 +19,14 @@ from florence.server.typed.refusals import explain
 from florence.server.v2.inference import Inference
 from florence.types.declared import ways_out
 
-TASK_PATH: Final = "/tasks/{name}"
 
-
-def create_task_app(inference: Inference, fetcher: PictureFetcher) -> Starlette:
-    """The one route. `fetcher`: fetches pictures that are given as URLs."""
+def task_route(inference: Inference, fetcher: PictureFetcher) -> Route:
+    """The route. `fetcher`: fetches pictures that are given as URLs."""
 
     async def task(request: Request) -> Response:
         return await reply_or_error(_answer(inference, fetcher, request))
 
-    return Starlette(routes=[Route(TASK_PATH, task, methods=["POST"])])
+    return Route("/tasks/{name}", task, methods=["POST"])
 
 
 async def _answer(inference: Inference, fetcher: PictureFetcher, request: Request) -> Response:
