@@ -11,7 +11,7 @@ import httpx
 from PIL import Image
 from starlette.applications import Starlette
 
-from florence.server.v2.infer_body import read_infer_request, split_body
+from florence.server.v2 import infer_body
 from florence.server.v2.model import ServedModel
 from florence.server.v2.tensors import InferRequest
 
@@ -34,8 +34,8 @@ PICTURE = encoded(picture())
 
 
 def parse_infer_request(body: bytes, header_length: str | None = None) -> InferRequest:
-    """The request that a body holds, as the route for HTTP reads it; header_length: see `split_body`."""
-    return read_infer_request(SERVED, *split_body(SERVED, body, header_length))
+    """The request that a body holds, as the route for HTTP reads it."""
+    return infer_body.parse_infer_request(SERVED, body, header_length)
 
 
 def send(app: Starlette, method: str, path: str, **options: Any) -> httpx.Response:

@@ -42,7 +42,6 @@ _ESCAPE: Final = 6  # bytes of the longest escape
 _ESCAPES: Final = re.compile(rb"(?:[^\\]|\\u[0-9a-fA-F]{4}|\\[^u])*", re.DOTALL)
 _INSIDE: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _STAND_IN: Final = b"-Infinity"  # not JSON, but Python's parser asks `parse_constant` for its value
-_WRONG: Final = "failed to parse the request JSON buffer: "
 
 
 def parse_json(text: bytes | str, constant: Callable[[str], Any] | None = None) -> Any:
@@ -58,8 +57,7 @@ def parse_json(text: bytes | str, constant: Callable[[str], Any] | None = None) 
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # not UTF-8, or a number of thousands of digits
-        reason = str(error)[:200]
-    raise ProtocolError(_WRONG + reason)
+        raise MalformedJson(str(error)[:200]) from None
 
 
 def parsing_cost(body: bytes | bytearray) -> int:
@@ -108,7 +106,7 @@ class LongString:
             try:
                 part = decoder.decode(piece, final=position == len(text))
             except UnicodeDecodeError as error:
-                raise ProtocolError(_WRONG + str(error)[:200]) from None
+                raise MalformedJson(str(error)[:200]) from None
             yield str(parse_json(f'"{part}"'))
 
 
@@ -175,6 +173,8 @@ class Document:
         try:
             value = parse_json(short, string_or_refuse)
         except MalformedJson as error:
+            if error.position is None:
+                raise
             raise MalformedJson(error.reason, self._place(short, error.position)) from None
         _check_nesting(value)
         return value
@@ -217,7 +217,7 @@ class Document:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ProtocolError(f"{_WRONG}{name} is not JSON")
+    raise MalformedJson(f"{name} is not JSON")
 
 
 def _too_much(reason: str) -> TooMuchStructure:

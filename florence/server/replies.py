@@ -22,7 +22,8 @@ from anyio.lowlevel import RunVar
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from florence.errors import ClientLeft, DeadlineExceeded, FlorenceError, Unavailable
+from florence.errors import ClientLeft, DeadlineExceeded, FlorenceError, Unavailable, UnknownEncoding
+from florence.server.v2.compression import ENCODINGS
 
 logger = logging.getLogger("florence.service")
 
@@ -109,13 +110,15 @@ async def reply_or_error(work: Awaitable[T]) -> T | Response:
 
 
 def error_reply(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
-    """The reply for an error: its status, its message, and Retry-After where another try may help. Logs the
+    """The reply for an error: its status, its message, and the headers that say what may help. Logs the
     error."""
     log_failure(error)
     failure = failure_of(error)
     more = {} if failure.retry_after_s is None else {"Retry-After": str(failure.retry_after_s)}
     if failure.status == 401:
         more["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnknownEncoding):
+        more["Accept-Encoding"] = ENCODINGS
     return json_reply({"error": failure.message}, failure.status, {**(headers or {}), **more})
 
 

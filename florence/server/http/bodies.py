@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,7 +42,10 @@ class Body:
     async def grow(self, size: int) -> None:
         """Take `size` more bytes of the budget; waits until they are free. Raises Overloaded after
         `PATIENCE_S`."""
-        await self.budget.take(self, size)
+        if size > self.budget.free:
+            await self.budget.wait_for(self, size)
+        self.budget.free -= size
+        self.size += size
 
     async def receive(self, receive: Receive) -> Message:
         """The next message with bytes of the body, its last one, or a disconnect. Raises SlowBody where the
@@ -91,15 +96,19 @@ class BodyBudget:
         self.free += body.size
         body.size = 0
         for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+            _wake(waiter)
 
-    async def take(self, body: Body, size: int) -> None:
-        """See `Body.grow`."""
-        if size > self.free:
-            await self._wait_for(body, size)
-        self.free -= size
-        body.size += size
+    @asynccontextmanager
+    async def holding(self, size: int) -> AsyncIterator[None]:
+        """A context that takes the share of a body of `size` bytes which is here already. Raises as
+        `Body.grow`."""
+        body = self.begin()
+        body.arrived = True
+        try:
+            await body.grow(size)
+            yield
+        finally:
+            self.end(body)
 
     def no_room(self) -> Overloaded:
         """The error of a body for which the budget has no room."""
@@ -108,7 +117,8 @@ class BodyBudget:
             "(FLORENCE_BODY_MEMORY_BYTES); send the request again"
         )
 
-    async def _wait_for(self, body: Body, size: int) -> None:
+    async def wait_for(self, body: Body, size: int) -> None:
+        """Wait until `size` bytes are free for the body. Raises Overloaded after `PATIENCE_S`."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(PATIENCE_S):

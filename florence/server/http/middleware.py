@@ -27,12 +27,11 @@ from florence.errors import (
     FlorenceError,
     SlowBody,
     Unauthorized,
-    UnknownEncoding,
 )
 from florence.server.http.bodies import Body, BodyBudget, keep_body, plain_body, read_body
 from florence.server.keys import ApiKeys
 from florence.server.replies import error_reply, json_reply
-from florence.server.v2.compression import ENCODINGS, PIECE
+from florence.server.v2.compression import PIECE
 
 _WITHOUT_MODEL: Final = frozenset(("/", "/docs.json", "/healthz", "/livez", "/metrics", "/v2/health/live"))
 
@@ -179,8 +178,7 @@ class Decompress(HttpMiddleware):
         try:
             plain = await plain_body(scope, await read_body(receive), encoding, self.max_bytes)
         except (FlorenceError, ClientDisconnect) as error:
-            named = {"Accept-Encoding": ENCODINGS} if isinstance(error, UnknownEncoding) else {}
-            return await error_reply(error, named)(scope, receive, send)
+            return await error_reply(error)(scope, receive, send)
         rest, more = memoryview(plain), True
 
         async def pieces() -> Message:

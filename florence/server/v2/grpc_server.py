@@ -199,13 +199,8 @@ class _Calls:
 
     async def model_infer(self, data: bytes) -> Any:
         """The ModelInferResponse to a ModelInferRequest."""
-        message = self._budget.begin()
-        message.arrived = True
-        try:
-            await message.grow(len(data))
+        async with self._budget.holding(len(data)):
             return await self._infer(await off_loop(len(data), parse_message, _INFER, data))
-        finally:
-            self._budget.end(message)
 
     async def _infer(self, request: Any) -> Any:
         inference = self._repository.find(request.model_name, request.model_version)
@@ -254,12 +249,10 @@ class _Calls:
 
     async def _stream_answer(self, data: bytes) -> Any:
         request = _INFER()
-        message = self._budget.begin()
-        message.arrived = True
         try:
-            await message.grow(len(data))
-            request = await off_loop(len(data), parse_message, _INFER, data)
-            response = await self._infer(request)
+            async with self._budget.holding(len(data)):
+                request = await off_loop(len(data), parse_message, _INFER, data)
+                response = await self._infer(request)
             response.parameters["triton_final_response"].bool_param = True
             return service_pb2.ModelStreamInferResponse(infer_response=response)
         except Exception as error:  # noqa: BLE001  (logged and answered)
@@ -269,8 +262,6 @@ class _Calls:
             return service_pb2.ModelStreamInferResponse(  # the stream stays open
                 error_message=_scrub(failure_of(error).message), infer_response=infer_head(served, request.id)
             )
-        finally:
-            self._budget.end(message)
 
 
 def read_infer_request(served: ServedModel, message: Any) -> InferRequest:

@@ -17,14 +17,14 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from florence.answers.answer import OriginalAnswer
-from florence.errors import ClientLeft, NotFound, ProtocolError, UnknownEncoding
+from florence.errors import ClientLeft, NotFound, ProtocolError
 from florence.runtime.streaming import OnText
 from florence.server.events import EVENTS, reply_in_events
 from florence.server.http.bodies import plain_body, read_body
 from florence.server.long_strings import parsing_cost
 from florence.server.outcomes import log_answer
-from florence.server.replies import checkpoint_header, error_reply, json_reply, off_loop, reply_or_error
-from florence.server.v2.compression import ENCODINGS, choose_encoding, compress
+from florence.server.replies import checkpoint_header, json_reply, off_loop, reply_or_error
+from florence.server.v2.compression import choose_encoding, compress
 from florence.server.v2.infer_body import (
     build_binary_answer,
     build_event,
@@ -34,7 +34,7 @@ from florence.server.v2.infer_body import (
     facts_of,
     is_token_stream,
     parse_generate_request,
-    read_infer_body,
+    parse_infer_request,
 )
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.model import ServedModel
@@ -98,14 +98,11 @@ def version_of(request: Request) -> str:
 async def _infer(request: Request, started: float) -> Response:
     inference = inference_of(request)
     inference.ready_model()
-    try:
-        encoding = request.headers.get("content-encoding", "")
-        most: int = request.app.state.max_body_bytes
-        body = await plain_body(request.scope, await read_body(request.receive), encoding, most)
-    except UnknownEncoding as error:
-        return error_reply(error, {"Accept-Encoding": ENCODINGS})
+    encoding = request.headers.get("content-encoding", "")
+    most: int = request.app.state.max_body_bytes
+    body = await plain_body(request.scope, await read_body(request.receive), encoding, most)
     length = request.headers.get(HEADER_LENGTH)
-    asked = await off_loop(_parsing_cost(body, length), read_infer_body, inference.served, body, length)
+    asked = await off_loop(_parsing_cost(body, length), parse_infer_request, inference.served, body, length)
 
     def log(answer: OriginalAnswer) -> None:
         log_answer(answer, _outcome(request.scope, 200, started) + ": ")

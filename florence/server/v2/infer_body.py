@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from florence.answers.answer import OriginalAnswer
-from florence.errors import OptionError, ProtocolError
+from florence.errors import MalformedJson, OptionError, ProtocolError
 from florence.server.long_strings import LONG, Document, LongString
 from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
@@ -48,24 +48,19 @@ _NOT_PARAMETERS = frozenset({"id", "parameters", *INPUTS})
 _HEADER_LENGTH: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
-def read_infer_request(served: ServedModel, document: Document, tail: memoryview) -> InferRequest:
-    """The request in both parts of a body: its JSON, and `tail`, the packed tensors. Its pictures are views
-    into the body.
+def parse_infer_request(
+    served: ServedModel, body: bytes | bytearray, header_length: str | None
+) -> InferRequest:
+    """The request in a body: JSON, and packed tensors behind it. Its pictures are views into the body.
 
-    Takes memory within a small multiple of the body's size. Raises ProtocolError.
+    `header_length`: bytes of the JSON, as the header Inference-Header-Content-Length says; None: all. Takes
+    memory within a small multiple of the body's size. Raises ProtocolError.
     """
-    content = document.parse()
-    if not isinstance(content, dict):
-        raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
-    request_id = check_text(optional_member(content, "id", str), "id")
+    document, tail = _split(served, body, header_length)
+    content, request_id = _object_and_id(document)
     parameters = check_parameters(optional_member(content, "parameters", dict))
     columns = read_columns(served, _tensors(served, member(content, "inputs", list), tail), request_id)
     return InferRequest(request_id, columns, parameters, _wants_binary(served, content, parameters))
-
-
-def read_infer_body(served: ServedModel, body: bytes | bytearray, header_length: str | None) -> InferRequest:
-    """The request of a whole body: `split_body`, then `read_infer_request`."""
-    return read_infer_request(served, *split_body(served, body, header_length))
 
 
 def answer_tensor(rows: int) -> dict[str, Any]:
@@ -109,10 +104,7 @@ def answer_head(served: ServedModel, request_id: str, facts: Mapping[str, int] =
 def parse_generate_request(served: ServedModel, body: bytes | bytearray) -> InferRequest:
     """The request in a body such as {"INPUT_IMAGE": "<base64>", "TASK_PROMPT": "<CAPTION>"}; a list of texts
     makes as many rows. Keys that name no input are parameters. Raises ProtocolError."""
-    content = Document(body).parse()
-    if not isinstance(content, dict):
-        raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
-    request_id = check_text(optional_member(content, "id", str), "id")
+    content, request_id = _object_and_id(Document(body))
     plain = {name: value for name, value in content.items() if name not in _NOT_PARAMETERS}
     parameters = {**optional_member(content, "parameters", dict), **plain}
     columns = read_columns(served, _texts(content), request_id)
@@ -162,13 +154,19 @@ def build_event(content: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
-def split_body(
+def _object_and_id(document: Document) -> tuple[dict[str, Any], str]:
+    """The JSON object of a request, and the request's id; "" without one."""
+    content = document.parse()
+    if not isinstance(content, dict):
+        raise MalformedJson("the document is not an object", 0)
+    return content, check_text(optional_member(content, "id", str), "id")
+
+
+def _split(
     served: ServedModel, body: bytes | bytearray, header_length: str | None
 ) -> tuple[Document, memoryview]:
-    """The body's JSON, not parsed, and the packed tensors behind it. Raises ProtocolError for a wrong length.
-
-    `header_length`: bytes of the JSON, as the header Inference-Header-Content-Length says; None: all.
-    """
+    """The body's JSON, not parsed, and the packed tensors behind it. Raises ProtocolError for a wrong
+    length."""
     number = None
     if header_length is not None:
         number = int(header_length) if _HEADER_LENGTH.fullmatch(header_length) else 0
