@@ -22,6 +22,7 @@ from starlette.routing import Route
 from florence import __version__
 from florence.errors import Closed
 from florence.server.http.held import HeldBody
+from florence.server.json_schemas import JSON, REFERENCE, object_of, reference
 from florence.server.keys import HELP
 from florence.server.openai.schemas import TAG, chat_paths, chat_schemas
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
@@ -38,8 +39,6 @@ from florence.server.v2.inference import Inference
 from florence.types.info import ServiceInfo
 from florence.types.tasks import TASKS, Input, Task
 
-JSON: Final = "application/json"
-_REFERENCE = "#/components/schemas/{model}"
 _FAILURES: Final = (  # status, meaning, an example of its message
     (400, "The request can't be answered as it stands; the message says what to change.", "image is missing"),
     (401, "The service has API keys, and none that it knows was sent.", f"an API key is needed: {HELP}"),
@@ -112,7 +111,7 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
     wanted: list[tuple[Any, JsonSchemaMode]] = [
         (model, "serialization") for model in (*INPUT_TYPES.values(), *types, *others)
     ]
-    references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
+    references, definitions = models_json_schema(wanted, ref_template=REFERENCE)
     schemas = {model: reference for (model, _), reference in references.items()}
     paths = {f"/{task.name}": {"post": _task_operation(task, schemas)} for task in TASKS.values()}
     paths |= {f"/tasks/{task.name}": {"post": _task_operation(task, schemas)} for task in own_tasks}
@@ -146,11 +145,9 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
 
 
 _KEYS: Final = "Needed where the service has API keys (FLORENCE_API_KEYS)."
-_ERROR: Final = {
-    "type": "object",
-    "properties": {"error": {"type": "string", "description": "What went wrong, and what to change."}},
-    "required": ["error"],
-}
+_ERROR: Final = object_of(
+    {"error": {"type": "string", "description": "What went wrong, and what to change."}}
+)
 
 
 def _operation(
@@ -217,7 +214,7 @@ def _info_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
 def _form(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a form: the picture is a file, a list is JSON in one part, and a field is left out rather
     than null."""
-    schema = model.model_json_schema(mode="serialization", ref_template=_REFERENCE)
+    schema = model.model_json_schema(mode="serialization", ref_template=REFERENCE)
     fields = {name: _in_form(each) for name, each in schema["properties"].items()}
     fields["image"] = {"type": "string", "format": "binary", "description": fields["image"]["description"]}
     for name in fields.keys() & example.keys() - {"image"}:
@@ -279,11 +276,10 @@ def _responses(
         good["content"] = {JSON: {"schema": schema} | ({} if example is None else {"example": example})}
     if drawn:
         good["content"][PNG] = {"schema": {"type": "string", "format": "binary"}}
-    reference = {"$ref": _REFERENCE.format(model="Error")}
     failures = {
         str(status): {
             "description": text,
-            "content": {JSON: {"schema": reference, "example": {"error": message}}},
+            "content": {JSON: {"schema": reference("Error"), "example": {"error": message}}},
         }
         for status, text, message in _FAILURES
     }
