@@ -51,7 +51,7 @@ CHECKPOINT_HEADER = "florence-checkpoint"
 MOST_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop longer than a thread's start
 T = TypeVar("T")
 _MOST_PARSERS: Final = 2
-_PARSERS: Final = RunVar[anyio.CapacityLimiter | None]("florence_parsers")
+_PARSERS: Final = RunVar[anyio.CapacityLimiter]("florence_parsers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,16 @@ async def off_loop(size: int, function: Callable[..., T], *args: object) -> T:
     """
     if size <= MOST_INLINE:
         return function(*args)
-    limiter = _PARSERS.get(None)
+    return await anyio.to_thread.run_sync(function, *args, limiter=limiter_in(_PARSERS, _MOST_PARSERS))
+
+
+def limiter_in(held: RunVar[anyio.CapacityLimiter], most: int) -> anyio.CapacityLimiter:
+    """The event loop's limiter that a variable holds; made with the first call, for `most` at a time."""
+    limiter = held.get(None)
     if limiter is None:
-        limiter = anyio.CapacityLimiter(_MOST_PARSERS)
-        _PARSERS.set(limiter)
-    return await anyio.to_thread.run_sync(function, *args, limiter=limiter)
+        limiter = anyio.CapacityLimiter(most)
+        held.set(limiter)
+    return limiter
 
 
 async def reply_or_error(work: Awaitable[T]) -> T | Response:

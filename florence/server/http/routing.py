@@ -69,10 +69,10 @@ def middleware_of(
         Middleware(RequestIds),
         Middleware(Cors, origins=origins),  # a preflight has no key, and no route of its own
         Middleware(OpenAIErrors),
+        Middleware(LargeAnswers),
         *([Middleware(Branch, takes=is_page, branch=site.app)] if site else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
         Middleware(BodyLimit, max_bytes=max_body_bytes, budget=budget),
-        Middleware(LargeAnswers),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
         Middleware(Branch, takes=is_v2, branch=V2App(repository, max_body_bytes)),

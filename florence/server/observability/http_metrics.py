@@ -26,7 +26,7 @@ from florence.server.http.middleware import HttpMiddleware
 from florence.server.v2.tally import DIRECTORY, HIDDEN
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Metric
+    from prometheus_client import Metric
 
 OTHER: Final = "other"
 """The `endpoint` of all requests whose path the service does not have."""
@@ -39,12 +39,12 @@ _ORDER: Final = ("_bucket", "_count", "_sum")  # of a histogram's samples in the
 
 class HttpMetrics:
     """Counts requests under the names and labels of BentoML's own metrics. The `endpoint` is one of `paths`,
-    or `OTHER`, so the number of time series is bounded. `registry`: None: a new one."""
+    or `OTHER`, so the number of time series is bounded."""
 
-    def __init__(self, paths: Iterable[str], registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, paths: Iterable[str]) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-        self.registry = registry or CollectorRegistry()
+        self.registry = CollectorRegistry()
         context = bentoml.server_context
         common = {
             "service_name": context.bento_name,

@@ -6,7 +6,6 @@ Knows nothing about requests or models; a `Tally` holds the counts.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -50,17 +49,6 @@ class Statistics:
     def __init__(self, served: ServedModel) -> None:
         self.served = served
         self._tally = Tally(served.name)
-
-    @property
-    def pending(self) -> int:
-        """Requests that are not answered yet."""
-        return self._tally.values()[PENDING]
-
-    @property
-    def failures(self) -> Counter[Reason]:
-        """Failed requests by their reasons."""
-        counts = self._tally.values()
-        return Counter({reason: counts[_FAILURE + reason] for reason in Reason if counts[_FAILURE + reason]})
 
     def begin(self) -> None:
         """Count a well-formed request as pending."""
