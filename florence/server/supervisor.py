@@ -23,8 +23,6 @@ import bentoml
 
 from florence.server.v2.tally import DIRECTORY
 
-logger = logging.getLogger("florence.service")
-
 FAILED: Final = signal.SIGUSR1
 """The signal from a worker to its supervisor when it can't start: other workers could not either."""
 CHECK_S: Final = 1.0

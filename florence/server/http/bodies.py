@@ -7,9 +7,8 @@ messages; nothing about what a body holds.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,7 +81,7 @@ class BodyBudget:
         self.free = max_bytes
         self.max_bytes = max_bytes
         self._bodies: set[Body] = set()
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._freed = asyncio.Event()
 
     def begin(self) -> Body:
         """Begin a new request's share of the budget; `end` frees it."""
@@ -95,8 +94,7 @@ class BodyBudget:
         self._bodies.discard(body)
         self.free += body.size
         body.size = 0
-        for waiter in self._waiting:
-            _wake(waiter)
+        self._freed.set()
 
     @asynccontextmanager
     async def holding(self, size: int) -> AsyncIterator[None]:
@@ -126,14 +124,9 @@ class BodyBudget:
                     if body.given_up:
                         raise self.no_room()
                     self._give_up_slowest(body, size, loop.time())
-                    waiter: asyncio.Future[None] = loop.create_future()
-                    self._waiting.append(waiter)
-                    again = loop.call_later(YOUNG_S / 4, _wake, waiter)
-                    try:
-                        await waiter
-                    finally:
-                        again.cancel()
-                        self._waiting.remove(waiter)
+                    self._freed.clear()
+                    with suppress(TimeoutError):  # bodies become old enough to be given up
+                        await asyncio.wait_for(self._freed.wait(), YOUNG_S / 4)
         except TimeoutError:
             raise self.no_room() from None
 
@@ -153,11 +146,6 @@ class BodyBudget:
                 return
             each.give_up()
             room += each.size
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def keep_body(scope: Scope, body: Body) -> None:
