@@ -126,7 +126,8 @@ class BodyBudget:
                     self._give_up_slowest(body, size, loop.time())
                     self._freed.clear()
                     with suppress(TimeoutError):  # bodies become old enough to be given up
-                        await asyncio.wait_for(self._freed.wait(), YOUNG_S / 4)
+                        async with asyncio.timeout(YOUNG_S / 4):
+                            await self._freed.wait()
         except TimeoutError:
             raise self.no_room() from None
 
