@@ -12,6 +12,7 @@ from florence.server.typed.v2_schemas import v2_schemas
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
 from florence.server.v2.model import ServedModel
+from florence.server.v2.tensors import InferAnswer
 from florence.types.tasks import TASKS
 
 
@@ -31,9 +32,9 @@ def v2_paths(picture: str, caption: Mapping[str, Any], responses: Responses) -> 
             for name, value in values.items()
         ],
     }
-    answer = build_infer_answer(served, "42", [row])
+    answer = build_infer_answer(InferAnswer(served, "42", [row]))
     infer = v2("Answer a task on a picture, as Triton does.", "InferResponse", answer)
-    generated = build_generate_answer(served, "", [row])
+    generated = build_generate_answer(InferAnswer(served, "", [row]))
     generate = v2("Answer a task on a picture, with one key for each input.", "GenerateResponse", generated)
     stream = v2(
         "The same, its text token by token before it where num_beams is 1 and the task answers in text."

@@ -8,7 +8,7 @@ them. Not covered: loading models, shared memory, trace and log settings, which 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
@@ -17,7 +17,6 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
-from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, ProtocolError, SettingsError
 from florence.server.http.bodies import BodyBudget
 from florence.server.keys import ApiKeys
@@ -25,12 +24,13 @@ from florence.server.replies import GRPC_CODES, failure_of, log_failure, off_loo
 from florence.server.tls import Tls
 from florence.server.v2.grpc_about import INFERENCE, Health, add_about
 from florence.server.v2.grpc_interceptors import interceptors_of
-from florence.server.v2.infer_body import NO_FACTS, answer_tensor, facts_of
+from florence.server.v2.infer_body import answer_tensor
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.messages import parse_message
 from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.tensors import (
     DATATYPES,
+    InferAnswer,
     InferRequest,
     Tensor,
     check_name,
@@ -207,12 +207,7 @@ class _Calls:
         inference.ready_model()
         size = request.ByteSize()
         infer = await off_loop(size, read_infer_request, inference.served, request)
-
-        def respond(answers: Sequence[OriginalAnswer]) -> Any:
-            texts = [answer.text for answer in answers]
-            return infer_response(inference.served, infer.id, texts, facts_of(answers))
-
-        return await inference.answer(infer, respond)
+        return await inference.answer(infer, infer_response)
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Answers in the order of the requests, which are processed concurrently."""
@@ -275,15 +270,13 @@ def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
     return InferRequest(message.id, columns, parameters, binary_output=True)
 
 
-def infer_response(
-    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
-) -> Any:
-    """The ModelInferResponse; one element for each row. `facts`: its parameters (`facts_of`)."""
-    response = infer_head(served, request_id)
-    for name, value in facts.items():
+def infer_response(answer: InferAnswer) -> Any:
+    """The ModelInferResponse; one element for each row."""
+    response = infer_head(answer.served, answer.id)
+    for name, value in answer.facts.items():
         response.parameters[name].int64_param = value
-    response.outputs.add(**answer_tensor(len(texts)))
-    response.raw_output_contents.append(pack(text.encode("ascii") for text in texts))
+    response.outputs.add(**answer_tensor(len(answer.texts)))
+    response.raw_output_contents.append(pack(text.encode("ascii") for text in answer.texts))
     return response
 
 

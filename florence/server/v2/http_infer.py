@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from starlette.requests import Request
@@ -31,14 +31,12 @@ from florence.server.v2.infer_body import (
     build_generate_answer,
     build_infer_answer,
     build_text_event,
-    facts_of,
     is_token_stream,
     parse_generate_request,
     parse_infer_request,
 )
 from florence.server.v2.inference import Inference, ModelRepository
-from florence.server.v2.model import ServedModel
-from florence.server.v2.tensors import InferRequest
+from florence.server.v2.tensors import InferAnswer, InferRequest
 
 logger = logging.getLogger("florence.service")
 
@@ -107,7 +105,8 @@ async def _infer(request: Request, started: float) -> Response:
     def log(answer: OriginalAnswer) -> None:
         log_answer(answer, _outcome(request.scope, 200, started) + ": ")
 
-    reply = await inference.answer(asked, partial(_infer_reply, inference.served, asked), log=log)
+    build = _binary_answer if asked.binary_output else _json_answer
+    reply = await inference.answer(asked, build, log=log)
     return await _as_accepted(reply, request.headers.get("accept-encoding", ""))
 
 
@@ -126,12 +125,13 @@ async def _as_accepted(reply: Response, accepted: str) -> Response:
     return Response(body, reply.status_code, {**headers, "Content-Encoding": encoding})
 
 
-def _infer_reply(served: ServedModel, asked: InferRequest, answers: Sequence[OriginalAnswer]) -> Response:
-    texts, facts = [answer.text for answer in answers], facts_of(answers)
-    headers = checkpoint_header(answers[0].checkpoint)
-    if not asked.binary_output:
-        return json_reply(build_infer_answer(served, asked.id, texts, facts), headers=headers)
-    body, header_length = build_binary_answer(served, asked.id, texts, facts)
+def _json_answer(answer: InferAnswer) -> Response:
+    return json_reply(build_infer_answer(answer), headers=checkpoint_header(answer.checkpoint))
+
+
+def _binary_answer(answer: InferAnswer) -> Response:
+    headers = checkpoint_header(answer.checkpoint)
+    body, header_length = build_binary_answer(answer)
     return Response(body, 200, {HEADER_LENGTH: str(header_length), **headers}, "application/octet-stream")
 
 
@@ -154,14 +154,10 @@ async def _read_generate(request: Request) -> InferRequest:
 async def _generate(
     request: Request, asked: InferRequest, reply: Callable[..., Response], on_text: OnText | None = None
 ) -> Response:
-    inference = inference_of(request)
+    def build(answer: InferAnswer) -> Response:
+        return reply(build_generate_answer(answer), headers=checkpoint_header(answer.checkpoint))
 
-    def build(answers: Sequence[OriginalAnswer]) -> Response:
-        texts = [answer.text for answer in answers]
-        content = build_generate_answer(inference.served, asked.id, texts, facts_of(answers))
-        return reply(content, headers=checkpoint_header(answers[0].checkpoint))
-
-    return await inference.answer(asked, build, on_text=on_text)
+    return await inference_of(request).answer(asked, build, on_text=on_text)
 
 
 def _event_reply(content: dict[str, object], headers: dict[str, str]) -> Response:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from florence.answers.answer import OriginalAnswer
 from florence.errors import MalformedJson, OptionError, ProtocolError
 from florence.server.long_strings import LONG, Document, LongString
 from florence.server.v2.inference import generation_options
@@ -21,6 +20,7 @@ from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.tensors import (
     DATATYPES,
     Element,
+    InferAnswer,
     InferRequest,
     Tensor,
     check_name,
@@ -38,7 +38,6 @@ TEXT_KEY: Final = "text_output"
 """The key of an event's text in Triton's text backends; `OUTPUT` is in the last event only."""
 
 _END: Final = object()
-NO_FACTS: Final[Mapping[str, int]] = MappingProxyType({})
 _KINDS: Mapping[type, str] = MappingProxyType({dict: "object", list: "array", str: "string", bool: "boolean"})
 _ONE_OF: Final = (
     "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
@@ -68,37 +67,18 @@ def answer_tensor(rows: int) -> dict[str, Any]:
     return {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, 1]}
 
 
-def build_infer_answer(
-    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
-) -> dict[str, Any]:
+def build_infer_answer(answer: InferAnswer) -> dict[str, Any]:
     """The answer's JSON object, with one string for each row."""
-    output = {**answer_tensor(len(texts)), "data": list(texts)}
-    return {**answer_head(served, request_id, facts), "outputs": [output]}
+    output = {**answer_tensor(len(answer.texts)), "data": list(answer.texts)}
+    return {**_head(answer), "outputs": [output]}
 
 
-def build_binary_answer(
-    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
-) -> tuple[bytes, int]:
+def build_binary_answer(answer: InferAnswer) -> tuple[bytes, int]:
     """The answer with a packed tensor, and how many bytes of it are its JSON."""
-    packed = pack(text.encode("ascii") for text in texts)
-    output = {**answer_tensor(len(texts)), "parameters": {"binary_data_size": len(packed)}}
-    head = json.dumps({**answer_head(served, request_id, facts), "outputs": [output]}, separators=(",", ":"))
-    text = head.encode("ascii")
-    return text + packed, len(text)
-
-
-def facts_of(answers: Sequence[OriginalAnswer]) -> dict[str, int]:
-    """The parameters of an answer: the seed with which its rows were sampled, and the number of tiles of all
-    its pictures; each is left out where there was no sampling, or no picture was cut."""
-    seed, tiles = answers[0].seed, sum(answer.tiles for answer in answers)
-    return ({} if seed is None else {"seed": seed}) | ({"tiles": tiles} if tiles > len(answers) else {})
-
-
-def answer_head(served: ServedModel, request_id: str, facts: Mapping[str, int] = NO_FACTS) -> dict[str, Any]:
-    """The request's id, if it was sent, the model's name and version, and facts as parameters."""
-    head: dict[str, Any] = {"id": request_id} if request_id else {}
-    told = {"parameters": dict(facts)} if facts else {}
-    return head | {"model_name": served.name, "model_version": served.version} | told
+    packed = pack(text.encode("ascii") for text in answer.texts)
+    output = {**answer_tensor(len(answer.texts)), "parameters": {"binary_data_size": len(packed)}}
+    head = json.dumps({**_head(answer), "outputs": [output]}, separators=(",", ":")).encode("ascii")
+    return head + packed, len(head)
 
 
 def parse_generate_request(served: ServedModel, body: bytes | bytearray) -> InferRequest:
@@ -111,11 +91,10 @@ def parse_generate_request(served: ServedModel, body: bytes | bytearray) -> Infe
     return InferRequest(request_id, columns, check_parameters(parameters))
 
 
-def build_generate_answer(
-    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
-) -> dict[str, Any]:
+def build_generate_answer(answer: InferAnswer) -> dict[str, Any]:
     """The answer's JSON object: a text for one row, a list of texts for more."""
-    return {**answer_head(served, request_id, facts), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
+    texts = answer.texts
+    return {**_head(answer), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
 
 
 def is_token_stream(infer: InferRequest, prompts: AcceptedPrompts) -> bool:
@@ -146,12 +125,19 @@ def is_token_stream(infer: InferRequest, prompts: AcceptedPrompts) -> bool:
 
 def build_text_event(served: ServedModel, request_id: str, text: str) -> bytes:
     """A piece of the answer's text, as one server-sent event."""
-    return build_event({**answer_head(served, request_id), TEXT_KEY: text})
+    return build_event({**_head(InferAnswer(served, request_id, ())), TEXT_KEY: text})
 
 
 def build_event(content: Mapping[str, Any]) -> bytes:
     """The answer as one server-sent event."""
     return b"data: " + json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
+def _head(answer: InferAnswer) -> dict[str, Any]:
+    """The request's id, if it was sent, the model's name and version, and the parameters, if any."""
+    named = {"id": answer.id} if answer.id else {}
+    told = {"parameters": answer.facts} if answer.facts else {}
+    return {**named, "model_name": answer.served.name, "model_version": answer.served.version, **told}
 
 
 def _object_and_id(document: Document) -> tuple[dict[str, Any], str]:
