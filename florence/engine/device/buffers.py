@@ -80,7 +80,7 @@ def uncaptured_work(
 ) -> tuple[Steps, Encodes]:
     """Steps and encodes in the layout that suits the device; nothing is captured yet."""
     memory = backend.memory
-    context = StepContext(model.language, caches, state, backend.attention, backend.search, model.adapters)
+    context = StepContext(model, caches, state, backend.attention, backend.search)
     if backend.capturer is not None:
         shapes, stream = buckets(), backend.encode_stream
         steps = BucketSteps(context, memory, shapes, backend.capturer)

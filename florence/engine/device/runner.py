@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from florence.engine.sequence import SequenceState, Wait
 from florence.engine.slots import SlotAllocator
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
-from florence.model.chunks import Chunks, with_pauses, within, yielding
+from florence.model.chunks import Chunks, within, yielding
 from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
@@ -218,12 +219,15 @@ class Runner(StepRunner):
         yielded.
         """
         chunks, stream = self.encode_chunks(sequences), self.encode_stream
-        if not stream.beside:
-            return with_pauses(chunks, self._wait_for_previous)
-        return yielding(chunks, stream.wait)
+        if stream.beside:
+            return yielding(chunks, stream.wait)
+        return within(chunks, self._one_behind)
 
-    def _wait_for_previous(self) -> None:
-        """Wait until the chunk before the one just launched is done, even if it belongs to another encode."""
+    @contextmanager
+    def _one_behind(self) -> Iterator[None]:
+        """Within this context a chunk is launched. At the end wait until the chunk before it is done, even if
+        that belongs to another encode."""
+        yield
         previous, self._sent = self._sent, self.backend.memory.mark()
         previous()
 

@@ -81,6 +81,5 @@ def _added(linear: Linear, states: Tensor, residual: Tensor) -> Tensor:
     if linear.packed is not None:
         return linear.plus(states, residual)
     residual.view(-1, linear.out_features).addmm_(states.view(-1, linear.in_features), linear.weight.T)
-    if linear.beside is not None:
-        linear.beside.add_to(residual, states)
+    linear.add_adapters(residual, states)
     return residual
