@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from florence.engine.adapters import AdapterSlots
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.reference import TokenRules
 from florence.engine.device.beams.search_state import SearchState
@@ -16,7 +17,6 @@ from florence.engine.device.capture.bucket_steps import BucketSteps
 from florence.engine.device.capture.buckets import Buckets
 from florence.engine.device.encode.encodes import BucketEncodes, Encodes, PlainEncodes
 from florence.engine.device.readback import StepReadback
-from florence.engine.device.residents import Residents
 from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps
 from florence.engine.slots import Slot, SlotAllocator
 from florence.model.caches import Caches, CacheSizes
@@ -29,7 +29,7 @@ class Buffers:
     hold NaN."""
 
     slots: SlotAllocator
-    adapters: Residents
+    adapters: AdapterSlots
     caches: Caches
     state: SearchState
     steps: Steps
@@ -66,7 +66,7 @@ def make_buffers(
         rows=sizes.rows,
         free_host_reads=backend.free_host_reads,
     )
-    adapters = Residents(model.adapters, backend.encode_stream.wait)
+    adapters = AdapterSlots(model.adapters, backend.encode_stream.wait)
     work = uncaptured_work(model, backend, caches, state, buckets)
     return Buffers(SlotAllocator(sizes.slots, sizes.rows), adapters, caches, state, *work)
 

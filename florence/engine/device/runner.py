@@ -264,13 +264,16 @@ class Runner(StepRunner):
 
     def place_adapters(self, sequences: Sequence[SequenceState]) -> None:
         """Load the requests' adapters onto the device. Raises `IndexError` where there is no free slot."""
-        changed = self.buffers.adapters.enter(sequences)
-        if changed and self.backend.capturer is not None:
-            log.warning("%s: other layers or ranks than before, steps run uncaptured for now", changed)
-            buffers, self._stale = self.buffers, True
-            buffers.steps, buffers.encodes = uncaptured_work(
-                self.model, self.backend, buffers.caches, buffers.state, self.buckets
-            )
+        buffers, changed = self.buffers, list[str]()
+        try:
+            buffers.adapters.enter(sequences, changed)
+        finally:
+            if changed and self.backend.capturer is not None:
+                log.warning("%s: other layers or ranks than before, steps run uncaptured for now", changed)
+                self._stale = True
+                buffers.steps, buffers.encodes = uncaptured_work(
+                    self.model, self.backend, buffers.caches, buffers.state, self.buckets
+                )
 
     def _encode_images(self, sequences: Sequence[SequenceState]) -> Chunks[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model], from the feature cache where it has
