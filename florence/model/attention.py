@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from florence.model.caches import Caches
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.linear import Linear
-from florence.model.kernels.precise import bmm_float32
+from florence.model.kernels.plain import additive_mask, product_float32
 from florence.model.language import POSITION_OFFSET, LanguageModel
-from florence.model.masks import additive_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +192,7 @@ class _DenseStep(PlainStep):
         values = caches.self_values[layer, : self._rows, :, : self._length]
         grouped = split_heads(queries, keys.shape[1])[batch.rows_of]
         spread = grouped[batch.request_of].transpose(1, 2)  # [rows, heads, beams, head_dim]
-        scores = bmm_float32(spread.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+        scores = product_float32(spread.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
         scores = scores.view(*spread.shape[:3], -1)  # [rows, heads, beams, length]
         scores = torch.add(self._self_mask[:, None], scores, alpha=keys.shape[-1] ** -0.5)
         highest = self._by_request(scores.amax(-1).transpose(1, 2), self._minus_infinity).amax(1)
@@ -201,7 +200,7 @@ class _DenseStep(PlainStep):
         shifted = scores.sub_(highest[batch.request_of].transpose(1, 2)[..., None])
         weights = shifted.exp_()
         sums = self._by_request(weights.sum(-1).transpose(1, 2), self._zero).sum(1)
-        partial = bmm_float32(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))
+        partial = product_float32(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))
         partial = partial.view(spread.shape).transpose(1, 2).flatten(2)  # [rows, beams, d_model]
         mixed = self._by_request(partial, self._zero).sum(1)  # [requests, beams, d_model]
         mixed = mixed.view(*sums.shape, -1) / sums[..., None]  # [requests, beams, heads, head_dim]

@@ -20,8 +20,8 @@ from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.kernels.linear import Beside, Linear, PackedWeight
+from florence.model.kernels.plain import additive_mask
 from florence.model.keys_values import Cache, KeysValues
-from florence.model.masks import additive_mask
 
 POSITION_OFFSET = 2
 """BART's position table starts with two unused rows."""

@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from florence.model.kernels import onednn
-from florence.model.kernels.activations import activate
 from florence.model.kernels.cpu.products import PanelWeight, make_products
 from florence.model.kernels.fp8 import Fp8Weight
 from florence.model.kernels.int8 import Int8Weight
-from florence.model.kernels.precise import mm_float32
+from florence.model.kernels.plain import activate, product_float32
 
 PackedWeight = onednn.OneDnnWeight | PanelWeight | Int8Weight | Fp8Weight
 """A weight [outputs, inner] and its bias in the layout of a kernel."""
@@ -104,7 +103,7 @@ class Linear(nn.Linear):
         """`self(states)` without bias and activation, in float32 and never rounded to the dtype; None where
         the kernel rounds."""
         if self._padded is not None:
-            total = mm_float32(states.reshape(-1, self.in_features), self._padded.T)
+            total = product_float32(states.reshape(-1, self.in_features), self._padded.T)
             total = total.view(*states.shape[:-1], -1)[..., : self.out_features]
         elif isinstance(self.packed, PanelWeight):
             total = self.packed.sums(states)
