@@ -34,7 +34,7 @@ from florence.engine.device.cuda.find_kernels import (
     load_low_rank,
     load_quantizer,
 )
-from florence.engine.device.encode.encodes import BucketEncodes, PlainEncodes
+from florence.engine.device.encode.encodes import BucketEncodes, Encodes
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
@@ -346,7 +346,7 @@ def without_work() -> Iterator[None]:
             (Florence2Model, "encode_images", tokens),
             (Florence2Model, "encode_images_in_chunks", tokens_in_chunks),
             (BucketEncodes, "_write_cross_kv", nothing),
-            (PlainEncodes, "_write", no_chunks),
+            (Encodes, "_write", no_chunks),
         ):
             stack.enter_context(patch.object(kind, name, instead))
         yield

@@ -15,7 +15,7 @@ from florence.engine.device.beams.reference import TokenRules
 from florence.engine.device.beams.search_state import SearchState
 from florence.engine.device.capture.bucket_steps import BucketSteps
 from florence.engine.device.capture.buckets import Buckets
-from florence.engine.device.encode.encodes import BucketEncodes, Encodes, PlainEncodes
+from florence.engine.device.encode.encodes import BucketEncodes, Encodes
 from florence.engine.device.readback import StepReadback
 from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps
 from florence.engine.slots import Slot, SlotAllocator
@@ -86,7 +86,7 @@ def uncaptured_work(
         steps = BucketSteps(context, memory, shapes, backend.capturer)
         capturer = stream.capturer or backend.capturer
         return steps, BucketEncodes(model, caches, memory, shapes, capturer, backend.encode, stream)
-    encodes = PlainEncodes(model, caches, memory, backend.encode)
+    encodes = Encodes(model, caches, memory, backend.encode)
     if backend.attention.masked:
         return DenseSteps(context, memory), encodes
     return RaggedSteps(context, memory), encodes

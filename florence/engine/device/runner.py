@@ -74,19 +74,13 @@ class Runner(StepRunner):
         rules: TokenRules | None = None,
         ordered: range | None = None,
     ) -> None:
-        text, generation = model.config.text, model.config.generation
-        rows = max(MAX_BEAMS, slots * generation.num_beams)
+        room = model.config.text.max_positions
+        rows = max(MAX_BEAMS, slots * model.config.generation.num_beams)
         self.model = model
         self.backend = backend or Backend()
         self.features = FeatureCache(feature_bytes)
-        self.rules = rules or TokenRules(
-            start_id=text.start_id,
-            eos_id=text.eos_id,
-            forced_bos_id=generation.forced_bos_id,
-            forced_eos_id=generation.forced_eos_id,
-            ordered=ordered,
-        )
-        room, encoder_room = text.max_positions, encoder_room or text.max_positions
+        self.rules = rules or TokenRules.of(model.config, ordered)
+        encoder_room = encoder_room or room
         if self.backend.capturer is not None:
             encoder_room = min(aligned(encoder_room), room)
         self.sizes = CacheSizes(slots, rows, encoder_room, decoder_room or room)
