@@ -21,7 +21,7 @@ from florence.images.decode import inspect
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize, memory_to_read
 from florence.readers.budget import DecodeBudget
-from florence.readers.process import ProcessLimits
+from florence.readers.wire import ProcessLimits
 from florence.readers.processes import ProcessReaders
 
 MIB = 2**20

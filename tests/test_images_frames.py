@@ -16,7 +16,7 @@ from florence.images.decode import MOST_PASSES, inspect, open_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
 from florence.images.seen import View
-from florence.readers.process import ProcessLimits
+from florence.readers.wire import ProcessLimits
 from florence.readers.processes import ProcessReaders
 
 FRAMES = 4

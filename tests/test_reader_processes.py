@@ -29,7 +29,7 @@ from florence.errors import EngineError, ImageError, ImageTooLarge
 from florence.images.preprocess import InputSize
 from florence.readers.memory import PixelMemory
 from florence.readers.picture import ReadPicture
-from florence.readers.process import ProcessLimits
+from florence.readers.wire import ProcessLimits
 from florence.readers.processes import ProcessReaders
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,9 +15,10 @@ from pathlib import PurePosixPath
 from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
 from typing import IO, Final, Self
 
-from florence.bulk.items import PictureItem, too_large
+from florence.bulk.items import PictureItem
 from florence.bulk.remote import open_file
 from florence.errors import RequestError
+from florence.images.files import too_large
 from florence.images.headers import FIRST_BYTES, is_picture
 from florence.images.pdf import is_pdf
 
