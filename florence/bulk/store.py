@@ -81,10 +81,7 @@ class Store:
 
     def add(self, item: PictureItem, question: PictureQuestion, answer: TaskAnswer[Any]) -> None:
         """Store an answer. Once this returns, the answer survives if the process is killed."""
-        adapter = question.options.get("adapter")
-        self.add_line(
-            answer_line(item.picture, question.text, question.region, answer, id=item.id, adapter=adapter)
-        )
+        self.add_line(answer_line(item, question, answer))
 
     def add_line(self, line: str) -> None:
         """Store a line made by `answer_line`."""

@@ -187,7 +187,7 @@ class _Run:
         for question, outcome in zip(job.questions, outcomes, strict=True):
             if isinstance(outcome, FlorenceError):
                 if failures:
-                    self._failures.add(job.item.picture, question.task.token, outcome, job.item.id)
+                    self._failures.add(job.item, question, outcome)
             else:
                 self._store.add(job.item, question, outcome)
                 self._made += 1
