@@ -14,10 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from PIL import Image
+
 from florence.bulk.question import PictureQuestion
 from florence.errors import ImageError, MissingLibrary, RequestError, quote
+from florence.images.decode import open_image
 from florence.images.files import read_file, read_most
-from florence.images.limits import DEFAULT_LIMITS
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.seen import View
 
 _PLACE: Final = re.compile(r"(?s)(.+)#(page|frame)=([1-9][0-9]{0,5})")
 _PAGES: Final = re.compile(r"([1-9][0-9]{0,5})(-)?([1-9][0-9]{0,5})?")
@@ -68,6 +72,10 @@ class PictureItem:
             raise
         except Exception as error:  # storage libraries raise errors of their own types
             raise ImageError(f"the picture {self.picture!r} can't be read: {error}") from error
+
+    def image(self, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+        """The picture as it is seen, RGB; of the page or frame. Raises `ImageError` and `ImageTooLarge`."""
+        return open_image(self.read(limits.max_bytes), limits, View(frame=self.frame, page=self.page))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from florence.answers.columns import SUFFIX, load_pyarrow
 from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_line, is_unicode, key_of, name_of, read_rows
-from florence.bulk.parquet import SUFFIX, append_file, lines_beside, load_pyarrow, read_keys, write_part
+from florence.bulk.parquet import append_file, lines_beside, read_keys, write_part
 from florence.bulk.question import PictureQuestion, TaskKey
 from florence.errors import RequestError
 from florence.types.answer import TaskAnswer

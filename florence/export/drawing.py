@@ -15,7 +15,7 @@ from typing import Final
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from florence.errors import ImageError, RequestError, quote
-from florence.export.annotation import Annotation
+from florence.export.annotation import Annotation, Drawable
 from florence.export.coco import UNNAMED, category_name
 from florence.export.plates import Rectangle, lay_out
 from florence.images.decode import load_image
@@ -127,6 +127,16 @@ class Drawing:
             unnamed = name == UNNAMED and name not in known
             found.append(PALETTE[number % len(PALETTE)] if unnamed else _rgb(known[name]))
         return found
+
+
+def check_size(picture: Image.Image, answer: Drawable) -> None:
+    """Raises `ImageError` where the answer is about a picture of another size."""
+    if answer.pixel_size is not None and picture.size != answer.pixel_size:
+        width, height = answer.pixel_size
+        raise ImageError(
+            f"the answer is about a picture of {width}x{height} pixels; this one has "
+            f"{picture.width}x{picture.height}"
+        )
 
 
 def _rgb(colour: Colour) -> Channels:
