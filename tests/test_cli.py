@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable
 from importlib import import_module
@@ -18,7 +19,7 @@ from PIL import Image
 from serving import ROOT, STOP_S, Server, free_port
 
 from florence import __version__
-from florence.cli import main, serving
+from florence.cli import main
 from florence.cli.serving import home_of
 from florence.errors import FlorenceError
 from florence.model.kernels.cpu.kept import cache_folders
@@ -179,7 +180,7 @@ def test_without_a_cache_a_service_has_one_temporary_folder_a_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
     """The same at each start, so starts leave no more than one; only this user may read and write it."""
-    monkeypatch.setattr(serving.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.chdir("/proc")  # where a path that is not absolute would fail, too
     if cache == "read-only":  # as if it had been made before the root became read-only
         monkeypatch.setattr(os, "access", lambda *_: False)
@@ -211,7 +212,7 @@ def test_a_temporary_folder_that_others_may_write_is_refused(
 ) -> None:
     """As another user could have made it in /tmp: the message names it and the way out. `None`: it belongs
     to another user."""
-    monkeypatch.setattr(serving.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     home = home_of(8000)
     if change is None:
@@ -225,7 +226,7 @@ def test_a_temporary_folder_that_others_may_write_is_refused(
 
 def test_without_any_folder_serve_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cache, and nowhere to put temporary files."""
-    monkeypatch.setattr(serving.tempfile, "gettempdir", lambda: "/proc/nowhere")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/proc/nowhere")
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     with pytest.raises(FlorenceError, match="BENTOML_HOME"):
         home_of(8000)
