@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable
 from importlib import import_module
@@ -20,8 +18,6 @@ from serving import ROOT, STOP_S, Server, free_port
 
 from florence import __version__
 from florence.cli import main
-from florence.cli.serving import home_of
-from florence.errors import FlorenceError
 from florence.model.kernels.cpu.kept import cache_folders
 from florence.types.tasks import TASKS, Input
 
@@ -149,87 +145,6 @@ def test_the_bundled_checkpoint_here_and_a_picture_from_stdin(
     out = tmp_path / "r.jsonl"
     assert florence("bulk", PICTURE, "--task", "caption", "--out", out, "--num-beams", "1")[0] == 0
     assert json.loads(out.read_text())["result"]["kind"] == "text"
-
-
-@pytest.mark.parametrize(("port", "setting"), [("--port", "--port"), ("grpc", "FLORENCE_GRPC_PORT")])
-def test_serve_says_that_a_port_is_taken(
-    florence: Run, monkeypatch: pytest.MonkeyPatch, port: str, setting: str
-) -> None:
-    """In one line, before the model is loaded."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        taken, free = str(other.getsockname()[1]), str(free_port())
-        monkeypatch.setenv("FLORENCE_GRPC_PORT", taken if port == "grpc" else "0")
-        status, out, err = florence("serve", "--port", free if port == "grpc" else taken)
-    assert (status, out) == (1, "")
-    assert err == (
-        f"florence: port {taken} of 127.0.0.1 is in use by another program; choose one by {setting}\n"
-    )
-
-
-def test_services_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for each port, in the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert home_of(8000) == home_of(8000) != home_of(8001)
-    assert home_of(8000).is_relative_to(tmp_path)
-
-
-@pytest.mark.parametrize("cache", ["/proc/nowhere", "not/absolute", "read-only"])
-def test_without_a_cache_a_service_has_one_temporary_folder_a_port(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
-) -> None:
-    """The same at each start, so starts leave no more than one; only this user may read and write it."""
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.chdir("/proc")  # where a path that is not absolute would fail, too
-    if cache == "read-only":  # as if it had been made before the root became read-only
-        monkeypatch.setattr(os, "access", lambda *_: False)
-        cache = str(tmp_path / "cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", cache)
-    first = home_of(8000)
-    assert home_of(8000) == first != home_of(8001)
-    assert first.parent == tmp_path
-    assert first.stat().st_mode & 0o777 == 0o700
-
-
-def is_link(home: Path) -> None:
-    home.rename(home.with_name("elsewhere"))
-    home.symlink_to(home.with_name("elsewhere"))
-
-
-def is_file(home: Path) -> None:
-    home.rmdir()
-    home.write_text("")
-
-
-def is_shared(home: Path) -> None:
-    home.chmod(0o770)
-
-
-@pytest.mark.parametrize("change", [is_link, is_file, is_shared, None])
-def test_a_temporary_folder_that_others_may_write_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None] | None
-) -> None:
-    """As another user could have made it in /tmp: the message names it and the way out. `None`: it belongs
-    to another user."""
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    home = home_of(8000)
-    if change is None:
-        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-        home.rename(home.with_name(f"florence-bentoml-{os.geteuid()}-8000"))
-    else:
-        change(home)
-    with pytest.raises(FlorenceError, match=r"florence-bentoml-\d+-8000.*BENTOML_HOME"):
-        home_of(8000)
-
-
-def test_without_any_folder_serve_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cache, and nowhere to put temporary files."""
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/proc/nowhere")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    with pytest.raises(FlorenceError, match="BENTOML_HOME"):
-        home_of(8000)
 
 
 def test_without_the_server_package_it_is_said_what_is_missing(

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from florence.errors import FlorenceError
 
@@ -27,39 +27,54 @@ def serve(arguments: argparse.Namespace) -> NoReturn:
     if arguments.model:
         os.environ["FLORENCE_MODEL"] = arguments.model
     settings = read_settings()
-    check_free(host, port, "--port")
+    check_free(host, port, "--host", "--port")
     if settings.grpc_port:
-        check_free(settings.grpc_host or host, settings.grpc_port, "FLORENCE_GRPC_PORT")
-    os.environ.setdefault("BENTOML_HOME", str(home_of(port)))
+        of_host = "FLORENCE_GRPC_HOST" if settings.grpc_host else "--host"
+        check_free(settings.grpc_host or host, settings.grpc_port, of_host, "FLORENCE_GRPC_PORT")
+    os.environ["BENTOML_HOME"] = str(home_of(port))
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
     os.execv(sys.executable, command)
 
 
-def check_free(host: str, port: int, setting: str) -> None:
-    """Raises FlorenceError where another program listens on the port; the server would fail later, with a
-    traceback.
+def check_free(host: str, port: int, of_host: str, of_port: str) -> None:
+    """Raises FlorenceError where the port can't be listened on, for instance as another program does; the
+    server would fail later, with a traceback.
 
-    `setting`: what sets the port, for the message.
+    `of_host`, `of_port`: what sets them, for the message.
     """
-    for family, kind, _, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise FlorenceError(f"{of_host}: there is no address {host!r} ({error})") from error
+    failed = [failure for each in found if (failure := _failure(each[0], each[1], each[4]))]
+    if any(failure.errno == errno.EADDRINUSE for failure in failed):
+        raise FlorenceError(f"port {port} of {host} is in use by another program; choose one by {of_port}")
+    if len(failed) == len(found):  # of a name with several addresses, the system may lack some
+        told = f"can't listen on port {port} of {host}: {failed[0].strerror}"
+        settings = " and ".join(dict.fromkeys((of_host, of_port)))
+        raise FlorenceError(f"{told}; choose others by {settings}") from failed[0]
+
+
+def _failure(family: int, kind: int, address: Any) -> OSError | None:
+    """Why a socket of this kind can't be bound to the address; None: it can."""
+    try:
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-            try:
-                probe.bind(address)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise FlorenceError(
-                        f"port {port} of {host} is in use by another program; choose one by {setting}"
-                    ) from error
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None
 
 
 def home_of(port: int) -> Path:
     """BentoML's home directory for a service on a port. Services must not share one: each clears the metrics
     in it when it starts.
 
-    It is in the user's cache or, where that can't be written, in the folder for temporary files. Raises
-    FlorenceError where neither can be had.
+    It is BENTOML_HOME where that is set; else in the user's cache or, where that can't be written, in the
+    folder for temporary files. Raises FlorenceError where it can't be written.
     """
+    if named := os.environ.get("BENTOML_HOME"):
+        return _named_home(named)
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         home = cache / "florence" / f"bentoml-{port}"
@@ -75,6 +90,15 @@ def home_of(port: int) -> Path:
         raise FlorenceError(
             f"there is no folder to work in ({error}); name one that can be written by BENTOML_HOME"
         ) from error
+
+
+def _named_home(named: str) -> Path:
+    home = Path(os.path.expandvars(os.path.expanduser(named)))  # noqa: PTH111 - as BentoML does
+    with suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+    if not os.access(home, os.R_OK | os.W_OK | os.X_OK) or not home.is_dir():
+        raise FlorenceError(f"BENTOML_HOME: {home} is not a folder that can be written; name another one")
+    return home
 
 
 def _temporary_home(port: int) -> Path:

@@ -12,7 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import bentoml
@@ -22,7 +23,7 @@ from starlette.routing import Route
 from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
-from florence.errors import Closed, EngineError, FlorenceError
+from florence.errors import Closed, EngineError, FlorenceError, SettingsError, words_of
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.garbage import collect_rarely, collect_while_cheap, set_aside
 from florence.server.gpus import count_gpus
@@ -56,7 +57,7 @@ from florence.server.typed.openapi import create_about_app
 from florence.server.typed.task_paths import create_task_app
 from florence.server.v2.http_app import infer_paths
 from florence.server.v2.inference import Inference, ModelRepository
-from florence.settings import Settings, read_settings
+from florence.settings import PREFIX, Settings, read_settings
 from florence.types.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -80,15 +81,29 @@ def fetch_checkpoint(settings: Settings) -> None:
     from florence.checkpoint.adapter_list import adapters_of_settings, list_adapters
     from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 
-    try:
+    with _named(settings, "model", "revision", "base"):
         resolve_checkpoint(settings.model, settings.revision, settings.base)
+    with _named(settings, "adapter"):
         if settings.adapter:
             resolve_adapter(settings.adapter)
+    with _named(settings, "adapters", "adapters_file"):
         if sources := adapters_of_settings(settings.adapters, settings.adapters_file):
             for source in list_adapters(sources, settings.max_adapters).values():
                 resolve_adapter(source)
-    except FlorenceError as error:
+
+
+@contextmanager
+def _named(settings: Settings, *names: str) -> Iterator[None]:
+    """A context that ends the process where something that these settings name can't be had: its message
+    begins with those of them that are set."""
+    try:
+        yield
+    except SettingsError as error:  # it names the setting itself
         sys.exit(f"florence: {error}")
+    except (FlorenceError, OSError) as error:
+        values = {name: getattr(settings, name) for name in names}
+        told = ", ".join(f"{PREFIX}{name.upper()}={value}" for name, value in values.items() if value)
+        sys.exit(f"florence: {told[:300]}: {words_of(error)}")
 
 
 def load_model(settings: Settings, device: str, observer: Observer) -> Florence2:
@@ -165,8 +180,10 @@ class TaskService:
         try:
             self._load()
         except Exception as error:
-            foreseen = isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
-            logger.error("can't serve %s: %s", self.settings.model, error, exc_info=not foreseen)
+            known = isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
+            about_file = isinstance(error, OSError) and error.filename is not None
+            told = "can't serve %s: %s"
+            logger.error(told, self.settings.model, words_of(error), exc_info=not (known or about_file))
             end_serving()
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's types are not exported

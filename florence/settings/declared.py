@@ -22,12 +22,14 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from florence.engine.config import CpuKernels, CudaKernels, EncodeStreamChoice, EngineConfig
-from florence.errors import SettingsError
+from florence.errors import SettingsError, quote
 from florence.images.limits import ImageLimits
 from florence.images.tiles import MOST_TILES
 from florence.settings.names import PREFIX, explain
 from florence.types.pictures import Pictures
 from florence.types.precision import Precision
+
+_ORIGIN = re.compile(r"(\*|null|[a-z][a-z0-9+.-]*://([^\s/?#*@:\[\]]+|\[[0-9a-f:.]+\])(:\d+)?/?)?")
 
 MIB = 1024 * 1024
 
@@ -246,6 +248,17 @@ class Settings(BaseSettings):
         if not _DEVICES.fullmatch(device):
             raise ValueError("must be auto, cpu, cuda, cuda:<n> or a list such as cuda:0,cuda:1")
         return device
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _whole_origins(cls, origins: str | None) -> str | None:
+        """Refuse what is never equal to a browser's Origin header, such as a name without https://."""
+        for origin in (origins or "").lower().split(","):
+            if not _ORIGIN.fullmatch(origin.strip()):
+                raise ValueError(
+                    f"{quote(origin.strip())} is not an origin; one is https://a.example:8443, or *"
+                )
+        return origins and origins.lower()
 
     @field_validator("grpc_port", mode="before")
     @classmethod
