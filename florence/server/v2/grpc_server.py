@@ -84,8 +84,8 @@ class GrpcServer:
             bound = self._bind(f"{name}:{port}")
         except RuntimeError as error:
             raise SettingsError(
-                f"can't listen for gRPC on {host}:{port} ({error}); FLORENCE_GRPC_HOST names another host, "
-                "FLORENCE_GRPC_PORT another port, or 0 for none"
+                f"can't listen for gRPC on {host}:{port} ({error}); FLORENCE_GRPC_PORT names another port, "
+                "or 0 for none, and FLORENCE_GRPC_HOST another address"
             ) from None
         await self._server.start()
         self._health.start()
