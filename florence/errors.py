@@ -232,6 +232,13 @@ def words_of(error: Exception) -> str:
     return str(error)
 
 
+def is_foreseen(error: Exception) -> bool:
+    """Whether `words_of` says all that an operator needs, and a traceback would only hide it."""
+    if isinstance(error, OSError):
+        return error.filename is not None
+    return isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
+
+
 def quote(value: object, longest: int = 80) -> str:
     """The value's `repr` for a message, cut after `longest` characters so that a huge one can't fill a
     log."""

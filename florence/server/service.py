@@ -23,7 +23,7 @@ from starlette.routing import Route
 from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
-from florence.errors import Closed, EngineError, FlorenceError, SettingsError, words_of
+from florence.errors import FlorenceError, SettingsError, is_foreseen, words_of
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.garbage import collect_rarely, collect_while_cheap, set_aside
 from florence.server.gpus import count_gpus
@@ -35,6 +35,7 @@ from florence.server.keys import ApiKeys, caller, keys_of
 from florence.server.observability.access_log import guard_log
 from florence.server.observability.http_metrics import CountRequests, metrics_endpoint
 from florence.server.observability.json_log import log_json
+from florence.server.observability.metric_files import reserve_files
 from florence.server.observability.tracing import read_any_header
 from florence.server.observability.worker_metrics import engine_metrics, triton_metrics
 from florence.server.openai.app import create_chat_app
@@ -57,7 +58,7 @@ from florence.server.typed.openapi import create_about_app
 from florence.server.typed.task_paths import create_task_app
 from florence.server.v2.http_app import infer_paths
 from florence.server.v2.inference import Inference, ModelRepository
-from florence.settings import PREFIX, Settings, read_settings
+from florence.settings import Settings, read_settings
 from florence.types.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -94,16 +95,13 @@ def fetch_checkpoint(settings: Settings) -> None:
 
 @contextmanager
 def _named(settings: Settings, *names: str) -> Iterator[None]:
-    """A context that ends the process where something that these settings name can't be had: its message
-    begins with those of them that are set."""
+    """A context that ends the process where what these settings name can't be had. The message begins with
+    those that are set; that of a SettingsError names them already."""
     try:
         yield
-    except SettingsError as error:  # it names the setting itself
-        sys.exit(f"florence: {error}")
     except (FlorenceError, OSError) as error:
-        values = {name: getattr(settings, name) for name in names}
-        told = ", ".join(f"{PREFIX}{name.upper()}={value}" for name, value in values.items() if value)
-        sys.exit(f"florence: {told[:300]}: {words_of(error)}")
+        named = "" if isinstance(error, SettingsError) else f"{settings.told(*names)}: "
+        sys.exit(f"florence: {named}{words_of(error)}")
 
 
 def load_model(settings: Settings, device: str, observer: Observer) -> Florence2:
@@ -151,6 +149,8 @@ class TaskService:
         if not is_worker():
             self._load()
             return
+        with self._or_end():
+            reserve_files()
         if a_sibling_serves():  # it takes the requests meanwhile: this one does not accept any yet
             self._load_or_end()
             return
@@ -177,13 +177,17 @@ class TaskService:
         logger.info("ready: %s on %s", self.settings.model, device)
 
     def _load_or_end(self) -> None:
-        try:
+        with self._or_end():
             self._load()
+
+    @contextmanager
+    def _or_end(self) -> Iterator[None]:
+        """A context that ends the service, and logs why, where this worker can't start."""
+        try:
+            yield
         except Exception as error:
-            known = isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
-            about_file = isinstance(error, OSError) and error.filename is not None
-            told = "can't serve %s: %s"
-            logger.error(told, self.settings.model, words_of(error), exc_info=not (known or about_file))
+            foreseen, told = is_foreseen(error), words_of(error)
+            logger.error("can't serve %s: %s", self.settings.model, told, exc_info=not foreseen)
             end_serving()
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's types are not exported

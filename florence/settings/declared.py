@@ -273,6 +273,11 @@ class Settings(BaseSettings):
             raise ValueError("must name a checkpoint: a hub id, a directory, or demo")
         return model
 
+    def told(self, *names: str) -> str:
+        """Those of these settings that are set, for a message: FLORENCE_MODEL=demo, FLORENCE_BASE=other."""
+        values = ((name, getattr(self, name)) for name in names)
+        return ", ".join(f"{PREFIX}{name.upper()}={value}" for name, value in values if value)[:300]
+
     def devices(self, gpus: int) -> list[str]:
         """The device of each worker, on a machine with `gpus` GPUs. Raises SettingsError if one does not
         exist."""
