@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -18,8 +19,9 @@ from serving import ROOT, STOP_S, Server, free_port
 
 from florence import __version__
 from florence.cli import main
+from florence.cli.asking import find_task
 from florence.model.kernels.cpu.kept import cache_folders
-from florence.types.tasks import TASKS, Input
+from florence.types.tasks import TASKS, Input, Task
 
 PICTURE = str(ROOT / "data" / "scene_02.png")
 Run = Callable[..., tuple[int, str, str]]
@@ -39,6 +41,13 @@ def test_help_names_every_task_with_its_input(florence: Run) -> None:
     inputs = {Input.NONE: "", Input.TEXT: " TEXT", Input.REGION: " --region"}
     lines = florence("run", "--help")[1].splitlines()
     assert all(f"  {task.name}{inputs[task.input]}" in lines for task in TASKS.values())
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_every_spelling_of_a_task_is_taken(task: Task) -> None:
+    """By `find_task`, which reads the tasks of `run`, `bulk`, its lists and manifests, and `evaluate`."""
+    for name in (task.token, task.token.strip("<>"), task.token.lower(), task.name, task.name.upper()):
+        assert find_task(argparse.Namespace(task=name, prompt=None, answer_as=None)) is task
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from florence.bulk.lines import answer_line
 from florence.bulk.question import PictureQuestion
 from florence.export.labelstudio import label_config
 from florence.types.results import Instance, OcrRegion, OcrRegions, Segmentation
-from florence.types.tasks import TASKS
+from florence.types.tasks import TASKS, Task
 
 Run = Callable[..., tuple[int, str, str]]
 SIZE = (48, 32)
@@ -201,6 +202,17 @@ def test_captions_lie_beside_the_pictures(florence: Run, folder: Path) -> None:
     assert (status, "say by --task which" in err) == (2, True)
     assert florence("export", results, "--as", "txt", "--out", "two", "--task", "detailed_caption")[0] == 0
     assert (folder / "two" / "a.txt").read_text() == "b\n"
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_a_task_is_chosen_by_any_of_its_names(florence: Run, folder: Path, task: Task) -> None:
+    """`--task` takes what the other commands take, and leaves out the answers of the other fourteen."""
+    results = write(folder, *(line("in/a.png", token, "x") for token in TASKS))
+    for number, name in enumerate((task.token, task.token.strip("<>"), task.token.lower(), task.name)):
+        out = folder / f"out{number}"
+        assert florence("export", results, "--as", "drawn", "--out", out, "--task", name)[0] == 0
+        drawn = re.sub(r"\W+", "", task.token).lower()
+        assert [path.name for path in out.iterdir()] == [f"a_{drawn}.png"]
 
 
 def test_captions_of_two_pictures_never_share_a_file(florence: Run, folder: Path) -> None:

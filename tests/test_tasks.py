@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from florence.client.exchange import build_analysis
 from florence.errors import SettingsError, TaskError
-from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task, task_pairs
+from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task, prompt_task, task_pairs
 
 WITH_INPUT = [task for task in TASKS.values() if task.input is not Input.NONE]
 TAGS = Task("<TAGS>", "tags", "List the tags.", Input.NONE, Kind.TEXT, "Tags of the picture.")
@@ -136,6 +136,40 @@ def test_a_near_miss_says_what_was_meant(wrong: str, meant: str) -> None:
         TASKS.resolve(wrong)
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_every_spelling_of_a_task_is_one_rule(task: Task) -> None:
+    """`match`, `read` and `means` know each task by token and name, without brackets, in any case, with
+    hyphens or spaces, and by nothing that spells another task."""
+    plain = (task.token, task.token.strip("<>"), task.name)
+    ways = {way.replace("_", mark) for way in plain for mark in ("_", "-", " ")}
+    ways |= {change(way) for way in ways for change in (str.upper, str.lower, str.title)}
+    for way in ways:
+        assert TASKS.match(way) is TASKS.read(way) is task, way
+        assert [token for token in TASKS if TASKS.means(way, token)] == [task.token], way
+    assert (task.built_in, task.path) == (True, task.name)
+
+
+def test_tasks_outside_the_table_have_spellings_too() -> None:
+    """A checkpoint's own task, and a prompt, are meant by their token in any case; no slip means a task."""
+    assert TASKS.means("tags", "<TAGS>")
+    assert TASKS.means("What is it?", "What is it?")
+    assert not TASKS.means("OCR", "What is it?")
+    assert not TASKS.means("tag", "<TAGS>")
+    assert TASKS.match("captoin") is None
+    with pytest.raises(TaskError, match="did you mean <CAPTION>"):
+        TASKS.read("captoin")
+    assert (TAGS.built_in, TAGS.path) == (False, "tasks/tags")
+    assert prompt_task("<OD>").path == "prompt"
+
+
+def test_an_exact_name_wins_over_a_spelling() -> None:
+    """A declared task may be called as another is spelt."""
+    own = replace(TAGS, name="OD")
+    table = TASKS.extended([own])
+    assert table.match("OD") is own
+    assert table.match("od") is table["<OD>"]
+
+
 def test_a_table_is_extended_without_changing_the_first() -> None:
     """A declared task is found by token and name, in its place, and refused inside another's text."""
     more = TASKS.extended([TAGS])
@@ -180,7 +214,7 @@ def test_the_text_goes_in_as_it_is(task: Task, text: str) -> None:
 
 def test_a_text_behind_the_token_is_told_its_place() -> None:
     """As the original's users write it."""
-    with pytest.raises(TaskError, match="alone as the task"):
+    with pytest.raises(TaskError, match="as the task, and its text or region separately"):
         TASKS.resolve("<CAPTION_TO_PHRASE_GROUNDING>a red moon")
 
 

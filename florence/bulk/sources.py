@@ -68,7 +68,7 @@ class Sources:
     recursive: bool = True
     pages: Pages | None = None
     frame: int | None = None
-    find: FindTask = TASKS.resolve
+    find: FindTask = TASKS.read
     questions: tuple[PictureQuestion, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     passed: PassedOver = field(default_factory=PassedOver)

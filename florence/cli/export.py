@@ -29,7 +29,7 @@ from florence.export.names import FileNames
 class Export:
     """What to make of a file of answers, and where.
 
-    `format`: one of `FORMATS`. `out`: a directory; None: beside the pictures. `tasks`: names and tokens;
+    `format`: one of `FORMATS`. `out`: a directory; None: beside the pictures. `tasks`: in any spelling;
     empty for all. `folder`: where relative paths of pictures begin.
     """
 

@@ -87,9 +87,8 @@ def find_asked(text: str, tasks: TaskTable, answer_as: Kind | None, *, any_promp
     """
     if answer_as is not None:
         return ChatTask(prompt_task(text, answer_as))
-    known = {_plain(name): task for task in tasks.values() for name in (task.name, task.token)}
     for name, given in _readings(text.strip(), tasks):
-        task = tasks.find(name) or known.get(_plain(name))
+        task = tasks.match(name)
         if task is not None:
             return _with_input(task, given)
     if any_prompt:
@@ -118,10 +117,6 @@ def _with_input(task: Task, given: str) -> ChatTask:
     return (
         ChatTask(task.token, region=given) if task.input is Input.REGION else ChatTask(task.token, text=given)
     )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.strip().strip("<>").lower())
 
 
 def _parts(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -93,7 +93,7 @@ def about_routes(inference: Inference, max_body_bytes: int) -> list[Route]:
 def _own_tasks(inference: Inference) -> tuple[Task, ...]:
     """The tasks that the checkpoint declares; none before it is loaded."""
     known = () if inference.model is None else inference.model.tasks.values()
-    return tuple(task for task in known if task.token not in TASKS)
+    return tuple(task for task in known if not task.built_in)
 
 
 @cache
@@ -106,15 +106,15 @@ def _held_document(own_tasks: tuple[Task, ...]) -> HeldBody:
 def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
     """The document, OpenAPI 3.1, as JSON can hold it, with an entry for each of the checkpoint's own tasks.
     Cached: it is slow to build."""
-    types = {output_type(task.kind): None for task in (*TASKS.values(), *own_tasks)}
+    tasks = (*TASKS.values(), *own_tasks)
+    types = {output_type(task.kind): None for task in tasks}
     others = PromptInput, PromptAnswer, AnalyzeInput, AnalyzeAnswer, ServiceInfo
     wanted: list[tuple[Any, JsonSchemaMode]] = [
         (model, "serialization") for model in (*INPUT_TYPES.values(), *types, *others)
     ]
     references, definitions = models_json_schema(wanted, ref_template=REFERENCE)
     schemas = {model: reference for (model, _), reference in references.items()}
-    paths = {f"/{task.name}": {"post": _task_operation(task, schemas)} for task in TASKS.values()}
-    paths |= {f"/tasks/{task.name}": {"post": _task_operation(task, schemas)} for task in own_tasks}
+    paths = {f"/{task.path}": {"post": _task_operation(task, schemas)} for task in tasks}
     paths["/prompt"] = {"post": _prompt_operation(schemas)}
     paths["/analyze"] = {"post": _analyze_operation(schemas)}
     chat = chat_paths(picture_text(), example_answer("caption") or {}, _responses)
@@ -165,7 +165,7 @@ def _operation(
 
 def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     operation = _operation(
-        task.name if task.token in TASKS else f"tasks_{task.name}",
+        task.path.replace("/", "_"),
         task.summary,
         f"Task `{task.token}`. The picture is an upload in multipart/form-data, base64 in JSON, or the whole "
         "body, with a Content-Type such as `image/jpeg`; then the other fields go into the query. "
@@ -251,7 +251,7 @@ def _body(model: type[BaseModel], schemas: Mapping[Any, Any], example: dict[str,
 
 
 def _request_example(task: Task) -> dict[str, Any]:
-    if task.token in TASKS:
+    if task.built_in:
         return {"image": picture_text(), **example_input(task.name)}
     given = {} if task.input is Input.NONE else {task.input.value: task.example}
     return {"image": picture_text(), **given}
@@ -262,7 +262,7 @@ def _schema_example(model: type[BaseModel]) -> Any:
 
 
 def _answer_example(task: Task) -> dict[str, Any]:
-    known = example_answer(task.name) if task.token in TASKS else None
+    known = example_answer(task.name) if task.built_in else None
     return known or {**_schema_example(output_type(task.kind)), "task": task.token}
 
 

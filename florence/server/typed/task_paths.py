@@ -18,6 +18,7 @@ from florence.server.typed.inputs import INPUT_TYPES, Refused, bring_picture
 from florence.server.typed.refusals import explain
 from florence.server.v2.inference import Inference
 from florence.types.declared import ways_out
+from florence.types.tasks import TASKS_PATH
 
 
 def task_route(inference: Inference, fetcher: PictureFetcher) -> Route:
@@ -26,7 +27,7 @@ def task_route(inference: Inference, fetcher: PictureFetcher) -> Route:
     async def task(request: Request) -> Response:
         return await reply_or_error(_answer(inference, fetcher, request))
 
-    return Route("/tasks/{name}", task, methods=["POST"])
+    return Route(f"/{TASKS_PATH}/{{name}}", task, methods=["POST"])
 
 
 async def _answer(inference: Inference, fetcher: PictureFetcher, request: Request) -> Response:
