@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from v2 import picture
 
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
+from florence.server.http.bodies import BodyBudget
 from florence.server.http.routing import OPEN_PATHS, middleware_of
 from florence.server.keys import keys_of
 from florence.server.openai.app import create_chat_app
@@ -34,7 +35,9 @@ def chat_client(
     inference.model = model if loaded else None
     repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
     chat = create_chat_app(inference, fetcher or fetcher_of(Settings()))
-    middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat)
+    middleware = middleware_of(
+        repository, MOST_BYTES, keys, OPEN_PATHS, budget=BodyBudget(4 * MOST_BYTES, 60.0), chat=chat
+    )
     other = Route("/{path:path}", _fails, methods=["POST"])
     return TestClient(Starlette(routes=[other], middleware=middleware), raise_server_exceptions=False)
 

@@ -8,13 +8,19 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import BaseModel
 from serving import ROOT
 
 from florence.cli import main
 from florence.settings import PREFIX, Settings
+from florence.types.filters import ItemFilter
+from florence.types.options import GenerationParameters, allowed_values
+from florence.types.tasks import TASKS, Input
+from florence.types.tiling import TileOptions
 
 DOCS = ROOT / "docs"
 COMMANDS = (
@@ -59,8 +65,33 @@ def printed_help(command: tuple[str, ...]) -> str:
     return printed.getvalue()
 
 
+def tasks_table() -> str:
+    """The built-in tasks: token, name, what they take besides the picture, summary."""
+    rows = ["| token | name | besides the picture | answer |", "|---|---|---|---|"]
+    for task in TASKS.values():
+        given = "–" if task.input is Input.NONE else f"`{task.input}`"
+        rows.append(f"| `{task.token}` | `{task.name}` | {given} | {task.summary.removesuffix('.')} |")
+    return "\n".join(rows)
+
+
+def options_table(model: type[BaseModel]) -> str:
+    """The options that a model declares: name, allowed values, description."""
+    rows = ["| option | values | what |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        words = re.sub(r"\b(\w+_\w+(=\w+)?|tiles=auto)\b", r"`\1`", str(field.description).removesuffix("."))
+        rows.append(f"| `{name}` | {allowed_values(name)} | {words} |")
+    return "\n".join(rows)
+
+
 GENERATED: Mapping[str, tuple[str, Callable[[], str]]] = MappingProxyType(
-    {"settings": ("settings.md", settings_table), "help": ("command-line.md", help_texts)}
+    {
+        "settings": ("settings.md", settings_table),
+        "help": ("command-line.md", help_texts),
+        "tasks": ("tasks.md", tasks_table),
+        "options": ("tasks.md", partial(options_table, GenerationParameters)),
+        "filters": ("tasks.md", partial(options_table, ItemFilter)),
+        "tiles": ("tiles.md", partial(options_table, TileOptions)),
+    }
 )
 """Name of a part -> its page, and what makes it."""
 

@@ -57,8 +57,13 @@ class FakeWeb(AsyncNetworkBackend):
     def fetcher(self, hosts: str = HOST, networks: str | None = None, **limits: Any) -> PictureFetcher:
         """Before these hosts, with these settings."""
         allowed = read_allow_list(hosts, networks)
+        usual = {"max_bytes": 20 * 2**20, "arrive_s": 60.0, "most": 256, "most_of_key": 128}
         return PictureFetcher(
-            allowed, FetchLimits(**limits), self.resolve, self, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            allowed,
+            FetchLimits(**{**usual, **limits}),
+            self.resolve,
+            self,
+            tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         )
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:

@@ -70,8 +70,8 @@ def test_folders_globs_and_objects_are_named(bucket: str) -> None:
     assert [item.picture for item in found] == [a, b]
     assert [item.read() for item in found] == [item_named(item.picture).read() for item in found] == [PNG] * 2
     assert set(sources.passed.lines()) == {
-        "1 passed over: PDFs, whose pages --pages asks about",
-        "2 files are no pictures and passed over: 1 .txt, 1 .csv",
+        "1 skipped: PDFs; --pages asks about their pages",
+        "2 files skipped, which are not pictures: 1 .txt, 1 .csv",
     }
     assert names(f"{bucket}/in", recursive=False) == [a]
     assert names(f"{bucket}/in/**/*.jpg") == names(f"{bucket}/in/deep/b.jpg") == [b]

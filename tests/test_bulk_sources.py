@@ -1,4 +1,4 @@
-"""What sources name: directories, globs, lists, manifests, archives, documents; and what is passed over."""
+"""What sources name: directories, globs, lists, manifests, archives, documents; and what is skipped."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_an_archive_holds_pictures(folder: Path, name: str, mode: str) -> None:
     assert [item.picture for item in found] == [f"tar://0001.png::{name}", f"tar://d/0002.jpg::{name}"]
     assert [item.read() for item in found] == [PNG, PNG]
     assert list(sources.passed.lines()) == [
-        "3 files are no pictures and passed over: 1 .txt, 1 .json, 1 .jpg"
+        "3 files skipped, which are not pictures: 1 .txt, 1 .json, 1 .jpg"
     ]
     assert not sources.countable
     assert item_named(found[1].picture).read() == PNG
@@ -218,15 +218,15 @@ def test_pages_of_documents_are_items(folder: Path) -> None:
 
 
 def test_a_pdf_in_a_directory_waits_for_pages(folder: Path) -> None:
-    """It is passed over with the option that reads it; a document without the pages is counted too; one that
+    """It is skipped, and the option that reads it is named; a document without the pages is counted too; one that
     can't be read is asked about, so that its failure is told."""
     (folder / "in" / "d.pdf").write_bytes(pdf())
     sources = Sources(["in"], recursive=False)
     assert [item.picture for item in sources.items()] == ["in/a.png", "in/b.png"]
-    assert list(sources.passed.lines()) == ["1 passed over: PDFs, whose pages --pages asks about"]
+    assert list(sources.passed.lines()) == ["1 skipped: PDFs; --pages asks about their pages"]
     sources = Sources(["in"], pages=Pages.parse("9"))
     list(sources.items())
-    assert list(sources.passed.lines()) == ["1 passed over: documents without the pages asked for"]
+    assert list(sources.passed.lines()) == ["1 skipped: documents without the pages asked for"]
     (folder / "in" / "d.pdf").write_bytes(pdf(encrypted=True))
     assert names("in/d.pdf", pages=Pages()) == ["in/d.pdf"]
     assert names("in/d.pdf") == ["in/d.pdf"]

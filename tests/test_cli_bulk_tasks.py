@@ -107,7 +107,7 @@ def test_shards_together_are_all(florence: Run, folder: Path) -> None:
     assert first | second == {f"in/{number}.png" for number in range(4)}
     assert not first & second
     _, _, err = florence("bulk", "in", "in/0.png", "--task", "caption", "--out", "all.jsonl")
-    assert err == "florence: 1 passed over: named or asked twice\nflorence: 4 answered\n"
+    assert err == "florence: 1 skipped: named or asked twice\nflorence: 4 answered\n"
 
 
 @pytest.mark.usefixtures("echoed")

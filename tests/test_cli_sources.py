@@ -28,7 +28,7 @@ def test_pictures_are_told_by_their_bytes(folder: Path, capsys: pytest.CaptureFi
     found = [str(Path(path).relative_to(folder)) for path in list_pictures([str(folder)])]
     assert found == ["a.JFIF", "b", "d.avif", "deep/c.picture", "e.jpg"]
     said = capsys.readouterr().err
-    assert said == "florence: 3 files are no pictures and passed over: 1 .jpg, 1 without a suffix, 1 .txt\n"
+    assert said == "florence: 3 files skipped, which are not pictures: 1 .jpg, 1 without a suffix, 1 .txt\n"
 
 
 def test_a_file_that_is_named_is_asked_about_whatever_it_is(folder: Path) -> None:

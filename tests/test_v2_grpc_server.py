@@ -16,6 +16,7 @@ from v2 import failures, pending, picture
 from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
+from florence.server.http.bodies import BodyBudget
 from florence.server.v2.grpc_server import STREAM_AHEAD, GrpcServer
 from florence.server.v2.inference import Inference, ModelRepository
 
@@ -212,7 +213,9 @@ def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> 
     async def checked() -> None:
         inference = Inference(timeout_s=5.0)
         inference.model = model
-        server = GrpcServer(ModelRepository([inference]), 10_000_000, shared=False)
+        server = GrpcServer(
+            ModelRepository([inference]), 10_000_000, shared=False, budget=BodyBudget(10**8, 60.0)
+        )
         port = await server.start("127.0.0.1", 0)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -259,10 +262,12 @@ def test_a_port_that_is_taken_is_a_settings_error(model: FakeModel) -> None:
 
     async def checked() -> None:
         inference = Inference(timeout_s=5.0)
-        first = GrpcServer(ModelRepository([inference]), 1000, shared=False)
+        first = GrpcServer(ModelRepository([inference]), 1000, shared=False, budget=BodyBudget(10**6, 60.0))
         port = await first.start("127.0.0.1", 0)
         with pytest.raises(SettingsError, match="FLORENCE_GRPC_PORT names another port"):
-            await GrpcServer(ModelRepository([inference]), 1000, shared=False).start("127.0.0.1", port)
+            await GrpcServer(
+                ModelRepository([inference]), 1000, shared=False, budget=BodyBudget(10**6, 60.0)
+            ).start("127.0.0.1", port)
         await first.stop(0)
 
     asyncio.run(checked())
@@ -272,7 +277,9 @@ def test_an_ipv6_address_is_taken_without_brackets() -> None:
     """As the setting for HTTP takes it."""
 
     async def start() -> int:
-        server = GrpcServer(ModelRepository([Inference(timeout_s=5.0)]), 1000, shared=False)
+        server = GrpcServer(
+            ModelRepository([Inference(timeout_s=5.0)]), 1000, shared=False, budget=BodyBudget(10**6, 60.0)
+        )
         try:
             return await server.start("::1", 0)
         finally:

@@ -93,7 +93,7 @@ def open_jobs(
             continue
         asked = item.questions or questions
         if not asked:
-            raise RequestError("what is to be done? Name a --task, or give a --prompt, or --tasks")
+            raise RequestError("no task given: use --task, --tasks or --prompt")
         fresh = [each for each in asked if mine.claim(item.key, each.key)]
         tally.again += not fresh
         open_ones = tuple(each for each in fresh if item.key not in answered.get(each.key, ()))

@@ -47,9 +47,9 @@ class PassedOver:
         if self.kinds:
             most = self.kinds.most_common(8)
             kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in most)
-            yield f"{self.kinds.total()} files are no pictures and passed over: {kinds}"
+            yield f"{self.kinds.total()} files skipped, which are not pictures: {kinds}"
         for reason, count in sorted(self.reasons.items()):
-            yield f"{count} passed over: {reason}"
+            yield f"{count} skipped: {reason}"
         yield from self.notes.values()
 
 
@@ -184,7 +184,7 @@ class Sources:
 
     def _pass_over(self, suffix: str, *, document: bool) -> None:
         if document:
-            self.passed.reasons["PDFs, whose pages --pages asks about"] += 1
+            self.passed.reasons["PDFs; --pages asks about their pages"] += 1
         else:
             self.passed.kinds[suffix] += 1
 

@@ -198,7 +198,7 @@ class Engine:
             if self._aborting:
                 self._pending.fail([sequence], stopped(), FinishReason.CLOSED)
             else:
-                late = DeadlineExceeded("the request was not finished in the time given for it")
+                late = DeadlineExceeded.of_request()
                 self._pending.fail([sequence], late, FinishReason.DEADLINE)
         self._decoding = [sequence for sequence in self._decoding if sequence.phase is Phase.DECODING]
         if self._encoding and self._encoding.is_done:

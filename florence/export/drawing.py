@@ -17,6 +17,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from florence.errors import ImageError, RequestError, quote
 from florence.export.annotation import Annotation, Drawable
 from florence.export.coco import UNNAMED, category_name
+from florence.export.formats import OPACITY
 from florence.export.geometry import Box, Corner, corners_of
 from florence.export.plates import lay_out
 from florence.images.decode import load_image
@@ -55,7 +56,7 @@ class Drawing:
 
     font: str | os.PathLike[str] | None = None
     colours: Mapping[str, Colour] | None = None
-    opacity: float = 0.4
+    opacity: float = OPACITY
     overlay: bool = False
 
     def __post_init__(self) -> None:

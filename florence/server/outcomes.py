@@ -125,4 +125,4 @@ def _cancel(waiting: Sequence[asyncio.Future[Any]]) -> None:
 
 
 def _late(timeout_s: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")
+    return DeadlineExceeded.of_request(timeout_s)

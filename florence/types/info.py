@@ -68,14 +68,16 @@ class RequestLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    max_new_tokens: int = Field(description="Most tokens of an answer, also where a request allows more.")
-    max_prompt_tokens: int = Field(description="Most tokens of a prompt, beside the picture's.")
-    max_image_bytes: int = Field(description="Most bytes of an encoded picture.")
-    max_image_pixels: int = Field(description="Most pixels of a picture.")
-    max_image_side: int = Field(description="Most pixels of a picture's longer side.")
-    max_image_frames: int = Field(description="Most frames or pages of a picture.")
+    max_new_tokens: int = Field(
+        description="Maximum number of tokens of an answer, even if a request allows more."
+    )
+    max_prompt_tokens: int = Field(description="Maximum number of tokens of a prompt, without the picture's.")
+    max_image_bytes: int = Field(description="Maximum size of an encoded picture in bytes.")
+    max_image_pixels: int = Field(description="Maximum number of pixels of a picture.")
+    max_image_side: int = Field(description="Maximum length of a picture's longer side in pixels.")
+    max_image_frames: int = Field(description="Maximum number of frames or pages of a picture.")
     decode_memory_bytes: int = Field(description="Memory that decoding takes, in all readers together.")
-    max_tiles: int = Field(description="Most tiles of a picture that is cut.")
+    max_tiles: int = Field(description="Maximum number of tiles of a picture that is cut.")
     max_batch_size: int = Field(description="Requests that decode together.")
     max_encode_batch: int = Field(description="Pictures that are encoded together.")
     max_queue: int = Field(description="Requests that may wait.")
@@ -141,5 +143,5 @@ class ServiceInfo(ModelInfo):
     model_config = config_with_example(_EXAMPLE)
 
     version: str = Field(description="Of florence.")
-    timeout_s: float = Field(description="Seconds after which a request is given up.")
-    max_body_bytes: int = Field(description="Most bytes of a request's body.")
+    timeout_s: float = Field(description="Time limit of a request, seconds.")
+    max_body_bytes: int = Field(description="Maximum size of a request's body in bytes.")

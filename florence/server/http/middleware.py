@@ -216,7 +216,7 @@ class TimeLimit(HttpMiddleware):
         except TimeoutError:
             if not limit.expired():
                 raise
-            late = DeadlineExceeded(f"the request was not finished within {self.timeout:g} s")
+            late = DeadlineExceeded.of_request(self.timeout)
             await error_reply(late)(scope, receive, send)
 
 

@@ -103,7 +103,7 @@ def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[floa
 def _shrink_cost(
     load: StepLoad, states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int
 ) -> tuple[float, float]:
-    # Reckoned with all adapter slots in use, each slot's matrices read once.
+    # Cost model: all adapter slots in use, each slot's matrices read once.
     made = rank * parts
     read = min(load.requests / (len(down) / made), 1.0) * bytes_of(down)
     return bytes_of(states) + read + 4.0 * len(states) * made, 2.0 * states.numel() * made
