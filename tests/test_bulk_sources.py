@@ -218,7 +218,7 @@ def test_pages_of_documents_are_items(folder: Path) -> None:
 
 
 def test_a_pdf_in_a_directory_waits_for_pages(folder: Path) -> None:
-    """It is skipped, and the option that reads it is named; a document without the pages is counted too; one that
+    """It is skipped, and the option that reads it is named; a document without the pages is counted; one that
     can't be read is asked about, so that its failure is told."""
     (folder / "in" / "d.pdf").write_bytes(pdf())
     sources = Sources(["in"], recursive=False)

@@ -36,6 +36,7 @@ from florence.server.typed.inputs import INPUT_TYPES, PromptInput
 from florence.server.typed.v2_paths import v2_paths
 from florence.server.typed.v2_schemas import v2_schemas
 from florence.server.v2.inference import Inference
+from florence.server.v2.model import ServedModel
 from florence.types.info import ServiceInfo
 from florence.types.tasks import TASKS, Input, Task
 
@@ -78,7 +79,7 @@ def about_routes(inference: Inference, max_body_bytes: int) -> list[Route]:
     """The two routes. `max_body_bytes`: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
-        return _held_document(_own_tasks(inference)).reply(request)
+        return _held_document(_own_tasks(inference), inference.served).reply(request)
 
     async def info(request: Request) -> Response:
         if inference.model is None:
@@ -97,15 +98,16 @@ def _own_tasks(inference: Inference) -> tuple[Task, ...]:
 
 
 @cache
-def _held_document(own_tasks: tuple[Task, ...]) -> HeldBody:
+def _held_document(own_tasks: tuple[Task, ...], served: ServedModel) -> HeldBody:
     """The document as it is sent."""
-    return HeldBody(bytes(json_reply(openapi_document(own_tasks)).body), JSON)
+    return HeldBody(bytes(json_reply(openapi_document(own_tasks, served)).body), JSON)
 
 
 @cache
-def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
+def openapi_document(own_tasks: tuple[Task, ...] = (), served: ServedModel | None = None) -> dict[str, Any]:
     """The document, OpenAPI 3.1, as JSON can hold it, with an entry for each of the checkpoint's own tasks.
-    Cached: it is slow to build."""
+    `served`: the model as v2 and chats name it. Cached: it is slow to build."""
+    served = served or ServedModel()
     tasks = (*TASKS.values(), *own_tasks)
     types = {output_type(task.kind): None for task in tasks}
     others = PromptInput, PromptAnswer, AnalyzeInput, AnalyzeAnswer, ServiceInfo
@@ -117,7 +119,7 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
     paths = {f"/{task.path}": {"post": _task_operation(task, schemas)} for task in tasks}
     paths["/prompt"] = {"post": _prompt_operation(schemas)}
     paths["/analyze"] = {"post": _analyze_operation(schemas)}
-    chat = chat_paths(picture_text(), example_answer("caption") or {}, _responses)
+    shown = picture_text(), example_answer("caption") or {}, _responses
     return {
         "openapi": "3.1.0",
         "info": {
@@ -132,12 +134,17 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
         "paths": {
             **paths,
             "/info": {"get": _info_operation(schemas)},
-            **v2_paths(picture_text(), example_answer("caption") or {}, _responses),
-            **chat,
+            **v2_paths(served, *shown),
+            **chat_paths(served.name, *shown),
             **_health_paths(),
         },
         "components": {
-            "schemas": {**definitions["$defs"], **v2_schemas(), **chat_schemas(), "Error": _ERROR},
+            "schemas": {
+                **definitions["$defs"],
+                **v2_schemas(served),
+                **chat_schemas(served.name),
+                "Error": _ERROR,
+            },
             "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer", "description": _KEYS}},
         },
         "security": [{}, {"apiKey": []}],

@@ -16,11 +16,12 @@ from florence.server.v2.tensors import InferAnswer
 from florence.types.tasks import TASKS
 
 
-def v2_paths(picture: str, caption: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
+def v2_paths(
+    served: ServedModel, picture: str, caption: Mapping[str, Any], responses: Responses
+) -> dict[str, Any]:
     """The operations by path and method. `picture`: an example in base64. `caption`: the typed answer to
     `caption` about it."""
-    v2 = partial(_v2, responses)
-    served = ServedModel()
+    v2 = partial(_v2, responses, v2_schemas(served))
     model = MODEL_PATH.format(model=served.name)
     token = TASKS.resolve("caption").token
     row = json.dumps({token: caption["result"]["text"]})
@@ -65,8 +66,14 @@ def v2_paths(picture: str, caption: Mapping[str, Any], responses: Responses) -> 
     }
 
 
-def _v2(responses: Responses, summary: str, type: str | None = None, example: Any = None) -> dict[str, Any]:
+def _v2(
+    responses: Responses,
+    schemas: Mapping[str, Any],
+    summary: str,
+    type: str | None = None,
+    example: Any = None,
+) -> dict[str, Any]:
     """`type`: the answer's: one of JSON's types, or a schema's name; None for no body."""
-    named = reference(type) if type in v2_schemas() else {"type": type}
+    named = reference(type) if type in schemas else {"type": type}
     told = responses(None if type is None else named, example)
     return {"tags": ["v2 protocol"], "summary": summary, "responses": told}

@@ -25,9 +25,9 @@ _NAMED = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
 
 
 @cache
-def v2_schemas() -> dict[str, Any]:
+def v2_schemas(served: ServedModel) -> dict[str, Any]:
     """The schemas by their names in the document."""
-    rows = ServedModel().max_batch_size
+    rows = served.max_batch_size
     count = {"type": "integer", "minimum": 1, "maximum": rows}
     columns = {"type": "array", "prefixItems": [count, {"const": 1}], "minItems": 2, "maxItems": 2}
     shape = {"anyOf": [{"const": [1]}, columns], "description": "[n, 1] for n rows; [1] is one row."}
