@@ -1,5 +1,5 @@
-"""README.md and the pages of docs/: their text, their links, the blocks of code in them, and the benchmarks'
-commands that they and benchmarks/ name."""
+"""README.md and the pages of docs/: their text, their links, the blocks of code in them, and the commands of
+scripts and modules that they and benchmarks/ name."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _BENCHMARK = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
+_MODULE = re.compile(r"python -m (florence[\w.]*)([^\n`#]*)")
+_FUZZ = re.compile(r'make fuzz(?: FUZZ="([^"\n]*)")?')
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,26 @@ def links(page: Path) -> list[tuple[str, str]]:
 
 def benchmark_commands() -> list[tuple[str, list[str]]]:
     """(script, its options) of each command that the documents name."""
-    texts = map(read, (*BENCHMARKS.glob("*.md"), *PAGES))
-    return [(found[1], shlex.split(found[2])) for text in texts for found in _BENCHMARK.finditer(text)]
+    return _commands(_BENCHMARK)
+
+
+def module_commands() -> list[tuple[str, list[str]]]:
+    """(module, its options) of each `python -m florence...` that the documents name."""
+    return _commands(_MODULE)
+
+
+def fuzz_options() -> list[list[str]]:
+    """The options of each `make fuzz` that the documents name, but for a call of its help."""
+    calls = [shlex.split(found[1] or "") for text in _texts() for found in _FUZZ.finditer(text)]
+    return [options for options in calls if options != ["--help"]]
+
+
+def _texts() -> list[str]:
+    return [*map(read, (*BENCHMARKS.glob("*.md"), *PAGES, ROOT / "CONTRIBUTING.md"))]
+
+
+def _commands(pattern: re.Pattern[str]) -> list[tuple[str, list[str]]]:
+    return [(found[1], shlex.split(found[2])) for text in _texts() for found in pattern.finditer(text)]
 
 
 def named_options(script: str, mode: str | None = None) -> list[str]:
