@@ -67,7 +67,7 @@ def test_a_text_goes_to_the_tasks_that_take_one(florence: Run, folder: Path) -> 
         ),
         (("--task", "caption", "--task", "caption"), "asked twice"),
         (("--task", "open_vocabulary_detection"), "text"),
-        ((), "Name a --task"),
+        ((), "no task given"),
         (("--task", "caption", "--shard", "9/8"), "such as 3/8"),
         (("--task", "caption", "--pages", "x"), "pages are all"),
         (("--task", "caption", "--page", "2", "--pages", "2"), "--page and --pages are both given"),

@@ -177,7 +177,7 @@ def test_the_code_that_is_named_exists(name: str, defined: dict[str, set[str]]) 
         assert (ROOT / "florence" / module).exists(), module
 
 
-NOT_OURS = {"SecretStr", "Unauthorized"}  # pydantic's, and an example's
+NOT_OURS = {"SecretStr"}  # pydantic's
 FIELDS = {"cpu_kernels", "max_new_tokens", "on_done"}  # attributes and arguments, no functions
 
 

@@ -115,5 +115,5 @@ def test_a_prompt_of_ones_own_is_a_task_that_is_read_as_it_is() -> None:
 
 
 def test_a_token_with_its_text_behind_it_is_told_where_the_text_goes() -> None:
-    with pytest.raises(TaskError, match=r"send <CAPTION_TO_PHRASE_GROUNDING> alone.*TEXT_PROMPT"):
+    with pytest.raises(TaskError, match=r"send <CAPTION_TO_PHRASE_GROUNDING> as the task.*TEXT_PROMPT"):
         TASKS.resolve("<CAPTION_TO_PHRASE_GROUNDING>a red moon")
