@@ -74,6 +74,6 @@ def _v2(
     example: Any = None,
 ) -> dict[str, Any]:
     """`type`: the answer's: one of JSON's types, or a schema's name; None for no body."""
-    named = reference(type) if type in schemas else {"type": type}
+    named = reference(type) if type is not None and type in schemas else {"type": type}
     told = responses(None if type is None else named, example)
     return {"tags": ["v2 protocol"], "summary": summary, "responses": told}
