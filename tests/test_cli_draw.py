@@ -139,7 +139,7 @@ def test_what_cant_be_drawn_is_counted_and_named(florence: Run, folder: Path) ->
     assert len(contents(folder / "out")) == 2
     status, _, err = florence("draw", file, folder / "overlays", "--overlay")
     assert status == 3
-    assert "a.png, <CAPTION>: a text has no place in the picture" in err
+    assert "a.png, <CAPTION>: a text has no location in the picture" in err
 
 
 @pytest.mark.parametrize(

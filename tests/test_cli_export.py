@@ -193,13 +193,13 @@ def test_captions_lie_beside_the_pictures(florence: Run, folder: Path) -> None:
         assert (folder / "in" / "a.txt").read_text() == "a car\n"
     (folder / "in" / "a.txt").write_text("mine")
     status, _, err = florence("export", results, "--as", "txt")
-    assert (status, "a.txt is there with another text" in err) == (3, True)
+    assert (status, "a.txt exists with another text" in err) == (3, True)
     assert (folder / "in" / "a.txt").read_text() == "mine"
     assert florence("export", results, "--as", "txt", "--out", "out")[0] == 0
     assert {path.name for path in (folder / "out").iterdir()} == {"a.txt", "turned.txt"}
     results = write(folder, line("in/a.png", "<CAPTION>", "a"), line("in/a.png", "<DETAILED_CAPTION>", "b"))
     status, _, err = florence("export", results, "--as", "txt", "--out", "two")
-    assert (status, "say by --task which" in err) == (2, True)
+    assert (status, "choose it with --task" in err) == (2, True)
     assert florence("export", results, "--as", "txt", "--out", "two", "--task", "detailed_caption")[0] == 0
     assert (folder / "two" / "a.txt").read_text() == "b\n"
 
@@ -223,7 +223,7 @@ def test_captions_of_two_pictures_never_share_a_file(florence: Run, folder: Path
     texts = {path.read_text() for path in (folder / "out").iterdir()}
     assert texts == {"1\n", "2\n", "3\n"}
     status, _, err = florence("export", results, "--as", "txt")
-    assert (status, "is there with another text" in err) == (3, True)
+    assert (status, "exists with another text" in err) == (3, True)
 
 
 def test_a_page_is_drawn_and_stored(florence: Run, folder: Path) -> None:

@@ -141,7 +141,7 @@ def test_logits_that_are_not_numbers_fail_the_request(num_beams: int) -> None:
     def advance(parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
         return torch.full((len(parents), VOCAB), torch.nan)
 
-    with pytest.raises(EngineError, match="not numbers"):
+    with pytest.raises(EngineError, match="NaN or infinite"):
         generate(advance, options(num_beams=num_beams), RULES)
 
 

@@ -170,7 +170,9 @@ def test_clashing_tasks_are_one_error_and_equal_ones_need_a_name(tmp_path: Path)
         }
 
     with load(adapters=sources(RECEIPT, RECEIPT)) as model:
-        with pytest.raises(OptionError, match="<RECEIPT> is a task of a0 and a1: say which, as adapter"):
+        with pytest.raises(
+            OptionError, match="<RECEIPT> is a task of a0 and a1: name one of them as adapter"
+        ):
             model.run(PICTURES[0], "receipt")
         assert model.run(PICTURES[0], "receipt", adapter="a1").checkpoint == "demo + a1"
     with pytest.raises(SettingsError, match="the tasks of the adapter a1: two tasks are called '<RECEIPT>'"):
@@ -188,8 +190,8 @@ def test_what_does_not_go_with_adapters_beside_is_said_at_once(options: dict[str
     [
         ("receipts", "'receipts' must be name=source"),
         ("a b=c", "must be name=source"),
-        ("a=b,a=c", "the adapter 'a' is there twice"),
-        ("a=b,b=c,c=d", "3 adapters are listed, at most 2 may be"),
+        ("a=b,a=c", "the adapter 'a' is listed twice"),
+        ("a=b,b=c,c=d", "3 adapters are listed; at most 2 are allowed"),
     ],
 )
 def test_a_list_that_is_wrong_is_refused(text: str, message: str) -> None:

@@ -105,7 +105,7 @@ def test_text_is_refused_where_none_is_taken(task: Task) -> None:
 @pytest.mark.parametrize("token", TASKS)
 def test_task_tokens_inside_the_text_are_refused(token: str) -> None:
     """No task token may stand in the text, not even its own; the message names it, with an example."""
-    with pytest.raises(TaskError, match=f"{token} stands in it.*'a green car'"):
+    with pytest.raises(TaskError, match=f"it contains {token}.*'a green car'"):
         TASKS.build_prompt(TASKS["<OPEN_VOCABULARY_DETECTION>"], f"a {token} car")
 
 
@@ -176,7 +176,7 @@ def test_a_table_is_extended_without_changing_the_first() -> None:
     assert list(more) == [*TASKS, TAGS.token]
     assert more.resolve("tags") is more.resolve("<TAGS>") is TAGS
     assert TASKS.find("tags") is None
-    with pytest.raises(TaskError, match="<TAGS> stands in it"):
+    with pytest.raises(TaskError, match="it contains <TAGS>"):
         more.build_prompt(TASKS.resolve("open_vocabulary_detection"), "a <TAGS> car")
 
 

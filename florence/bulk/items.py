@@ -96,7 +96,7 @@ class Pages:
         first = int(found[1])
         last = int(found[3]) if found[3] else None if found[2] else first
         if last is not None and last < first:
-            raise RequestError(f"pages go up, got {quote(text)}")
+            raise RequestError(f"pages must be in ascending order, got {quote(text)}")
         return cls(first, last)
 
     def of(self, count: int) -> range:

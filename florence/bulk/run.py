@@ -53,7 +53,7 @@ class Shard:
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
         if found and 1 <= int(found[1]) <= int(found[2]):
             return cls(int(found[1]), int(found[2]))
-        raise RequestError(f"a shard is its number of how many, such as 3/8, got {quote(text)}")
+        raise RequestError(f"a shard is K/N, such as 3/8, got {quote(text)}")
 
     def has(self, name: str) -> bool:
         """Whether a picture with this id or name belongs to the part."""

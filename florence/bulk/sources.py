@@ -98,7 +98,9 @@ class Sources:
                 found = True
                 yield item if self.frame is None else item.at(frame=self.frame)
             if not found and len(self.archives or ()) == before:
-                raise RequestError(f"{name!r} names no picture: no file, directory or glob with one")
+                raise RequestError(
+                    f"{name!r} names no picture: it is no file, and no directory or glob with pictures"
+                )
 
     def _files(self) -> Iterator[str]:
         """The names, with globs of archives and manifests expanded."""

@@ -149,7 +149,7 @@ def _take_words(arguments: argparse.Namespace) -> None:
     if arguments.prompt is None and arguments.named is None and not words:
         raise TaskError("no task given: use --task or --prompt")
     if arguments.prompt is not None and words:
-        raise TaskError(f"{quote(words[0])} and --prompt are both given; a prompt stands in place of a task")
+        raise TaskError(f"{quote(words[0])} and --prompt are both given; a prompt replaces a task")
     if arguments.named is not None:
         if len(words) > 1:
             raise TaskError(f"two tasks are given, {quote(arguments.named)} and {quote(words[0])}")

@@ -105,7 +105,7 @@ class Engine:
             sequence.on_taken = on_taken
         with self._changed:
             if self.alive and self._recovering:
-                raise Closed("the engine restarts; come back")
+                raise Closed("the engine is restarting; try again")
             if not self.ready:
                 raise stopped(self._error)
             self.check_load(len(self._scheduler))

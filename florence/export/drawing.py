@@ -73,7 +73,7 @@ class Drawing:
     ) -> Image.Image:
         """A new picture; see `Drawable.draw`. Annotations are clipped at its edges."""
         if self.overlay and caption:
-            raise RequestError("a text has no place in the picture; draw it without overlay")
+            raise RequestError("a text has no location in the picture; draw it without overlay")
         picture = load_image(image, view=SEEN)
         layer = self._layer(annotations, picture.size)
         if self.overlay:

@@ -67,7 +67,7 @@ class PictureArguments(BaseModel):
             told = " and ".join(given) or "none"
             raise RequestError(f"a picture is needed, as one of {', '.join(ways)}; got {told}")
         if self.url is not None and "url" not in ways:
-            raise RequestError("url is for a server that asks a service; send the picture as base64")
+            raise RequestError("url needs a server that was started with --url; send the picture as base64")
 
     def picture(self, roots: Roots) -> bytes:
         """The encoded picture; not for one that is given as a URL. Raises ImageError where it can't be

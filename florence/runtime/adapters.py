@@ -107,7 +107,9 @@ class Adapters:
         if name is None:
             owners = now.owners.get(task.token, ())
             if len(owners) > 1:
-                raise OptionError(f"{task.token} is a task of {' and '.join(owners)}: say which, as adapter")
+                raise OptionError(
+                    f"{task.token} is a task of {' and '.join(owners)}: name one of them as adapter"
+                )
             return now.adapters[owners[0]].engine if owners else None
         if name not in now.adapters:
             known = ", ".join(now.adapters)
@@ -161,7 +163,7 @@ class Adapters:
         if before is not None and before.digest == digest:
             engine = before.engine
         elif self._base is None:
-            raise CheckpointError(f"the adapter {name} has no checkpoint to stand beside")
+            raise CheckpointError(f"the adapter {name} needs a checkpoint to be read for")
         else:
             layers = self._base.read(name, found.directory)
             sees = any(layer.startswith(_TOWER) for layer in layers)

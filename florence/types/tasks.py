@@ -218,7 +218,7 @@ class TaskTable(Mapping[str, Task]):
         inside = self.token_in(given)
         if inside is not None:
             raise TaskError(
-                f"the text of {task.token} must not hold a task token, but {inside} stands in it; "
+                f"the text of {task.token} must not contain a task token, but it contains {inside}; "
                 f"send only the input, for example {task.example!r}"
             )
 

@@ -75,7 +75,9 @@ def read_question(messages: Any) -> ChatQuestion:
     if not text.strip():
         raise FieldError("messages", "the text is missing: a task's token or name, such as <OD> or caption")
     if len(text) > MAX_TEXT_CHARS:
-        raise FieldError("messages", f"the text has {len(text)} characters; up to {MAX_TEXT_CHARS} may be")
+        raise FieldError(
+            "messages", f"the text has {len(text)} characters; up to {MAX_TEXT_CHARS} are allowed"
+        )
     return ChatQuestion(pictures[0], text)
 
 

@@ -57,14 +57,14 @@ _FAILURES: Final = (  # status, meaning, an example of its message
     (
         422,
         "The host of image_url answered, without a picture.",
-        "image_url's host has no picture there, or does not give it to this service",
+        "image_url's host has no picture at this URL, or refuses it to this service",
     ),
     (501, "The body's encoding is neither gzip nor deflate.", "Unsupported compression type"),
     (500, "The service failed; its log says more.", INTERNAL_ERROR),
     (
         502,
         "The host of image_url can't be reached, or fails.",
-        "image_url's host can't be reached, or broke off",
+        "image_url's host can't be reached, or broke the connection",
     ),
     (
         503,
