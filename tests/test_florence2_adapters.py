@@ -144,7 +144,7 @@ def test_the_list_is_read_again_and_a_request_keeps_the_adapter_that_it_was_give
     ("layers", "settings", "message"),
     [
         ("q_proj", {"use_dora": True}, r"q_proj.weight: DoRA \(use_dora\)"),
-        ("q_proj", {"r": 4, "rank": 4, "max_adapter_rank": 3}, "its rank is 4, at most 3 may be"),
+        ("q_proj", {"r": 4, "rank": 4, "max_adapter_rank": 3}, "its rank is 4; at most 3 is allowed"),
         ("shared", {}, "shared.weight: not a linear layer"),
         ("embed_positions", {}, "embed_positions.weight: not a linear layer"),
     ],

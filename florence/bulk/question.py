@@ -1,6 +1,6 @@
 """Questions about a picture: a task with its text, region and options; and files with several questions.
 
-Knows the types of requests; knows nothing about pictures or who answers.
+Knows the types of requests; knows nothing about pictures, models and services.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A run: asks the questions about many pictures that are not answered yet, a number of pictures at a time.
 
 Pictures are taken from their sources as requests end, so memory does not grow with the number of pictures or
-the size of archives. Knows nothing about who answers: it gets a function that asks about one picture.
+the size of archives. Knows nothing about models and services: it gets a function that asks about one picture.
 """
 
 from __future__ import annotations
