@@ -133,7 +133,7 @@ def test_the_list_is_read_again_and_a_request_keeps_the_adapter_that_it_was_give
             file.write_text(text)
             adapters.look()
             assert adapters.engine_adapters == kept
-            assert "the adapters stay as they are" in caplog.text
+            assert "the adapters are unchanged" in caplog.text
         file.write_text(f"plates={folders['plates']}\n")
         adapters.look()
         assert adapters.engine_adapters == kept[:1]

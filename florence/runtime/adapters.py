@@ -126,7 +126,7 @@ class Adapters:
         try:
             self._set = self._read(self._sources)
         except FlorenceError as error:
-            log.error("the adapters stay as they are: %s", error)
+            log.error("the adapters are unchanged: %s", error)
         else:
             log.info("the adapters are read again: %s", ", ".join(self._set.adapters) or "none")
 
@@ -139,7 +139,7 @@ class Adapters:
             try:
                 self.look()
             except Exception:
-                log.exception("the adapters stay as they are")
+                log.exception("the adapters are unchanged")
 
     def _read(self, sources: AdapterSources) -> _Set:
         listed = list_adapters(sources, self._most)

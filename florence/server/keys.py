@@ -111,7 +111,7 @@ class FileKeys(ApiKeys):
         try:
             self._keys = _read_file(self._path)
         except SettingsError as error:
-            logger.error("the API keys stay as they are: %s", error)
+            logger.error("the API keys are unchanged: %s", error)
         else:
             logger.info("API keys are read again: %s", ", ".join(sorted(self._keys)))
 
