@@ -52,6 +52,7 @@ class HttpMetrics:
             "runner_name": context.service_name,
         }
         self._paths, self._common = frozenset(paths), tuple(common.values())
+        self._named = {each.partition("{")[0]: each for each in self._paths if each.endswith("}")}
         by_path, by_status = ["endpoint", *common], ["endpoint", *common, "http_response_code"]
         made: dict[str, Any] = {"namespace": PREFIX, "registry": self.registry}
         self._total = Counter("request", "Requests answered", by_status, **made)
@@ -70,8 +71,7 @@ class HttpMetrics:
     def begin(self, path: str) -> Callable[[int], None]:
         """Note the start of a request for `path`; returns a function to call with its status once it is
         answered."""
-        named = f"{path.rpartition('/')[0]}/{{name}}"  # of a task that the checkpoint declares
-        known = next((each for each in (path, named) if each in self._paths), OTHER)
+        known = path if path in self._paths else self._named.get(f"{path.rpartition('/')[0]}/", OTHER)
         labels = (known, *self._common)
         started = time.perf_counter()
         active = self._active.labels(*labels)
