@@ -226,6 +226,20 @@ class SettingsError(FlorenceError):
     """A setting is unknown or out of range."""
 
 
+def words_of(error: Exception) -> str:
+    """The error in one line: of an OSError about a file, its name and what is wrong."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename)[:200]}: {error.strerror}"
+    return str(error)
+
+
+def is_foreseen(error: Exception) -> bool:
+    """Whether `words_of` says all that an operator needs, and a traceback would only hide it."""
+    if isinstance(error, OSError):
+        return error.filename is not None
+    return isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
+
+
 def quote(value: object, longest: int = 80) -> str:
     """The value's `repr` for a message, cut after `longest` characters so that a huge one can't fill a
     log."""

@@ -12,7 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import bentoml
@@ -23,7 +24,7 @@ from starlette.routing import Route
 from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
-from florence.errors import Closed, EngineError, FlorenceError
+from florence.errors import FlorenceError, SettingsError, is_foreseen, words_of
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.garbage import collect_rarely, collect_while_cheap, set_aside
 from florence.server.gpus import count_gpus
@@ -36,6 +37,7 @@ from florence.server.observability.access_log import guard_log
 from florence.server.observability.gpu_metrics import gpu_metrics
 from florence.server.observability.http_metrics import CountRequests, metrics_endpoint
 from florence.server.observability.json_log import log_json
+from florence.server.observability.metric_files import reserve_files
 from florence.server.observability.metrics import engine_metrics
 from florence.server.observability.tracing import read_any_header
 from florence.server.openai.app import create_chat_app
@@ -82,15 +84,26 @@ def fetch_checkpoint(settings: Settings) -> None:
     from florence.checkpoint.adapter_list import adapters_of_settings, list_adapters
     from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 
-    try:
+    with _named(settings, "model", "revision", "base"):
         resolve_checkpoint(settings.model, settings.revision, settings.base)
+    with _named(settings, "adapter"):
         if settings.adapter:
             resolve_adapter(settings.adapter)
+    with _named(settings, "adapters", "adapters_file"):
         if sources := adapters_of_settings(settings.adapters, settings.adapters_file):
             for source in list_adapters(sources, settings.max_adapters).values():
                 resolve_adapter(source)
-    except FlorenceError as error:
-        sys.exit(f"florence: {error}")
+
+
+@contextmanager
+def _named(settings: Settings, *names: str) -> Iterator[None]:
+    """A context that ends the process where what these settings name can't be had. The message begins with
+    those that are set; that of a SettingsError names them already."""
+    try:
+        yield
+    except (FlorenceError, OSError) as error:
+        named = "" if isinstance(error, SettingsError) else f"{settings.told(*names)}: "
+        sys.exit(f"florence: {named}{words_of(error)}")
 
 
 def load_model(settings: Settings, device: str, observer: Observer) -> Florence2:
@@ -138,6 +151,8 @@ class TaskService:
         if not is_worker():
             self._load()
             return
+        with self._or_end():
+            reserve_files()
         if a_sibling_serves():  # it takes the requests meanwhile: this one does not accept any yet
             self._load_or_end()
             return
@@ -164,11 +179,17 @@ class TaskService:
         logger.info("ready: %s on %s", self.settings.model, device)
 
     def _load_or_end(self) -> None:
-        try:
+        with self._or_end():
             self._load()
+
+    @contextmanager
+    def _or_end(self) -> Iterator[None]:
+        """A context that ends the service, and logs why, where this worker can't start."""
+        try:
+            yield
         except Exception as error:
-            foreseen = isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
-            logger.error("can't serve %s: %s", self.settings.model, error, exc_info=not foreseen)
+            foreseen, told = is_foreseen(error), words_of(error)
+            logger.error("can't serve %s: %s", self.settings.model, told, exc_info=not foreseen)
             end_serving()
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's types are not exported

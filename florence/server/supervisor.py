@@ -15,7 +15,9 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Final
 
@@ -89,7 +91,13 @@ def end_serving() -> None:
 
 
 def leave(status: int) -> None:
-    """End this process at once, after flushing its logs and standard output."""
+    """End this process at once, after removing its temporary folders (BentoML makes one for each worker) and
+    flushing its logs and standard output."""
+    gc.unfreeze()  # or those of before a freeze would not be seen
+    for each in gc.get_objects():
+        if type(each) is TemporaryDirectory:
+            with suppress(OSError):
+                each.cleanup()
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)

@@ -17,7 +17,8 @@ from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import DeadlineExceeded, EngineError, ImageError, quote
-from florence.export.process import REFUSED, DrawJob, command
+from florence.export.process import REFUSED, DrawJob
+from florence.images.isolated import command
 from florence.images.limits import ImageLimits
 from florence.server.replies import limiter_in
 from florence.types.pictures import PictureOptions
@@ -62,7 +63,12 @@ async def draw_answer(
 async def _run(job: bytes) -> bytes:
     """The PNG that the process writes; the process is killed where this is cancelled."""
     process = await asyncio.create_subprocess_exec(
-        *command(), stdin=PIPE, stdout=PIPE, stderr=PIPE, env={}, start_new_session=True
+        *command("florence.export.process"),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env={},
+        start_new_session=True,
     )
     try:
         drawn, noise = await process.communicate(job)

@@ -84,7 +84,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise SettingsError(
                 f"can't listen for gRPC on {host}:{port} ({error}); FLORENCE_GRPC_PORT names another port, "
-                "or 0 for none"
+                "or 0 for none, and FLORENCE_GRPC_HOST another address"
             ) from None
         await self._server.start()
         self._health.start()
