@@ -23,7 +23,7 @@ from typing import Final
 
 import bentoml
 
-from florence.server.v2.tally import DIRECTORY
+from florence.server.observability.metric_files import DIRECTORY
 
 FAILED: Final = signal.SIGUSR1
 """The signal from a worker to its supervisor when it can't start: other workers could not either."""

@@ -23,7 +23,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from florence.server.http.middleware import HttpMiddleware
-from florence.server.v2.tally import DIRECTORY, HIDDEN
+from florence.server.observability.metric_files import DIRECTORY, files_of_the_dead
+from florence.server.v2.tally import HIDDEN
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -134,10 +135,8 @@ def _forget_the_dead(directory: str) -> None:
     """Remove the gauges of killed workers, which would keep their last values."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    files = Path(directory).glob("gauge_live*_*.db")
-    for pid in {file.stem.rpartition("_")[2] for file in files}:
-        if not Path("/proc", pid).exists():
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    for pid in set(files_of_the_dead(Path(directory), "gauge_live*_*.db").values()):
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class _Collected:

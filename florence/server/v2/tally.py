@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from florence.server.observability.metric_files import DIRECTORY
+
 if TYPE_CHECKING:
     from prometheus_client import Gauge
 
-DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names a folder which only the workers of one service share."""
 HIDDEN: Final = "florence_v2_counts_"
 """Prefix of these metrics' names; /metrics shows them under Triton's names instead."""
 PENDING: Final = "pending"
