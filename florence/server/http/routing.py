@@ -14,13 +14,13 @@ from starlette.routing import Route
 
 from florence.server.http.bodies import BodyBudget
 from florence.server.http.cors import Cors
+from florence.server.http.error_bodies import ErrorBodies
 from florence.server.http.held import LargeAnswers
 from florence.server.http.middleware import (
     BodyLimit,
     Branch,
     CancelOnDisconnect,
     Decompress,
-    ErrorBodies,
     NeedsKey,
     WhileLoading,
 )

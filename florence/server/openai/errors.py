@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from florence.errors import FieldError, UnknownModel
-from florence.server.http.middleware import ErrorShape
+from florence.server.http.error_bodies import ErrorShape
 from florence.server.replies import error_reply, failure_of, json_reply
 
 _CODES: Mapping[int, str] = MappingProxyType({401: "invalid_api_key"})

@@ -23,8 +23,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from florence import __version__
+from florence.server.http.error_bodies import ErrorBodies
 from florence.server.http.held import HeldBody
-from florence.server.http.middleware import ErrorBodies, HttpMiddleware, with_headers
+from florence.server.http.middleware import HttpMiddleware, with_headers
 from florence.server.replies import json_reply
 from florence.server.v2.inference import Inference
 from florence.server.v2.model import server_metadata
