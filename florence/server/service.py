@@ -234,23 +234,7 @@ def build_service(
     if {"model", "revision"} & settings.model_fields_set:
         wanted = (settings.model, settings.revision, settings.base)
         members["checkpoint"] = CheckpointModel(*wanted)  # for `bentoml build`
-    on_gpus = [int(device.removeprefix("cuda:")) for device in devices if device != "cpu"]
-    variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
-    decorate: Any = bentoml.service(
-        name="florence2",
-        http={"port": 8000},
-        **({"ssl": tls.for_bentoml()} if tls else {}),
-        workers=len(devices),
-        resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
-        traffic={"timeout": settings.timeout_s + GRACE_S},
-        metrics={"enabled": False},  # they label any path that a client requests; see `http_metrics`
-        # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
-        logging={
-            "access": {"skip_paths": [*PROBES, *infer_paths(inference.served)], "request_content_type": False}
-        },
-        image=variant.image,
-        envs=variant.envs,
-    )
+    decorate = _decorator(settings, devices, tls, infer_paths(inference.served))
     built = decorate(type("Florence2Service", (TaskService,), members))
     scrape = metrics_endpoint(lambda: inference.statistics.as_metrics() + gpu_metrics())
     own = Starlette(
@@ -279,6 +263,26 @@ def build_service(
     ):
         built.add_asgi_middleware(middleware.cls, **middleware.kwargs)
     return built
+
+
+def _decorator(settings: Settings, devices: Sequence[str], tls: Tls | None, unlogged: Sequence[str]) -> Any:
+    """BentoML's decorator with its configuration. `unlogged`: paths that write log lines of their own."""
+    on_gpus = [int(device.removeprefix("cuda:")) for device in devices if device != "cpu"]
+    variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
+    decorator: Any = bentoml.service(
+        name="florence2",
+        http={"port": 8000},
+        **({"ssl": tls.for_bentoml()} if tls else {}),
+        workers=len(devices),
+        resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
+        traffic={"timeout": settings.timeout_s + GRACE_S},
+        metrics={"enabled": False},  # they label any path that a client requests; see `http_metrics`
+        # BentoML's line fails at a content type that is not UTF-8
+        logging={"access": {"skip_paths": [*PROBES, *unlogged], "request_content_type": False}},
+        image=variant.image,
+        envs=variant.envs,
+    )
+    return decorator
 
 
 def _before_workers(settings: Settings, fetch: Fetch) -> None:
