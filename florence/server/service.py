@@ -240,7 +240,7 @@ def build_service(
     own = Starlette(
         routes=[
             *about_routes(inference, settings.max_body_bytes),
-            task_route(inference, fetcher),
+            task_route(inference, fetcher, settings.image_limits),
             Route("/metrics", scrape),
         ]
     )
