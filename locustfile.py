@@ -195,7 +195,8 @@ class V2JsonUser(FlorenceUser):
 
     def problem(self, reply: Any, question: Question) -> str | None:
         content = json.loads(reply.content)
-        return _original_problem(content.get("id"), content["outputs"][0]["data"][0], question)
+        text = content["outputs"][0]["data"][0]
+        return _original_problem(content.get("id"), text, question)
 
 
 class V2BinaryUser(FlorenceUser):
