@@ -21,14 +21,13 @@ from florence.errors import (
     BodyTooLarge,
     ClientLeft,
     Closed,
-    DeadlineExceeded,
     FlorenceError,
     SlowBody,
     Unauthorized,
 )
 from florence.server.http.bodies import Body, BodyBudget, keep_body, plain_body, read_body
 from florence.server.keys import ApiKeys
-from florence.server.replies import error_reply, json_reply
+from florence.server.replies import error_reply, json_reply, late
 from florence.server.v2.compression import PIECE
 
 _WITHOUT_MODEL: Final = frozenset(("/", "/docs.json", "/healthz", "/livez", "/metrics", "/v2/health/live"))
@@ -214,8 +213,7 @@ class TimeLimit(HttpMiddleware):
         except TimeoutError:
             if not limit.expired():
                 raise
-            late = DeadlineExceeded(f"the request was not finished within {self.timeout:g} s")
-            await error_reply(late)(scope, receive, send)
+            await error_reply(late(self.timeout))(scope, receive, send)
 
 
 class CancelOnDisconnect(HttpMiddleware):

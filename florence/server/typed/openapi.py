@@ -25,7 +25,7 @@ from florence.server.http.held import HeldBody
 from florence.server.json_schemas import JSON, REFERENCE, object_of, reference
 from florence.server.keys import HELP
 from florence.server.openai.schemas import TAG, chat_operations, chat_schemas
-from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
+from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply, late
 from florence.server.typed.analysis import SUMMARY as ANALYZE_SUMMARY
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
@@ -69,7 +69,7 @@ _FAILURES: Final = (  # status, meaning, an example of its message
         "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
         "256 requests are waiting, which is the limit; come back in 3 s",
     ),
-    (504, "Not finished in the time allowed.", "the request was not finished within 300 s"),
+    (504, "Not finished in the time allowed.", str(late(300))),
 )
 
 

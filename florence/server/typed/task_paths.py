@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from florence.errors import Closed, NotFound, TaskError
+from florence.errors import NotFound, TaskError
 from florence.images.limits import ImageLimits
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.replies import json_reply, reply_or_error
@@ -34,8 +34,7 @@ async def _answer(
     inference: Inference, fetcher: PictureFetcher, limits: ImageLimits, request: Request
 ) -> Response:
     """The reply to a request. Raises NotFound, which lists the tasks, for a path that names none of them."""
-    if (model := inference.model) is None:
-        raise Closed("the model is not loaded")
+    model = inference.ready_model()
     name = request.path_params["name"]
     try:
         task = model.tasks.resolve(name)
