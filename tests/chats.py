@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from v2 import picture
+from v2 import picture, roomy
 
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.http.routing import OPEN_PATHS, middleware_of
@@ -34,7 +34,7 @@ def chat_client(
     inference.model = model if loaded else None
     repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
     chat = create_chat_app(inference, fetcher or fetcher_of(Settings()))
-    middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat)
+    middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat, budget=roomy())
     other = Route("/{path:path}", _fails, methods=["POST"])
     return TestClient(Starlette(routes=[other], middleware=middleware), raise_server_exceptions=False)
 

@@ -51,10 +51,10 @@ class FetchLimits:
     """`max_bytes`: of a picture. `arrive_s`: seconds for it to arrive. `most`: pictures that are fetched at a
     time. `most_of_key`: of these, for one API key."""
 
-    max_bytes: int = 20 * 2**20
-    arrive_s: float = 60.0
-    most: int = 256
-    most_of_key: int = 128
+    max_bytes: int
+    arrive_s: float
+    most: int
+    most_of_key: int
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class PictureFetcher:
     are arguments, so that tests need no network."""
 
     allowed: AllowList
-    limits: FetchLimits = field(default_factory=FetchLimits)
+    limits: FetchLimits
     resolve: Resolve = field(default_factory=system_resolver)
     connector: httpcore.AsyncNetworkBackend = field(default_factory=httpcore.AnyIOBackend)
     tls: SSLContext | None = None

@@ -51,7 +51,7 @@ def middleware_of(
     keys: ApiKeys | None = None,
     open_paths: frozenset[str] = OPEN_PATHS,
     *,
-    budget: BodyBudget | None = None,
+    budget: BodyBudget,
     origins: str | None = None,
     site: Site | None = None,
     chat: Starlette | None = None,
@@ -64,7 +64,6 @@ def middleware_of(
     and `CountRequests`, are outside of all these. For gRPC calls, the counterpart are the interceptors that
     `v2.grpc_interceptors` lists.
     """
-    budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
         Middleware(RequestIds),
         Middleware(Cors, origins=origins),  # a preflight has no key, and no route of its own
