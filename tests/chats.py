@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 from v2 import picture, roomy
 
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
-from florence.server.http.routing import OPEN_PATHS, middleware_of
+from florence.server.http.paths import OPEN_PATHS
+from florence.server.http.routing import middleware_of
 from florence.server.keys import keys_of
 from florence.server.openai.app import create_chat_app
 from florence.server.v2.inference import Inference, ModelRepository

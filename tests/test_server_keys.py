@@ -22,7 +22,8 @@ from v2 import INFER, picture, request, roomy, send
 from waiting import PATIENCE_S
 
 from florence.errors import SettingsError, Unauthorized
-from florence.server.http.routing import OPEN_PATHS, middleware_of
+from florence.server.http.paths import OPEN_PATHS
+from florence.server.http.routing import middleware_of
 from florence.server.keys import CHECK_S, ApiKeys, FileKeys, caller, keys_of, read_keys
 from florence.server.v2.grpc_server import GrpcServer
 from florence.server.v2.inference import Inference, ModelRepository

@@ -29,7 +29,8 @@ from florence.server.garbage import collect_rarely, collect_while_cheap, set_asi
 from florence.server.http.bodies import BodyBudget
 from florence.server.http.connections import bound_connections
 from florence.server.http.middleware import TimeLimit
-from florence.server.http.routing import OPEN_PATHS, known_paths, middleware_of
+from florence.server.http.paths import HEALTH, OPEN_PATHS
+from florence.server.http.routing import known_paths, middleware_of
 from florence.server.keys import ApiKeys, keys_of
 from florence.server.loading import count_gpus, fetch_checkpoint, load_model
 from florence.server.observability.access_log import guard_log
@@ -70,7 +71,7 @@ logger = logging.getLogger("florence.service")
 
 Load = Callable[[Settings, str, Observer], "Florence2"]
 Fetch = Callable[[Settings], None]
-PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
+UNLOGGED = (*HEALTH, "/metrics")  # they would fill the access log
 ALL_ADDRESSES = "0.0.0.0"
 SWITCH_S = 0.001  # a fifth of Python's: the event loop gets the lock sooner from threads that compute
 GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
@@ -278,7 +279,7 @@ def _decorator(settings: Settings, devices: Sequence[str], tls: Tls | None, unlo
         traffic={"timeout": settings.timeout_s + GRACE_S},
         metrics={"enabled": False},  # they label any path that a client requests; see `http_metrics`
         # BentoML's line fails at a content type that is not UTF-8
-        logging={"access": {"skip_paths": [*PROBES, *unlogged], "request_content_type": False}},
+        logging={"access": {"skip_paths": [*UNLOGGED, *unlogged], "request_content_type": False}},
         image=variant.image,
         envs=variant.envs,
     )

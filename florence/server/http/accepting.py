@@ -21,6 +21,8 @@ from typing import Any, Final, Protocol
 
 from uvicorn.loops import auto
 
+from florence.server.http.paths import HEALTH
+
 ACCEPTED_AT_ONCE: Final = 512
 """Connections accepted in one iteration of the event loop, some 10 microseconds each."""
 MADE_AT_ONCE: Final = 8  # protocols made in one iteration, some 100 microseconds each
@@ -29,9 +31,7 @@ SPARE: Final = 256
 OTHER_FILES: Final = 1024  # that a worker may have open beside its connections
 AGAIN_S: Final = 0.1
 PROBES: Final = tuple(
-    b"%b %b " % (method, path)
-    for method in (b"GET", b"HEAD")
-    for path in (b"/livez", b"/readyz", b"/healthz", b"/v2/health/live", b"/v2/health/ready")
+    b"%b %b " % (method, path) for method in (b"GET", b"HEAD") for path in map(str.encode, HEALTH)
 )
 _LONGEST: Final = max(map(len, PROBES))
 _ERROR: Final = b'{"error":"each connection has a request under way (FLORENCE_MAX_CONNECTIONS)"}'

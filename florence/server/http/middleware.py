@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -26,11 +26,10 @@ from florence.errors import (
     Unauthorized,
 )
 from florence.server.http.bodies import Body, BodyBudget, keep_body, plain_body, read_body
+from florence.server.http.paths import WITHOUT_MODEL
 from florence.server.keys import ApiKeys
 from florence.server.replies import error_reply, json_reply, late
 from florence.server.v2.compression import PIECE
-
-_WITHOUT_MODEL: Final = frozenset(("/", "/docs.json", "/healthz", "/livez", "/metrics", "/v2/health/live"))
 
 logger = logging.getLogger("florence.service")
 
@@ -98,7 +97,7 @@ class WhileLoading(HttpMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if scope["path"] not in _WITHOUT_MODEL:
+            if scope["path"] not in WITHOUT_MODEL:
                 self.check_loaded()
         except Closed as error:
             return await error_reply(error)(scope, receive, send)

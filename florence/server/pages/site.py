@@ -44,13 +44,6 @@ _HEADERS: Final = (
 )
 
 
-def is_page(path: str) -> bool:
-    """Whether the pages' own app answers a path. It hides BentoML's page at `/` and its files, and BentoML's
-    redirects of paths that end with a slash."""
-    own = path in ("/", "/ui", "/docs") or path.startswith(("/pages/", "/static_content/", "/assets/"))
-    return own or (path.endswith("/") and not path.startswith("/v2/"))
-
-
 class _Headed(HttpMiddleware):
     """Puts the pages' headers on every answer."""
 
