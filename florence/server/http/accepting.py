@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import resource
 import select
@@ -34,13 +35,17 @@ PROBES: Final = tuple(
     b"%b %b " % (method, path) for method in (b"GET", b"HEAD") for path in map(str.encode, HEALTH)
 )
 _LONGEST: Final = max(map(len, PROBES))
-_ERROR: Final = b'{"error":"each connection has a request under way (FLORENCE_MAX_CONNECTIONS)"}'
-_FULL: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_ERROR), _ERROR)
-)
-
 logger = logging.getLogger("florence.service")
+
+
+def refusal(status: str, message: str, more: str = "") -> bytes:
+    """An answer of HTTP/1.1 after which the connection is closed. `more`: further header lines."""
+    body = json.dumps({"error": message}).encode("ascii")
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{more}"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body
 
 
 class Closable(Protocol):
@@ -200,9 +205,10 @@ class Acceptor:
 
 
 def _refuse(client: socket.socket, *, plain: bool) -> None:
+    message = "each connection has a request under way (FLORENCE_MAX_CONNECTIONS)"
     with contextlib.suppress(OSError):
         if plain:
-            client.send(_FULL)
+            client.send(refusal("503 Service Unavailable", message, "Retry-After: 1\r\n"))
             client.recv(65_536)  # else closing would reset the connection, and lose the answer
     client.close()
 
