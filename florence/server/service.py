@@ -97,7 +97,6 @@ class TaskService:
         sys.setswitchinterval(SWITCH_S)
         end_with_supervisor()
         self.started = time.monotonic()
-        self.timeout_s = self.settings.timeout_s
         self.grpc: GrpcServer | None = None
         if not is_worker():
             self._load()
@@ -180,10 +179,10 @@ class TaskService:
         """Stop gRPC and the model; each gets the service's time limit to finish. All HTTP requests have been
         answered before: the server waits for them."""
         if self.grpc is not None:
-            await self.grpc.stop(self.timeout_s)
+            await self.grpc.stop(self.settings.timeout_s)
         model, self.inference.model = self.inference.model, None
         if model is not None:
-            model.close(drain_s=self.timeout_s)
+            model.close(drain_s=self.settings.timeout_s)
         elif is_worker():
             leave(0)  # it is being loaded, in a thread that can't be stopped
 

@@ -51,7 +51,6 @@ class Endpoints(Protocol):
 
     settings: Settings
     model: Florence2
-    timeout_s: float
     fetcher: PictureFetcher
 
 
@@ -123,7 +122,7 @@ def create_api(
         if "error" in fields:
             raise explain(fields["error"], input_type, task)
         scope = bentoml.Context().request.scope
-        timeout_s = await bring_picture(service.fetcher, fields, service.timeout_s, scope)
+        timeout_s = await bring_picture(service.fetcher, fields, service.settings.timeout_s, scope)
         return await answer(service, fields, timeout_s)
 
     async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:
