@@ -12,7 +12,7 @@ from httpcore import AsyncNetworkBackend, AsyncNetworkStream, ConnectError, Read
 from pictures import drawn, saved
 
 from florence.server.fetching.allowed import read_allow_list
-from florence.server.fetching.fetcher import FetchLimits, PictureFetcher
+from florence.server.fetching.fetcher import PictureFetcher
 
 HOST = "pictures.test"
 PUBLIC = "93.184.216.34"  # an address of the public internet, which no test asks
@@ -61,7 +61,8 @@ class FakeWeb(AsyncNetworkBackend):
         """Before these hosts, with these settings."""
         allowed = read_allow_list(hosts, networks)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return PictureFetcher(allowed, FetchLimits(**(LIMITS | limits)), self.resolve, self, tls=tls)
+        told = LIMITS | limits
+        return PictureFetcher(allowed=allowed, resolve=self.resolve, connector=self, tls=tls, **told)
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
         self.lookups.append(host)
