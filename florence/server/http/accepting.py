@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from uvicorn.loops import auto
 
@@ -48,13 +48,6 @@ def refusal(status: str, message: str, more: str = "") -> bytes:
     return head.encode("ascii") + body
 
 
-class Closable(Protocol):
-    """A connection that waits for a request."""
-
-    def close_idle(self) -> None:
-        """Close it."""
-
-
 class Crowd:
     """A worker's connections that have a protocol. `count`: how many there are. `most`: the limit, silent
     connections included."""
@@ -62,14 +55,14 @@ class Crowd:
     def __init__(self, most: int) -> None:
         self.most = most
         self.count = 0
-        self._idle: dict[Closable, None] = {}  # in the order in which they became idle
+        self._idle: dict[asyncio.Transport, None] = {}  # in the order in which they became idle
 
-    def rests(self, connection: Closable) -> None:
+    def rests(self, connection: asyncio.Transport) -> None:
         """From now on the connection waits for a request."""
         self._idle.pop(connection, None)
         self._idle[connection] = None
 
-    def works(self, connection: Closable) -> None:
+    def works(self, connection: asyncio.Transport) -> None:
         """The connection no longer waits for a request."""
         self._idle.pop(connection, None)
 
@@ -77,7 +70,7 @@ class Crowd:
         """Close the connection that has waited longest for a request; False where none waits."""
         for connection in self._idle:
             del self._idle[connection]
-            connection.close_idle()
+            connection.close()
             return True
         return False
 

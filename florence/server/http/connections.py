@@ -177,7 +177,7 @@ class BoundedConnection(H11Protocol):
     def on_response_complete(self) -> None:
         if not self._receiver.has_taken():
             self._receiver.watch()
-        self.crowd.rests(self)
+        self.crowd.rests(self.transport)
         super().on_response_complete()
 
     def handle_events(self) -> None:
@@ -218,10 +218,10 @@ class BoundedConnection(H11Protocol):
     def _wait_for_head(self) -> None:
         if self._timer is None:
             self._timer = self.loop.call_later(self.head_timeout_s, self._give_up)
-            self.crowd.rests(self)
+            self.crowd.rests(self.transport)
 
     def _stop_waiting(self) -> None:
-        self.crowd.works(self)
+        self.crowd.works(self.transport)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -235,10 +235,6 @@ class BoundedConnection(H11Protocol):
             return
         if self._begun and not self._answered:
             self.transport.write(_too_slow(self.head_timeout_s))
-        self.transport.close()
-
-    def close_idle(self) -> None:
-        """Close the connection, to make room for others."""
         self.transport.close()
 
 
