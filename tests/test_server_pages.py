@@ -16,9 +16,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
+from v2 import roomy
 
 from florence import Florence2
-from florence.server.http.bodies import BodyBudget
 from florence.server.http.held import PIECE
 from florence.server.http.routing import middleware_of
 from florence.server.keys import keys_of
@@ -39,9 +39,8 @@ def client_of(model: FakeModel | None, *, keys: str | None = None, playground: b
     inference = Inference(5.0)
     inference.model = model  # type: ignore[assignment]
     pages = Site(inference, public=keys is None, playground=playground)
-    middleware = middleware_of(
-        ModelRepository([inference]), 10_000, keys_of(keys, None), site=pages, budget=BodyBudget(10**6, 60.0)
-    )
+    repository = ModelRepository([inference])
+    middleware = middleware_of(repository, 10_000, keys_of(keys, None), site=pages, budget=roomy())
     other = Route("/{path:path}", lambda request: PlainTextResponse("other"), methods=["GET", "POST"])
     app = Starlette(routes=[other], middleware=middleware)
     return TestClient(app, follow_redirects=False)

@@ -71,7 +71,7 @@ async def await_answers(
         if outcome is not None:
             answers.append(outcome)
     if len(answers) < len(futures):
-        raise _late(timeout_s)
+        raise DeadlineExceeded.of_request(timeout_s)
     for answer in answers:
         log(answer)
     return answers
@@ -86,7 +86,7 @@ async def await_outcomes(
     for outcome in outcomes:
         if outcome is not None and not isinstance(outcome, BaseException):
             log_answer(outcome)
-    return [_late(timeout_s) if outcome is None else outcome for outcome in outcomes]
+    return [DeadlineExceeded.of_request(timeout_s) if outcome is None else outcome for outcome in outcomes]
 
 
 def name_row(error: FlorenceError, index: int, count: int) -> FlorenceError:
@@ -122,7 +122,3 @@ def _cancel(waiting: Sequence[asyncio.Future[Any]]) -> None:
     for future in waiting:
         if not future.cancel() and not future.cancelled():
             future.exception()  # asyncio warns about an exception that is never retrieved
-
-
-def _late(timeout_s: float) -> DeadlineExceeded:
-    return DeadlineExceeded.of_request(timeout_s)

@@ -31,7 +31,9 @@ from florence.types.tasks import Kind
 TAG: Final = "OpenAI's API"
 
 
-def chat_paths(name: str, picture: str, answer: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
+def chat_operations(
+    name: str, picture: str, answer: Mapping[str, Any], responses: Responses
+) -> dict[str, Any]:
     """The operations by path and method. `name`: the model's. `picture`: an example in base64. `answer`: the
     typed answer to `caption` about it."""
     asked = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}

@@ -20,11 +20,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from florence import __version__
-from florence.errors import Closed
+from florence.errors import Closed, DeadlineExceeded
 from florence.server.http.held import HeldBody
 from florence.server.json_schemas import JSON, REFERENCE, object_of, reference
 from florence.server.keys import HELP
-from florence.server.openai.schemas import TAG, chat_paths, chat_schemas
+from florence.server.openai.schemas import TAG, chat_operations, chat_schemas
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import SUMMARY as ANALYZE_SUMMARY
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
@@ -33,10 +33,9 @@ from florence.server.typed.endpoints import PROMPT_SUMMARY, PromptAnswer, output
 from florence.server.typed.examples import PICTURE_PATH, example_answer, example_input, picture_text
 from florence.server.typed.forms import MULTIPART, PICTURE
 from florence.server.typed.inputs import INPUT_TYPES, PromptInput
-from florence.server.typed.v2_paths import v2_paths
-from florence.server.typed.v2_schemas import v2_schemas
 from florence.server.v2.inference import Inference
 from florence.server.v2.model import ServedModel
+from florence.server.v2.schemas import v2_operations, v2_schemas
 from florence.types.info import ServiceInfo
 from florence.types.tasks import TASKS, Input, Task
 
@@ -71,7 +70,7 @@ _FAILURES: Final = (  # status, meaning, an example of its message
         "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
         "256 requests are waiting, which is the limit; come back in 3 s",
     ),
-    (504, "Not finished in the time allowed.", "the request was not finished within 300 s"),
+    (504, "Not finished in the time allowed.", str(DeadlineExceeded.of_request(300))),
 )
 
 
@@ -119,7 +118,7 @@ def openapi_document(own_tasks: tuple[Task, ...] = (), served: ServedModel | Non
     paths = {f"/{task.path}": {"post": _task_operation(task, schemas)} for task in tasks}
     paths["/prompt"] = {"post": _prompt_operation(schemas)}
     paths["/analyze"] = {"post": _analyze_operation(schemas)}
-    shown = picture_text(), example_answer("caption") or {}, _responses
+    caption = picture_text(), example_answer("caption") or {}, _responses
     return {
         "openapi": "3.1.0",
         "info": {
@@ -134,8 +133,8 @@ def openapi_document(own_tasks: tuple[Task, ...] = (), served: ServedModel | Non
         "paths": {
             **paths,
             "/info": {"get": _info_operation(schemas)},
-            **v2_paths(served, *shown),
-            **chat_paths(served.name, *shown),
+            **v2_operations(served, *caption),
+            **chat_operations(served.name, *caption),
             **_health_paths(),
         },
         "components": {
