@@ -190,7 +190,7 @@ def test_what_is_answered_is_not_asked() -> None:
     asked = [(job.item.picture, len(job.questions)) for job in found]
     assert asked == [("0.png", 2), ("1.png", 1), ("2.png", 2)]
     assert (tally.before, tally.again, tally.elsewhere) == (1, 2, 0)
-    with pytest.raises(RequestError, match="Name a --task"):
+    with pytest.raises(RequestError, match="no task given"):
         list(open_jobs(items(1), (), answered, Shard(), tally))
 
 

@@ -114,7 +114,7 @@ def test_a_device_is_no_file_for_answers(florence: Run) -> None:
     status, _, err = florence(
         "bulk", PICTURE, "--task", "caption", "--out", "/dev/full", "--url", "http://127.0.0.1:9"
     )
-    assert (status, "is not a file" in err) == (2, True)
+    assert (status, "must be a regular file" in err) == (2, True)
 
 
 @pytest.mark.slow

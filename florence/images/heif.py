@@ -147,6 +147,6 @@ def _inside(data: memoryview) -> Iterator[HeifBox]:
             (length,), head = struct.unpack_from(">Q", data, 8), 16
         end = len(data) if length == 0 else length
         if end < head:
-            raise ImageError("the picture's boxes are damaged: one is shorter than its own headerer")
+            raise ImageError("the picture's boxes are damaged: one is shorter than its own header")
         yield kind, data[head:end]
         data = data[end:]
