@@ -251,9 +251,10 @@ def fakes() -> Iterator[None]:
         yield
 
 
-def mean_length(length: int, shortest: int = 64) -> float:
-    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below."""
-    return length / 2 if length <= shortest else 0.75 * length
+def mean_length(length: int) -> float:
+    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below; the one
+    of 64 is the lowest."""
+    return length / 2 if length <= 64 else 0.75 * length
 
 
 def gpu_backend(model: Florence2Model) -> Backend:
