@@ -21,13 +21,15 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from florence.engine.config import CpuKernels, CudaKernels, EncodeStreamChoice, EngineConfig
+from florence.engine.config import EncodeStreamChoice, EngineConfig, KernelChoice
 from florence.errors import SettingsError
 from florence.images.limits import ImageLimits
 from florence.images.tiles import MOST_TILES
 from florence.settings.names import PREFIX, explain
 from florence.types.pictures import Pictures
 from florence.types.precision import Precision
+
+_ORIGIN = re.compile(r"(\*|null|[a-z][a-z0-9+.-]*://([^\s/?#*@:\[\]]+|\[[0-9a-f:.]+\])(:\d+)?/?)?")
 
 MIB = 1024 * 1024
 
@@ -107,8 +109,8 @@ class Settings(BaseSettings):
         "in fp8, on a GPU from Ada or Hopper on, not yet measured on one; a CPU emulates it, slowly.",
     )
     threads: int | None = _declared(EngineConfig, "threads")
-    cpu_kernels: CpuKernels = _declared(EngineConfig, "cpu_kernels")
-    cuda_kernels: CudaKernels = _declared(EngineConfig, "cuda_kernels")
+    cpu_kernels: KernelChoice = _declared(EngineConfig, "cpu_kernels")
+    cuda_kernels: KernelChoice = _declared(EngineConfig, "cuda_kernels")
     compile_tower: bool = _declared(EngineConfig, "compile_tower")
     encode_stream: EncodeStreamChoice = _declared(EngineConfig, "encode_stream")
     max_batch_size: int | None = _declared(EngineConfig, "max_batch_size")
@@ -247,6 +249,15 @@ class Settings(BaseSettings):
             raise ValueError("must be auto, cpu, cuda, cuda:<n> or a list such as cuda:0,cuda:1")
         return device
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _whole_origins(cls, origins: str | None) -> str | None:
+        """Refuse what is never equal to a browser's Origin header, such as a name without https://."""
+        for origin in (origins or "").lower().split(","):
+            if not _ORIGIN.fullmatch(origin.strip()):
+                raise ValueError("must be origins such as https://a.example:8443, or *")
+        return origins and origins.lower()
+
     @field_validator("grpc_port", mode="before")
     @classmethod
     def _not_from_kubernetes(cls, port: object) -> object:
@@ -261,6 +272,11 @@ class Settings(BaseSettings):
         if not (model := model.strip()):
             raise ValueError("must name a checkpoint: a hub id, a directory, or demo")
         return model
+
+    def told(self, *names: str) -> str:
+        """Those of these settings that are set, for a message: FLORENCE_MODEL=demo, FLORENCE_BASE=other."""
+        values = ((name, getattr(self, name)) for name in names)
+        return ", ".join(f"{PREFIX}{name.upper()}={value}" for name, value in values if value)[:300]
 
     def devices(self, gpus: int) -> list[str]:
         """The device of each worker, on a machine with `gpus` GPUs. Raises SettingsError if one does not

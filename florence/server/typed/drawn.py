@@ -20,13 +20,14 @@ from florence.errors import DeadlineExceeded, EngineError, ImageError, quote
 from florence.export.process import REFUSED, DrawJob
 from florence.images.isolated import command
 from florence.images.limits import ImageLimits
+from florence.server.replies import limiter_in
 from florence.types.pictures import PictureOptions
 
 logger = logging.getLogger("florence.service")
 
 PNG: Final = "image/png"
 _MOST: Final = 1  # processes at a time: each takes a core and the memory of a picture
-_TURN: Final[RunVar[anyio.CapacityLimiter | None]] = RunVar("drawers", None)
+_TURN: Final = RunVar[anyio.CapacityLimiter]("florence_drawers")
 
 
 def wants_picture(accept: str) -> bool:
@@ -53,18 +54,10 @@ async def draw_answer(
     view = options.model_dump(include={"background", "frame", "page"})
     job = DrawJob(answer.annotations(), answer.caption(), image_limits, **view).pack(bytes(picture))
     try:
-        async with asyncio.timeout(timeout_s), _turn():
+        async with asyncio.timeout(timeout_s), limiter_in(_TURN, _MOST):
             return Response(await _run(job), media_type=PNG)
     except TimeoutError:
         raise DeadlineExceeded(f"the answer was not drawn within {timeout_s:g} s") from None
-
-
-def _turn() -> anyio.CapacityLimiter:
-    limiter = _TURN.get()
-    if limiter is None:
-        limiter = anyio.CapacityLimiter(_MOST)
-        _TURN.set(limiter)
-    return limiter
 
 
 async def _run(job: bytes) -> bytes:
