@@ -8,7 +8,6 @@ project's that is not in the list counts as one kernel that reads and writes all
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,8 +16,6 @@ import torch
 from torch import Tensor
 
 from ledger.counting import Ledger, Operation, Rule
-
-PACKAGE = "florence.engine.device.cuda.kernels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +59,13 @@ class OwnKernel(Protocol):
         """Random inputs, of real sizes or of small ones."""
 
 
-def own_kernels(package: str = PACKAGE) -> Sequence[OwnKernel]:
+def own_kernels() -> Sequence[OwnKernel]:
     """The list; empty where there are no kernels, or no Triton for them."""
     try:
-        module = importlib.import_module(package)
+        from florence.engine.device.cuda.kernels import KERNELS
     except ModuleNotFoundError:
         return ()
-    found: Sequence[OwnKernel] = getattr(module, "KERNELS", ())
-    return found
+    return KERNELS
 
 
 Calls = list[tuple[OwnKernel, tuple[Any, ...]]]

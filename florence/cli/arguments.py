@@ -21,7 +21,7 @@ from florence.cli.bulk_arguments import (
 from florence.cli.evaluate import EVALUATE, add_evaluate
 from florence.cli.mcp import MCP, add_mcp
 from florence.cli.verify import VERIFY, add_verify
-from florence.export.formats import OPACITY
+from florence.export.annotation import OPACITY
 from florence.images.limits import MAX_PDF_DPI, PDF_DPI
 from florence.types.filters import ItemFilter
 from florence.types.options import RequestParameters, allowed_values

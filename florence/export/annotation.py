@@ -10,9 +10,8 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from florence.export.formats import OPACITY
 from florence.export.geometry import Box, bounds_of
 
 if TYPE_CHECKING:
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
 
     from florence.export.coco import LabelMap
     from florence.export.drawing import Colour
+
+
+OPACITY: Final = 0.4
+"""Opacity of masks in drawings, unless another is given."""
 
 
 @dataclass(frozen=True, slots=True)

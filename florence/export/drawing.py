@@ -15,9 +15,8 @@ from typing import Final
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from florence.errors import ImageError, RequestError, quote
-from florence.export.annotation import Annotation, Drawable
+from florence.export.annotation import OPACITY, Annotation, Drawable
 from florence.export.coco import UNNAMED, category_name
-from florence.export.formats import OPACITY
 from florence.export.geometry import Box, Corner, corners_of
 from florence.export.plates import lay_out
 from florence.images.decode import load_image
