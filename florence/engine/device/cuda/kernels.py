@@ -17,8 +17,9 @@ from florence.engine.device.beams.search_state import SearchState, StepShape, st
 from florence.engine.device.cuda import search as cuda_search
 from florence.engine.device.cuda.encode_kernels import ENCODE_KERNELS, activated_case
 from florence.engine.device.cuda.kernel import Case, CudaKernel
-from florence.engine.device.steps import StepSequence, grouped_batch
+from florence.engine.device.steps import grouped_batch
 from florence.engine.request import GenerationOptions
+from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
 from florence.model.kernels import fp8
 from florence.model.kernels.cuda import attention, low_rank, norms, quantize, twins, windows
@@ -146,7 +147,7 @@ def _search_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) 
     places = [range(slot * sizes.beams, (slot + 1) * sizes.beams) for slot in range(sizes.requests)]
     slots = [Slot(index, tuple(rows)) for index, rows in enumerate(places)]
     state.start(starts_of([(slot, options) for slot in slots]).to(device))
-    sequences = [StepSequence(slot, sizes.encoder_length, 0) for slot in slots]
+    sequences = [StepSequence(slot=slot, encoder_length=sizes.encoder_length) for slot in slots]
     batch = grouped_batch(sequences, sizes.requests, sizes.beams).map(lambda values: values.to(device))
     shape = StepShape(sizes.beams, sizes.length + 1, True, sizes.encoder_length)
     padded = -(-sizes.vocab // 64) * 64
