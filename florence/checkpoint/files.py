@@ -43,11 +43,6 @@ def weight_files(directory: Path) -> list[str]:
     return names
 
 
-def missing_weights(directory: Path) -> list[str]:
-    """The names of `weight_files` that are not in the directory."""
-    return [name for name in weight_files(directory) if not (directory / name).is_file()]
-
-
 def checkpoint_files(directory: Path) -> list[Path]:
     """The files of a checkpoint that are read, sorted by name."""
     kept = [*weight_files(directory), MERGES]
@@ -76,24 +71,27 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 text file, without its byte order mark. Raises `CheckpointError` where it is missing, too
     large, or not UTF-8."""
     try:
+        check_content(path)
         if (size := path.stat().st_size) > MAX_TEXT_BYTES:
             raise CheckpointError(f"{path} has {size} bytes; at most {MAX_TEXT_BYTES} are read")
-        check_content(path)
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from None
 
 
 def check_content(path: Path) -> None:
-    """Raise `CheckpointError` for a Git LFS pointer, left by a clone without Git LFS."""
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise CheckpointError(
-                f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or "
-                "give the repository's name on the hub in place of the folder"
-            )
+    """Raise `CheckpointError` for a missing file, and for a Git LFS pointer, left by a clone without Git
+    LFS."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    if start == _POINTER:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or "
+            "give the repository's name on the hub in place of the folder"
+        )
 
 
 def version_of(path: Path) -> tuple[int, ...]:
