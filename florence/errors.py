@@ -98,10 +98,11 @@ class ProtocolError(RequestError):
 
 
 class MalformedJson(ProtocolError):
-    """The body is not JSON. `reason` and `position`: what is wrong, and where."""
+    """The body is not JSON. `reason` and `position`: what is wrong, and where; None: that is not known."""
 
-    def __init__(self, reason: str, position: int) -> None:
-        super().__init__(f"failed to parse the request JSON buffer: {reason} at {position}")
+    def __init__(self, reason: str, position: int | None = None) -> None:
+        place = "" if position is None else f" at {position}"
+        super().__init__(f"failed to parse the request JSON buffer: {reason}{place}")
         self.reason, self.position = reason, position
 
 
@@ -223,6 +224,20 @@ class MissingLibrary(FlorenceError):
 
 class SettingsError(FlorenceError):
     """A setting is unknown or out of range."""
+
+
+def words_of(error: Exception) -> str:
+    """The error in one line: of an OSError about a file, its name and what is wrong."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename)[:200]}: {error.strerror}"
+    return str(error)
+
+
+def is_foreseen(error: Exception) -> bool:
+    """Whether `words_of` says all that an operator needs, and a traceback would only hide it."""
+    if isinstance(error, OSError):
+        return error.filename is not None
+    return isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
 
 
 def quote(value: object, longest: int = 80) -> str:

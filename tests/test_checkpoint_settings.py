@@ -46,14 +46,23 @@ def test_the_variables_say_what_is_loaded(
         ("ADAPTER", "demo/../x", "there is no checkpoint"),
         ("ADAPTER", str(DEMO), "lacks adapter_config.json, without which its tensors can't be scaled"),
         ("BASE", str(Path(__file__).parent), "the base .* lacks tokenizer.json"),
+        ("BASE", "demo/../x", "there is no checkpoint"),
+        ("MODEL", "/nowhere", "there is no checkpoint"),
+        ("REVISION", "main", "has no revisions"),
+        ("ADAPTERS", "a=/nowhere", "there is no checkpoint"),
+        ("ADAPTERS_FILE", "/nowhere", "can't be read"),
+        # As a folder that this user may not enter, which root may.
+        ("MODEL", "x" * 5000, "File name too long"),
+        ("BASE", "x" * 5000, "File name too long"),
+        ("ADAPTER", "x" * 5000, "File name too long"),
     ],
 )
 def test_a_start_ends_with_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
-    """Before a worker is started."""
+    """Before a worker is started, in one line that names the setting."""
     monkeypatch.setenv("FLORENCE_MODEL", str(LAYOUTS["model_only"](tmp_path / "made")))
     monkeypatch.setenv("FLORENCE_BASE", "demo")
     monkeypatch.setenv(f"FLORENCE_{name}", value)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit, match=f"^florence: .*FLORENCE_{name}.*{message}"):
         fetch_checkpoint(read_settings())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tomllib
@@ -19,7 +18,6 @@ from serving import ROOT, STOP_S, Server, free_port
 
 from florence import __version__
 from florence.cli import main
-from florence.cli.serving import home_of
 from florence.model.kernels.cpu.kept import cache_folders
 from florence.types.tasks import TASKS, Input
 
@@ -147,32 +145,6 @@ def test_the_bundled_checkpoint_here_and_a_picture_from_stdin(
     out = tmp_path / "r.jsonl"
     assert florence("bulk", PICTURE, "--task", "caption", "--out", out, "--num-beams", "1")[0] == 0
     assert json.loads(out.read_text())["result"]["kind"] == "text"
-
-
-@pytest.mark.parametrize(("port", "setting"), [("--port", "--port"), ("grpc", "FLORENCE_GRPC_PORT")])
-def test_serve_says_that_a_port_is_taken(
-    florence: Run, monkeypatch: pytest.MonkeyPatch, port: str, setting: str
-) -> None:
-    """In one line, before the model is loaded."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        taken, free = str(other.getsockname()[1]), str(free_port())
-        monkeypatch.setenv("FLORENCE_GRPC_PORT", taken if port == "grpc" else "0")
-        status, out, err = florence("serve", "--port", free if port == "grpc" else taken)
-    assert (status, out) == (1, "")
-    assert err == (
-        f"florence: port {taken} of 127.0.0.1 is in use by another program; choose one by {setting}\n"
-    )
-
-
-def test_services_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for each port, in the user's cache; elsewhere where that can't be written."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert home_of(8000) == home_of(8000) != home_of(8001)
-    assert home_of(8000).is_relative_to(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    assert home_of(8000).is_dir()
 
 
 def test_without_the_server_package_it_is_said_what_is_missing(

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from fake_model import FakeModel
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from serving import Server
 
 from florence.engine.observer import FinishReason, RequestReport
+from florence.errors import FlorenceError
 from florence.server.observability.gpu_metrics import READINGS, gpu_lines
+from florence.server.observability.metric_files import SIZES, reserve_files
 from florence.server.observability.metrics import EngineMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +56,61 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         for family in families
         for sample in family.samples
     }
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the workers of a service keep their metrics."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_a_worker_has_the_room_of_its_metrics_from_the_start(fake_server: Server) -> None:
+    """Each file in which it counts is reserved, without holes: a disk that gets full later can't end it."""
+    assert httpx.post(f"{fake_server.url}/caption", json={}).status_code == 400
+    assert httpx.get(f"{fake_server.url}/metrics").status_code == 200
+    files = list(fake_server.log_path.parent.rglob("*_[0-9]*.db"))
+    assert {file.stem.rpartition("_")[0] for file in files} <= SIZES.keys()
+    assert files
+    for facts in (file.stat() for file in files):
+        assert facts.st_blocks * 512 >= facts.st_size >= 2**16
+
+
+@pytest.mark.parametrize(("reason", "refused"), [(errno.ENOSPC, True), (errno.EOPNOTSUPP, False)])
+def test_a_full_disk_is_told_at_the_start(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, reason: int, refused: bool
+) -> None:
+    """With the folder and the way out; a file system that can't reserve is none."""
+
+    def fail(*_: int) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(FlorenceError, match=f"{directory}.*BENTOML_HOME") if refused else nullcontext():
+        reserve_files()
+
+
+def test_workers_that_are_gone_keep_their_counts_and_no_room(directory: Path) -> None:
+    """What they counted is still added up; what they had reserved beyond is given back."""
+    code = (
+        "from florence.server.observability.metric_files import reserve_files\n"
+        "reserve_files()\n"
+        "from prometheus_client import Counter\n"
+        "Counter('florence_seen', 'x').inc(5)\n"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=True)
+    before = sum(file.stat().st_blocks * 512 for file in directory.iterdir())
+    reserve_files()
+    (directory / f"counter_{os.getpid()}.db").rename(directory / "mine")
+    after = sum(file.stat().st_blocks * 512 for file in directory.glob("*.db"))
+    assert before >= sum(SIZES.values())
+    assert after < sum(SIZES.values()) + 16 * 4096
+    scraped = "from florence.server.observability.http_metrics import scrape; print(scrape().decode())"
+    shown = subprocess.run(
+        [sys.executable, "-c", scraped], env=dict(os.environ), capture_output=True, check=True
+    )
+    assert b"florence_seen_total 10.0" in shown.stdout
 
 
 def test_a_request_counts_under_its_task_and_its_end() -> None:
@@ -139,21 +200,24 @@ def test_what_a_driver_does_not_give_is_left_out(reading: Any) -> None:
 
 WORKER = """
 import sys
+from florence.server.v2.model import ServedModel
 from florence.server.v2.statistics import Reason, Spans, Statistics
-from florence.server.v2.tally import SharedTally
-statistics = Statistics(tally=SharedTally())
+statistics = Statistics(ServedModel())
 for _ in range(int(sys.argv[1])):
     statistics.begin()
     statistics.succeed(2, Spans(1000, 2000, 3000, 4000))
 statistics.begin()
 statistics.fail_for(Reason.BACKEND, 5000)
+other = Statistics(ServedModel("other"))
+other.begin()
+other.succeed(5, Spans(1, 2, 3, 4))
 """
 READER = """
 import json
 from florence.server.observability.http_metrics import scrape
+from florence.server.v2.model import ServedModel
 from florence.server.v2.statistics import Statistics
-from florence.server.v2.tally import SharedTally
-statistics = Statistics(tally=SharedTally())
+statistics = Statistics(ServedModel())
 print(json.dumps([statistics.as_dict(), statistics.as_metrics(), scrape().decode()]))
 """
 
@@ -168,7 +232,7 @@ def python(code: str, directory: Path, *arguments: str) -> str:
 @pytest.mark.slow
 def test_workers_v2_counts_are_one_sum(tmp_path: Path) -> None:
     """Whichever worker is asked, and also after those that counted have ended: statistics and metrics are
-    those of all, and the names of their files' own metrics are not shown."""
+    those of all, without those of another model, and the names of their files' own metrics are not shown."""
     python(WORKER, tmp_path, "3")
     python(WORKER, tmp_path, "4")
     entry, text, scraped = json.loads(python(READER, tmp_path))

@@ -33,6 +33,22 @@ def test_a_worker_sees_others_that_are_loaded_and_live(
     assert not a_sibling_serves()
 
 
+@pytest.mark.parametrize("before", ["pass", "gc.freeze()"])
+def test_a_process_that_leaves_removes_its_temporary_folders(tmp_path: Path, before: str) -> None:
+    """Also one that was put out of the garbage collector's sight; its threads go on until then."""
+    code = (
+        "import gc, tempfile, threading\n"
+        "from florence.server.supervisor import leave\n"
+        "folder = tempfile.TemporaryDirectory(prefix='bentoml-client-')\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        f"{before}\n"
+        "leave(3)\n"
+    )
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 3
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_threads_of_a_worker_share_one_heap() -> None:
     """As glibc itself says, where it is the C library; unless its own variable asks for more."""
     code = (

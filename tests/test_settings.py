@@ -164,6 +164,10 @@ def test_what_kubernetes_puts_into_a_pod_is_not_a_setting(
         ("TIMEOUT_S", "0"),
         ("TIMEOUT_S", "nan"),
         ("TIMEOUT_S", "soon"),
+        ("CORS_ORIGINS", "a.example"),
+        ("CORS_ORIGINS", "https://a.example/page"),
+        ("CORS_ORIGINS", "https://*.example"),
+        ("CORS_ORIGINS", "https://"),
         ("MAX_QUEUE", "0"),
         ("MAX_QUEUE", "1.5"),
         ("THREADS", "-1"),
@@ -182,6 +186,28 @@ def test_wrong_values_are_refused_by_the_variables_name(
     monkeypatch.setenv(f"FLORENCE_{name}", value)
     with pytest.raises(SettingsError, match=f"FLORENCE_{name}: .*got '{value[:3]}"):
         read_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("MAX_BODY_BYTES", "an integer"), ("TIMEOUT_S", "a number"), ("FAST_JPEG", "true or false")],
+)
+def test_a_value_of_another_kind_is_told_in_plain_words(
+    monkeypatch: pytest.MonkeyPatch, name: str, wanted: str
+) -> None:
+    """What to write, not how it was parsed."""
+    monkeypatch.setenv(f"FLORENCE_{name}", "64MB")
+    with pytest.raises(SettingsError, match=f"^FLORENCE_{name}: {wanted}, got '64MB'$"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    "origins",
+    ["*", "null", "http://localhost:9000", "https://a.example, HTTPS://B.example:8443/", "http://[::1]:80"],
+)
+def test_origins_are_compared_as_browsers_write_them(origins: str) -> None:
+    """In lower case."""
+    assert Settings(cors_origins=origins).cors_origins == origins.lower()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def list_adapters(sources: AdapterSources, most: int) -> Mapping[str, str]:
             lines = sources.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"FLORENCE_ADAPTERS_FILE can't be read: {error}") from error
-        found = _read_entries(lines, str(sources))
+        found = _read_entries(lines, f"FLORENCE_ADAPTERS_FILE ({sources})")
     else:
         found = _read_entries((f"{name}={source}" for name, source in sources.items()), "adapters")
     if len(found) > most:

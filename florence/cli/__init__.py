@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from florence.cli.arguments import read_arguments
-from florence.errors import FlorenceError, RequestError, SettingsError
+from florence.errors import FlorenceError, RequestError, SettingsError, words_of
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 NO_SERVER = (
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _carry_out(arguments.command)(arguments)
     except (FlorenceError, OSError) as error:
-        print(f"florence: {_words_of(error)}", file=sys.stderr)
+        print(f"florence: {words_of(error)}", file=sys.stderr)
         return WRONG_USE if isinstance(error, RequestError | SettingsError) else FAILED
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("florence."):
@@ -47,12 +47,6 @@ def _collect_rarely() -> None:
     of a short command's time, at the imports and at exit."""
     gc.set_threshold(*gc.get_threshold()[:2], 100)  # of the oldest generation; young garbage goes as ever
     atexit.register(gc.freeze)
-
-
-def _words_of(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def _carry_out(command: str) -> Callable[[argparse.Namespace], int]:

@@ -60,7 +60,7 @@ def mcp(arguments: argparse.Namespace) -> int:
     address = None if arguments.http is None else read_address(arguments.http)
     roots = Roots(arguments.root, local=address is None)
     if address is not None:
-        check_free(*address, "--http")
+        check_free(*address, "--http", "--http")
     with open_asker(arguments) as ask, ExitStack() as stack:
         client = stack.enter_context(Client(arguments.url)) if arguments.url else None
         server = PictureServer(ask, roots, None if client is None else partial(_ask_url, client))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from florence.checkpoint.adapter_list import adapters_of_settings, list_adapters
 from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
-from florence.errors import CheckpointError, SettingsError, quote
+from florence.errors import CheckpointError, SettingsError, quote, words_of
 from florence.settings import Settings
 from florence.types.declared import PRESETS, TASKS_FILE, TaskRow, declare, read_rows
 from florence.types.tasks import Task
@@ -58,8 +58,11 @@ def _folders_of(settings: Settings) -> list[Path]:
 def _rows_of(part: str) -> list[TaskRow]:
     if part in PRESETS:
         return [(f"preset {part}", row) for row in PRESETS[part]]
-    if Path(part).is_file():
-        return _read(Path(part))
+    try:
+        if Path(part).is_file():
+            return _read(Path(part))
+    except OSError as error:  # a folder that can't be entered, a name that is too long
+        raise SettingsError(f"FLORENCE_TASKS: {words_of(error)}") from None
     close = get_close_matches(part.lower(), PRESETS, n=1)
     hint = f"did you mean {close[0]}? The" if close else "the"
     raise SettingsError(

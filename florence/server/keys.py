@@ -128,7 +128,7 @@ def keys_of(inline: str | None, path: Path | None) -> ApiKeys | None:
 
 def _read_file(path: Path) -> dict[str, bytes]:
     try:
-        return read_keys(path.read_text(encoding="utf-8").splitlines(), str(path))
+        return read_keys(path.read_text(encoding="utf-8").splitlines(), f"FLORENCE_API_KEYS_FILE ({path})")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"FLORENCE_API_KEYS_FILE can't be read: {error}") from error
 

@@ -12,17 +12,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 from bentoml._internal.server.http import traffic
+from starlette.applications import Starlette
 from starlette.routing import Route
 
 from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
-from florence.errors import Closed, EngineError, FlorenceError
+from florence.errors import FlorenceError, SettingsError, is_foreseen, words_of
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.garbage import collect_rarely, collect_while_cheap, set_aside
 from florence.server.gpus import count_gpus
@@ -32,10 +34,12 @@ from florence.server.http.middleware import TimeLimit
 from florence.server.http.routing import OPEN_PATHS, known_paths, middleware_of
 from florence.server.keys import ApiKeys, caller, keys_of
 from florence.server.observability.access_log import guard_log
+from florence.server.observability.gpu_metrics import gpu_metrics
 from florence.server.observability.http_metrics import CountRequests, metrics_endpoint
 from florence.server.observability.json_log import log_json
+from florence.server.observability.metric_files import reserve_files
+from florence.server.observability.metrics import engine_metrics
 from florence.server.observability.tracing import read_any_header
-from florence.server.observability.worker_metrics import engine_metrics, triton_metrics
 from florence.server.openai.app import create_chat_app
 from florence.server.pages.site import Site
 from florence.server.supervisor import (
@@ -52,8 +56,8 @@ from florence.server.supervisor import (
 from florence.server.tls import Tls, tls_of
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint, prompt_endpoint
-from florence.server.typed.openapi import create_about_app
-from florence.server.typed.task_paths import create_task_app
+from florence.server.typed.openapi import about_routes
+from florence.server.typed.task_paths import task_route
 from florence.server.v2.http_app import infer_paths
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings, read_settings
@@ -80,15 +84,26 @@ def fetch_checkpoint(settings: Settings) -> None:
     from florence.checkpoint.adapter_list import adapters_of_settings, list_adapters
     from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
 
-    try:
+    with _named(settings, "model", "revision", "base"):
         resolve_checkpoint(settings.model, settings.revision, settings.base)
+    with _named(settings, "adapter"):
         if settings.adapter:
             resolve_adapter(settings.adapter)
+    with _named(settings, "adapters", "adapters_file"):
         if sources := adapters_of_settings(settings.adapters, settings.adapters_file):
             for source in list_adapters(sources, settings.max_adapters).values():
                 resolve_adapter(source)
-    except FlorenceError as error:
-        sys.exit(f"florence: {error}")
+
+
+@contextmanager
+def _named(settings: Settings, *names: str) -> Iterator[None]:
+    """A context that ends the process where what these settings name can't be had. The message begins with
+    those that are set; that of a SettingsError names them already."""
+    try:
+        yield
+    except (FlorenceError, OSError) as error:
+        named = "" if isinstance(error, SettingsError) else f"{settings.told(*names)}: "
+        sys.exit(f"florence: {named}{words_of(error)}")
 
 
 def load_model(settings: Settings, device: str, observer: Observer) -> Florence2:
@@ -136,6 +151,8 @@ class TaskService:
         if not is_worker():
             self._load()
             return
+        with self._or_end():
+            reserve_files()
         if a_sibling_serves():  # it takes the requests meanwhile: this one does not accept any yet
             self._load_or_end()
             return
@@ -162,11 +179,17 @@ class TaskService:
         logger.info("ready: %s on %s", self.settings.model, device)
 
     def _load_or_end(self) -> None:
-        try:
+        with self._or_end():
             self._load()
+
+    @contextmanager
+    def _or_end(self) -> Iterator[None]:
+        """A context that ends the service, and logs why, where this worker can't start."""
+        try:
+            yield
         except Exception as error:
-            foreseen = isinstance(error, FlorenceError) and not isinstance(error, EngineError | Closed)
-            logger.error("can't serve %s: %s", self.settings.model, error, exc_info=not foreseen)
+            foreseen, told = is_foreseen(error), words_of(error)
+            logger.error("can't serve %s: %s", self.settings.model, told, exc_info=not foreseen)
             end_serving()
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML's types are not exported
@@ -279,15 +302,19 @@ def build_service(
         envs=variant.envs,
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
-    about = create_about_app(inference, settings.max_body_bytes)
-    triton = functools.partial(triton_metrics, inference.statistics)
-    about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
-    built.mount_asgi_app(about)
-    built.mount_asgi_app(create_task_app(inference, fetcher))
+    scrape = metrics_endpoint(lambda: inference.statistics.as_metrics() + gpu_metrics())
+    own = Starlette(
+        routes=[
+            *about_routes(inference, settings.max_body_bytes),
+            task_route(inference, fetcher),
+            Route("/metrics", scrape),
+        ]
+    )
+    built.mount_asgi_app(own)
     chat = create_chat_app(inference, fetcher)
     site = Site(inference, public=keys is None, playground=settings.playground == "on")
     built.add_asgi_middleware(
-        CountRequests, paths=functools.partial(known_paths, built, [about, site.app, chat], inference.served)
+        CountRequests, paths=functools.partial(known_paths, built, [own, site.app, chat], inference.served)
     )
     open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
     for middleware in middleware_of(

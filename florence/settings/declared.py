@@ -29,6 +29,8 @@ from florence.settings.names import PREFIX, explain
 from florence.types.pictures import Pictures
 from florence.types.precision import Precision
 
+_ORIGIN = re.compile(r"(\*|null|[a-z][a-z0-9+.-]*://([^\s/?#*@:\[\]]+|\[[0-9a-f:.]+\])(:\d+)?/?)?")
+
 MIB = 1024 * 1024
 
 _DEVICES = re.compile(r"auto|cuda|(cpu|cuda:\d+)(,(cpu|cuda:\d+))*")
@@ -247,6 +249,15 @@ class Settings(BaseSettings):
             raise ValueError("must be auto, cpu, cuda, cuda:<n> or a list such as cuda:0,cuda:1")
         return device
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _whole_origins(cls, origins: str | None) -> str | None:
+        """Refuse what is never equal to a browser's Origin header, such as a name without https://."""
+        for origin in (origins or "").lower().split(","):
+            if not _ORIGIN.fullmatch(origin.strip()):
+                raise ValueError("must be origins such as https://a.example:8443, or *")
+        return origins and origins.lower()
+
     @field_validator("grpc_port", mode="before")
     @classmethod
     def _not_from_kubernetes(cls, port: object) -> object:
@@ -261,6 +272,11 @@ class Settings(BaseSettings):
         if not (model := model.strip()):
             raise ValueError("must name a checkpoint: a hub id, a directory, or demo")
         return model
+
+    def told(self, *names: str) -> str:
+        """Those of these settings that are set, for a message: FLORENCE_MODEL=demo, FLORENCE_BASE=other."""
+        values = ((name, getattr(self, name)) for name in names)
+        return ", ".join(f"{PREFIX}{name.upper()}={value}" for name, value in values if value)[:300]
 
     def devices(self, gpus: int) -> list[str]:
         """The device of each worker, on a machine with `gpus` GPUs. Raises SettingsError if one does not

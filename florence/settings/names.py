@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from florence.errors import quote
 
@@ -14,6 +14,8 @@ CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same envi
 
 # Kubernetes puts the address of a Service called `florence` into each pod's environment under these names.
 _KUBERNETES = re.compile(r"FLORENCE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+_KINDS: Final = {"bool_parsing": "true or false", "float_parsing": "a number", "int_parsing": "an integer"}
+"""pydantic's type of an error -> what the text of a variable must be."""
 
 
 def is_foreign(name: str, value: str) -> bool:
@@ -38,7 +40,8 @@ def explain(detail: Mapping[str, Any], known: Iterable[str]) -> str:
     name = str(detail["loc"][0]) if detail["loc"] else ""
     if detail["type"] == "extra_forbidden":
         return suggest(name, known)
-    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    message = _KINDS.get(detail["type"]) or str(detail["msg"])
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{PREFIX}{name.upper()}: {message}, got {quote(detail['input'])}"
 
 

@@ -1,0 +1,55 @@
+"""The files of a worker's metrics, which prometheus_client maps into memory: their room on the disk is taken
+when the worker starts.
+
+prometheus_client makes files with holes; where the disk is full, the first write into a hole ends the process
+by SIGBUS, without a message. Knows files; nothing about what is counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from florence.errors import FlorenceError
+
+SIZES: Final = {
+    "counter": 2**16,
+    "gauge_livemax": 2**16,
+    "gauge_livesum": 2**16,
+    "gauge_max": 2**16,
+    "gauge_sum": 2**16,
+    "histogram": 2**21,  # 1.6 MB once each task has had each outcome
+}
+"""Kind of metric -> bytes of a worker's file."""
+_USED: Final = 4  # bytes at a file's beginning, which say how many of it are used
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+def reserve_files() -> None:
+    """Call in a worker before it makes its first metric. Also gives back what workers that are gone had
+    reserved and not used. Raises FlorenceError where the disk has no room."""
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not directory:  # no workers
+        return
+    _trim_the_dead(Path(directory))
+    try:
+        for kind, size in SIZES.items():
+            with Path(directory, f"{kind}_{os.getpid()}.db").open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise FlorenceError(
+                f"there is no room for metrics in {directory} ({error.strerror}): a worker needs "
+                f"{sum(SIZES.values())} bytes; make room, or name another folder by BENTOML_HOME"
+            ) from error  # another error: a file system that can't reserve
+
+
+def _trim_the_dead(directory: Path) -> None:
+    for file in directory.glob("*_*.db"):
+        if not Path("/proc", file.stem.rpartition("_")[2]).exists():
+            with suppress(OSError), file.open("r+b") as opened:
+                opened.truncate(max(int.from_bytes(opened.read(_USED), sys.byteorder), 2 * _USED))
