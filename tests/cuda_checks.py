@@ -35,7 +35,7 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
-from florence.model.cuda.attention import CudaAttention
+from florence.model.cuda.attention import CUDA
 from florence.model.kernels.cuda import attention, candidates, norms, twins, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
@@ -300,7 +300,7 @@ def test_the_engine_is_exact_with_the_kernels(tmp_path: Path, monkeypatch: pytes
     )
     model = load_float32(tmp_path, 1100)
     backend = Backend(
-        CudaAttention(),
+        CUDA,
         cuda_search.advance,
         capturer=EagerCapturer(),
         delayed_readback=True,

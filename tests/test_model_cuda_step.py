@@ -31,7 +31,7 @@ from florence.engine.device.runner import Runner
 from florence.engine.device.steps import grouped_batch, shape_of
 from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
-from florence.model.cuda.attention import CudaAttention
+from florence.model.cuda.attention import CUDA
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
@@ -62,7 +62,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
     model.language.tied_head, model.language.has_logits_bias = True, False
     capturer = Counting()
     backend = Backend(
-        CudaAttention(),
+        CUDA,
         cuda_search.advance,
         memory=AbsentMemory(),
         capturer=capturer,
