@@ -212,13 +212,8 @@ def _expected_shapes(
         name: list(tensor.shape)[:: -1 if is_transposed(name, layout) else 1]
         for name, tensor in state.items()
     }
-    return shapes | _with_all_rows(config)
-
-
-def _with_all_rows(config: ModelConfig) -> dict[str, list[int]]:
-    """Shapes of the tensors that have a row for each token of the file's vocabulary."""
-    rows = config.text.vocab_size
-    return {SHARED: [rows, config.text.d_model], HEAD: [rows, config.text.d_model], BIAS: [1, rows]}
+    rows, width = config.text.vocab_size, config.text.d_model
+    return shapes | {SHARED: [rows, width], HEAD: [rows, width], BIAS: [1, rows]}
 
 
 def _open_tensors(directory: Path, files: ExitStack) -> dict[str, TensorSource]:
