@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from florence.errors import CheckpointError
+from florence.errors import CheckpointError, quote
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -38,7 +38,7 @@ def weight_files(directory: Path) -> list[str]:
         raise CheckpointError(f"{index} can't be read as an index of safetensors files: {error!r}") from error
     if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
         raise CheckpointError(
-            f"{index} names files other than safetensors files beside it: {', '.join(names)}"
+            f"{index} names files other than safetensors files beside it: {quote(', '.join(names))}"
         )
     return names
 
