@@ -21,6 +21,8 @@ from mcp import MCPError
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from florence import __version__
 from florence.answers.told import describe
@@ -43,6 +45,7 @@ AskUrl = Callable[[str, PictureQuestion], TaskAnswer[Any]]
 LONGEST_SIDE: Final = 1024
 """Pixels of a drawn picture's longer side: agents pay by the pixel."""
 MAX_BODY_BYTES: Final = 64 * 2**20
+GRACE_S: Final = 30
 INSTRUCTIONS: Final = "Tools about one picture each. Boxes and regions are x1, y1, x2, y2 in its pixels."
 _INTERNAL: Final = "the tool failed; the server's log says more"
 
@@ -137,12 +140,28 @@ class PictureServer:
         return types.ReadResourceResult(contents=[contents])
 
 
+class NoStream:
+    """Answers 405 to GET, as the protocol says for a server that sends nothing by itself. The SDK would keep
+    the connection open, for a stream on which nothing ever comes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET":
+            refusal = PlainTextResponse("Method Not Allowed: send a POST to /mcp", 405, {"Allow": "POST"})
+            return await refusal(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
 def http_app(server: PictureServer, host: str) -> Starlette:
     """The ASGI application: streamable HTTP at /mcp, without sessions. `host`: the address that is listened
     on; for a loopback address the SDK refuses requests with foreign Host or Origin headers."""
-    return server.protocol().streamable_http_app(
+    app = server.protocol().streamable_http_app(
         host=host, stateless_http=True, max_request_body_size=MAX_BODY_BYTES
     )
+    app.add_middleware(NoStream)
+    return app
 
 
 def serve_stdio(server: PictureServer) -> None:
@@ -157,8 +176,9 @@ def serve_stdio(server: PictureServer) -> None:
 
 
 def serve_http(server: PictureServer, host: str, port: int) -> None:
-    """Serve until the process is signalled to stop."""
-    uvicorn.run(http_app(server, host), host=host, port=port, log_level="warning")
+    """Serve until the process is signalled to stop; requests under way then have `GRACE_S` seconds."""
+    app = http_app(server, host)
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
 
 
 def _draw(answer: TaskAnswer[Any], picture: bytes) -> bytes:
