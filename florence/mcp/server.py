@@ -5,10 +5,12 @@ Knows the SDK's types. Which task a call asks is in `tools`; the function that a
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import mimetypes
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from typing import Any, Final
@@ -45,6 +47,8 @@ AskUrl = Callable[[str, PictureQuestion], TaskAnswer[Any]]
 LONGEST_SIDE: Final = 1024
 """Pixels of a drawn picture's longer side: agents pay by the pixel."""
 MAX_BODY_BYTES: Final = 64 * 2**20
+MOST_CALLS: Final = 32
+"""Calls that are answered at a time, also for clients that have left; more wait."""
 GRACE_S: Final = 30
 INSTRUCTIONS: Final = "Tools about one picture each. Boxes and regions are x1, y1, x2, y2 in its pixels."
 _INTERNAL: Final = "the tool failed; the server's log says more"
@@ -60,6 +64,7 @@ class PictureServer:
         left_out = ([] if roots.local else ["path"]) + ([] if ask_url else ["url"])
         self._ways = [way for way in PICTURE if way not in left_out]
         self._tools = {tool.name: tool for tool in TOOLS}
+        self._threads = ThreadPoolExecutor(MOST_CALLS, "florence-mcp")
 
     def protocol(self) -> Server[Any]:
         """The SDK's server with these handlers."""
@@ -91,7 +96,7 @@ class PictureServer:
             raise MCPError(types.INVALID_PARAMS, f"unknown tool {call.name[:60]!r}; the tools are {known}")
         work = partial(self._answer, tool, call.arguments)
         try:
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            return await asyncio.wrap_future(self._threads.submit(work))
         except FlorenceError as error:
             return _failed(str(error))
         except Exception:
