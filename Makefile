@@ -1,4 +1,4 @@
-# make install   .venv with the pinned requirements and this package (some 6 GB)
+# make install   .venv with the pinned requirements and this package (some 7 GB)
 # make quick     install, then lint, types and the tests that start no server and take no time
 # make test      install, then lint, types and all tests that need only what pip installs
 # make test-system   install, then the tests that need programs from elsewhere
@@ -17,6 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
+PIP_OPTIONS := --quiet --no-compile  # Python compiles what is imported; all of it takes 45 s and 0.5 GB
 LOCK_VENV := build/lock-venv
 unexport PYTHONDONTWRITEBYTECODE  # a test starts many processes: each would compile all modules again
 # florence2-client is this project's own: left out of the lock.
@@ -30,11 +31,11 @@ HELD := torch==2.14.1 torchvision==0.29.1
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml deploy/client/pyproject.toml
-	@echo "installing some 6 GB into $(VENV), most of it PyTorch with CUDA; it takes minutes"
+	@echo "installing some 7 GB into $(VENV), most of it PyTorch with CUDA; it takes minutes"
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . --editable ./deploy/client
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable . --editable ./deploy/client
 	touch $@
 
 fuzz: install

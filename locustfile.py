@@ -144,6 +144,7 @@ class FlorenceUser(FastHttpUser):
     abstract = True
     network_timeout = 320.0  # longer than the service's own limit, whose message says more
     load: ClassVar[Load]
+    label: ClassVar[str]  # of a task's requests in locust's table
 
     @task
     def ask(self) -> None:
@@ -152,7 +153,7 @@ class FlorenceUser(FastHttpUser):
         if key := os.environ.get("FLORENCE_API_KEY"):
             headers = {**headers, "Authorization": f"Bearer {key}"}
         with self.client.post(
-            path, data=body, headers=headers, name=self.label(question.task), catch_response=True
+            path, data=body, headers=headers, name=self.label.format(question.task), catch_response=True
         ) as reply:
             if reply.status_code == 200:
                 problem = self.problem(reply, question)
@@ -167,10 +168,6 @@ class FlorenceUser(FastHttpUser):
         """Path, body and headers."""
         raise NotImplementedError
 
-    def label(self, asked: Task) -> str:
-        """The request's name in locust's table."""
-        raise NotImplementedError
-
     def problem(self, reply: Any, question: Question) -> str | None:
         """What is wrong with an answer of status 200; None where nothing is."""
         raise NotImplementedError
@@ -179,6 +176,8 @@ class FlorenceUser(FastHttpUser):
 class V2JsonUser(FlorenceUser):
     """The v2 protocol in JSON, the picture in base64: as most clients of Triton send it."""
 
+    label = "v2 JSON    {0.token}"
+
     def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
         tensors = [
             {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
@@ -186,9 +185,6 @@ class V2JsonUser(FlorenceUser):
         ]
         body = json.dumps({"id": question.id, "inputs": tensors}).encode()
         return INFER, body, {"Content-Type": "application/json"}
-
-    def label(self, asked: Task) -> str:
-        return f"v2 JSON    {asked.token}"
 
     def problem(self, reply: Any, question: Question) -> str | None:
         try:
@@ -202,6 +198,8 @@ class V2JsonUser(FlorenceUser):
 class V2BinaryUser(FlorenceUser):
     """The v2 protocol in binary tensors, the picture as its own bytes: as Triton's own client sends it."""
 
+    label = "v2 binary  {0.token}"
+
     def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
         inputs, tail = [], b""
         for name, value in _values(question, question.picture):
@@ -213,9 +211,6 @@ class V2BinaryUser(FlorenceUser):
         content = {"id": question.id, "inputs": inputs, "parameters": {"binary_data_output": True}}
         head = json.dumps(content).encode()
         return INFER, head + tail, {"Inference-Header-Content-Length": str(len(head))}
-
-    def label(self, asked: Task) -> str:
-        return f"v2 binary  {asked.token}"
 
     def problem(self, reply: Any, question: Question) -> str | None:
         try:
@@ -233,15 +228,14 @@ class V2BinaryUser(FlorenceUser):
 class TypedUser(FlorenceUser):
     """A task's own endpoint, the picture as an upload."""
 
+    label = "typed      /{0.name}"
+
     def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
         fields: dict[str, Any] = {"image": ("picture", question.picture)}
         if question.text is not None:
             fields["text" if question.task.input is Input.TEXT else "region"] = question.text
         body, kind = encode_multipart_formdata(fields)
         return f"/{question.task.name}", body, {"Content-Type": kind}
-
-    def label(self, asked: Task) -> str:
-        return f"typed      /{asked.name}"
 
     def problem(self, reply: Any, question: Question) -> str | None:
         try:

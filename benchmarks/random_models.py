@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
-from florence.engine.config import EncodeStreamChoice
+from florence.engine.config import EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.reference import TokenRules
 from florence.engine.device.cuda.find_kernels import find_quantizer
@@ -98,11 +98,8 @@ def load_saved(
 
 def backend_of(model: Florence2Model, encode_stream: EncodeStreamChoice = "off") -> Backend:
     """How the service would run the model on its device, with this setting for encodes."""
-    config = model.config
-    head_dim = config.text.decoder_head_dim
-    return Backend.for_device(
-        model.device, model.dtype, head_dim, vision=config.vision, encode_stream=encode_stream
-    )
+    sizes, config = model.config, EngineConfig(encode_stream=encode_stream)
+    return Backend.for_device(model.device, model.dtype, sizes.text.decoder_head_dim, sizes.vision, config)
 
 
 @torch.no_grad()

@@ -98,10 +98,11 @@ class ProtocolError(RequestError):
 
 
 class MalformedJson(ProtocolError):
-    """The body is not JSON. `reason` and `position`: what is wrong, and where."""
+    """The body is not JSON. `reason` and `position`: what is wrong, and where; None: that is not known."""
 
-    def __init__(self, reason: str, position: int) -> None:
-        super().__init__(f"failed to parse the request JSON buffer: {reason} at {position}")
+    def __init__(self, reason: str, position: int | None = None) -> None:
+        place = "" if position is None else f" at {position}"
+        super().__init__(f"failed to parse the request JSON buffer: {reason}{place}")
         self.reason, self.position = reason, position
 
 

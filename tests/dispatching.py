@@ -16,7 +16,7 @@ from florence.readers.picture import PictureSource
 from florence.readers.readers import THREADS
 from florence.runtime.dispatcher import Dispatcher
 from florence.runtime.pipeline import TaskRequest
-from florence.types.options import GenerationParameters
+from florence.types.options import RequestParameters
 
 MAX_QUEUE = 4
 
@@ -62,8 +62,7 @@ def ask(
 ) -> list[Future[Answer]]:
     """Send tasks on one picture: a caption, if none is given."""
     asked = [
-        TaskRequest(task, None, GenerationParameters(), timeout_s=timeout_s)
-        for task in tasks or ("<CAPTION>",)
+        TaskRequest(task, None, RequestParameters(), timeout_s=timeout_s) for task in tasks or ("<CAPTION>",)
     ]
     return dispatcher.submit(image, asked)
 

@@ -14,8 +14,9 @@ from serving import ROOT
 
 from florence import Florence2
 from florence.answers import parse_answer
-from florence.answers.filtering import Place, items_of, keep_items, keep_original_items, kept_items, overlap
+from florence.answers.filtering import Place, items_of, keep_items, keep_original_items, kept_items
 from florence.errors import OptionError
+from florence.export.geometry import overlap
 from florence.types.bounds import WINDOWS
 from florence.types.filters import ItemFilter
 from florence.types.options import read_request_parameters

@@ -14,7 +14,9 @@ from fake_model import RESULT
 import florence
 from florence.answers import PictureAnswer
 from florence.answers.reading import read_each
+from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_line
+from florence.bulk.question import PictureQuestion
 from florence.errors import RequestError
 from florence.export.coco import Categories, coco_dataset
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
@@ -38,11 +40,13 @@ def answer_of(task: str, result: Any) -> TaskAnswer[Any]:
 
 def every_line() -> list[tuple[str, str, Any]]:
     """(line, picture, result) of every task about every picture, as `bulk` writes them."""
-    return [
-        (answer_line(picture, "a car", None, answer_of(task.token, result)), picture, result)
-        for picture in PICTURES
-        for task, result in ((task, RESULT[task.kind]) for task in TASKS.values())
-    ]
+    lines = []
+    for item in (PictureItem(picture, "") for picture in PICTURES):
+        for task in TASKS.values():
+            result = RESULT[task.kind]
+            written = answer_line(item, PictureQuestion(task, "a car"), answer_of(task.token, result))
+            lines.append((written, item.picture, result))
+    return lines
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from florence.answers import tiled_things
 from florence.answers.filtering import items_of
 from florence.answers.original_form import original_form
 from florence.answers.tiled import TileResult, merge_results, text_of
-from florence.answers.tiled_views import area, meet
+from florence.export.geometry import area, meet
 from florence.images.tiles import Tiling
 from florence.types.results import (
     Box,

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from florence.bulk.question import PictureQuestion
 from florence.bulk.sources import Sources
 from florence.errors import ImageError, ImageTooLarge, RequestError
 from florence.images.decode import open_image
+from florence.images.limits import DEFAULT_LIMITS
 from florence.images.seen import View
 from florence.types.tasks import TASKS
 
@@ -254,3 +256,12 @@ def test_what_cant_be_read_is_an_error_of_the_picture(folder: Path) -> None:
 def test_a_scheme_that_is_not_known_is_told() -> None:
     with pytest.raises(RequestError, match=r"nosuch://.*can't be read"):
         names("nosuch://bucket/a.png")
+
+
+def test_a_picture_is_opened_up_to_the_limit_of_its_reader(tmp_path: Path) -> None:
+    """Also a larger file than the usual limit allows, as FLORENCE_MAX_IMAGE_BYTES may say."""
+    (tmp_path / "large.png").write_bytes(PNG + bytes(DEFAULT_LIMITS.max_bytes))
+    item = item_named(str(tmp_path / "large.png"))
+    assert item.image(replace(DEFAULT_LIMITS, max_bytes=2 * DEFAULT_LIMITS.max_bytes)).size == (48, 32)
+    with pytest.raises(ImageTooLarge, match="bytes allowed"):
+        item.image()

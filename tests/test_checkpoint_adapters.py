@@ -206,13 +206,16 @@ def test_a_whole_model_is_no_adapter(
     ("change", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3', supported is only 'LORA'"),
-        ({"r": 0}, "r is 0, expected a positive integer"),
+        ({"r": 0}, "r is 0, expected an integer from 1 to 65536"),
         ({"lora_alpha": "8"}, "lora_alpha is '8', expected a number"),
         ({"use_rslora": 1}, "use_rslora is 1, expected true or false"),
         ({"lora_bias": True}, "lora_bias is True, which is not supported"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices is .* not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the base's weights"),
-        ({"alpha_pattern": {"(": 3}}, "alpha_pattern has '\\(', which is not a regular expression"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern is .*, '\\(' is not a regular expression"),
+        ({"rank_pattern": {"(?i)fc1": 3}}, "rank_pattern is .*, '\\(\\?i\\)fc1' is not a regular expression"),
+        ({"rank_pattern": {"x{9999999999}": 3}}, "rank_pattern is .* is not a regular expression"),
+        ({"rank_pattern": {"fc1": None}}, "rank_pattern.fc1 is None, expected an integer"),
         ({"rank_pattern": [3]}, "rank_pattern is \\[3\\], expected an object"),
     ],
 )

@@ -228,7 +228,7 @@ def test_absurd_sizes_are_refused_at_once(tmp_path: Path, section: str, key: str
     config = json.loads((DEMO / "config.json").read_text())
     config[section][key] = value
     write(tmp_path, "config.json", config)
-    with pytest.raises(CheckpointError, match=f"{section}.{key} is .*, expected at most") as refused:
+    with pytest.raises(CheckpointError, match=f"{section}.{key} is .*, expected .* to [0-9]+$") as refused:
         read_config(tmp_path)
     assert len(str(refused.value)) < 250
 
@@ -256,7 +256,7 @@ def test_factors_that_make_no_pictures_are_refused(tmp_path: Path, change: dict[
     made = native(tmp_path / "made")
     values = json.loads((made / "preprocessor_config.json").read_text())
     write(made, "preprocessor_config.json", values | change)
-    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: with its rescale_factor"):
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: image_std is .*rescale"):
         ask(made)
 
 

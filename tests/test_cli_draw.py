@@ -12,7 +12,9 @@ from fake_model import RESULT
 from pictures import saved
 from PIL import Image
 
+from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_line
+from florence.bulk.question import PictureQuestion
 from florence.export.drawing import Colours
 from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.results import Detection, Detections, Instance, Segmentation, Text
@@ -32,7 +34,7 @@ def line(picture: object, task: str, result: Any, size: tuple[int, int] = SIZE) 
         timings=Timings(queue_s=0, encode_s=0, decode_s=0, total_s=0),
         checkpoint="fake",
     )
-    return answer_line(str(picture), None, None, answer)
+    return answer_line(PictureItem(str(picture), ""), PictureQuestion(TASKS["<OD>"]), answer)
 
 
 def boxes(*labels: str) -> Detections:

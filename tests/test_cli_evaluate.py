@@ -15,12 +15,13 @@ from programs import program
 from serving import Server
 
 from florence import Florence2
-from florence.cli import asking, sides
+from florence.cli import asking
 from florence.cli.arguments import make_parser
 from florence.cli.sides import read_sides
 from florence.demo.draw import draw
 from florence.demo.evaluation.exam import Exam, ask_model
 from florence.demo.world.scenes import Limits
+from florence.engine.config import EngineConfig
 from florence.errors import SettingsError
 from florence.evaluation.measures.captions import ALL_SCORES
 
@@ -81,7 +82,7 @@ def loaded(demo: Florence2, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     monkeypatch.setenv("FLORENCE_MODEL", "demo")
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(sides, "load_model", load)
+    monkeypatch.setattr(asking, "load_model", load)
     return asked
 
 
@@ -125,6 +126,19 @@ def test_the_figures_are_the_demos(
             assert same == pytest.approx(value, abs=1e-9), name
     for name, value in figures.items():
         assert value is None or re.search(rf"^{re.escape(name)} +{value:.3f}$", printed, re.MULTILINE), name
+
+
+@pytest.mark.slow
+def test_tiles_wait_for_room_in_the_queue(
+    scenes: Path, loaded: list[object], florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures that are cut take many places each: no question is refused, however many are asked at once."""
+    small = EngineConfig.for_device("cpu", max_queue=4)
+    model = Florence2.load("demo", device="cpu", dtype="float32", config=small)
+    monkeypatch.setattr(asking, "load_model", lambda arguments: model)
+    words = ("--coco", scenes / "scene_annotations.json", "--images", scenes, "--tiles", "2x2", "--limit", 3)
+    report, _ = evaluated(florence, tmp_path / "out", "detection", *words, "--max-new-tokens", 4)
+    assert (report["questions"], report["failed"]) == (3, 0)
 
 
 @pytest.mark.system

@@ -15,7 +15,9 @@ from pdfs import pdf
 from pictures import drawn, saved
 from PIL import Image
 
+from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_line
+from florence.bulk.question import PictureQuestion
 from florence.export.labelstudio import label_config
 from florence.types.results import Instance, OcrRegion, OcrRegions, Segmentation
 from florence.types.tasks import TASKS
@@ -26,9 +28,8 @@ SIZE = (48, 32)
 
 def line(picture: str, task: str, said: str = "", result: Any = None, size: tuple[int, int] = SIZE) -> str:
     made = answer(TASKS[task], said, size)
-    return answer_line(
-        picture, None, None, made if result is None else made.model_copy(update={"result": result})
-    )
+    made = made if result is None else made.model_copy(update={"result": result})
+    return answer_line(PictureItem(picture, picture), PictureQuestion(TASKS[task]), made)
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from florence.images.decode import inspect
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize, memory_to_read
 from florence.readers.budget import DecodeBudget
-from florence.readers.process import ProcessLimits
 from florence.readers.processes import ProcessReaders
+from florence.readers.wire import ProcessLimits
 
 MIB = 2**20
 SIZE = InputSize(768, 768, 3)

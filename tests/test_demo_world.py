@@ -24,7 +24,7 @@ from florence.demo.world.tokenizer import make_tokenizer
 from florence.demo.world.typeface import FACES, Typeface
 from florence.demo.world.vocabulary import SHAPES, TEXTURES
 from florence.errors import MissingLibrary
-from florence.export.coco import polygon_area
+from florence.export.geometry import polygon_area
 from florence.types.results import Detections, OcrRegions, Segmentation, Text
 from florence.types.tasks import TASKS, Kind
 

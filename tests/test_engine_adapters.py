@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from beside import ROOM, Sides, make_sides, random_request, run_crowd
@@ -14,6 +16,8 @@ from florence.engine.device.backend import Backend
 from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.device.capture.graphs import EagerCapturer
 from florence.engine.device.runner import Runner
+from florence.engine.request import GenerationOptions, Request
+from florence.engine.sequence import SequenceState
 from florence.model.adapters.lowrank import LowRankKernels
 from florence.model.attention import DenseAttention, KernelAttention
 from florence.model.florence2 import Florence2Model
@@ -165,27 +169,58 @@ def test_a_batch_with_more_adapters_than_slots_waits(sides: Sides, kind: str) ->
                 assert outcome.token_ids == wanted.token_ids
 
 
+class Bank:
+    """Says what is placed where; fails once where it is told to."""
+
+    slots = 3
+
+    def __init__(self) -> None:
+        self.placed, self.fails = dict[int, Any](), False
+
+    def place(self, slot: int, layers: Any) -> bool:
+        self.placed[slot] = None if self.fails else layers["layer"]
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("out of memory")
+        return False
+
+
+def a_sequence(adapter: EngineAdapter | None) -> SequenceState:
+    options = GenerationOptions(1, 4, 0, 0, True, 1.0)
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    return SequenceState(Request(pixels, (0, 2), options, digest=b"-", adapter=adapter))
+
+
 def test_slots_are_never_taken_from_a_request() -> None:
     """Random comings and goings against a plain model: an adapter has one slot, a slot in use keeps its
-    adapter, as many fit as `fits` says, and nothing is placed twice."""
-    dice = random.Random(3)
-    adapters = [EngineAdapter(str(number), {}, b"") for number in range(7)]
-    slots, placed, in_use = AdapterSlots(3), dict[int, EngineAdapter](), list[tuple[int, EngineAdapter]]()
+    adapter, as many fit as `fits` says, nothing is placed twice, and what could not be placed is placed
+    again."""
+    dice, bank = random.Random(3), Bank()
+    adapters = [EngineAdapter(str(number), {"layer": number}, b"") for number in range(7)]  # type: ignore[dict-item]
+    slots, in_use = AdapterSlots(bank, lambda: None), list[SequenceState]()  # type: ignore[arg-type]
+    failures = 0
     for _ in range(2000):
         wanted = [dice.choice([None, *adapters]) for _ in range(dice.randint(1, 5))]
-        count, held = slots.fits(wanted), {adapter for _, adapter in in_use}
+        count, held = slots.fits(wanted), {each.request.adapter for each in in_use}
         assert len({*held, *wanted[:count]} - {None}) <= 3
         if count < len(wanted):
             assert len({*held, *wanted[: count + 1]} - {None}) > 3
         for adapter in wanted[:count]:
-            slot, new = slots.take(adapter)
-            assert (slot == 0) == (adapter is None)
+            sequence, before, bank.fails = a_sequence(adapter), dict(bank.placed), dice.random() < 0.1
+            try:
+                slots.enter([sequence], changed := [])
+            except RuntimeError:
+                assert changed == [str(adapter and adapter.name)]
+                failures += 1
+                continue
+            bank.fails = False
+            assert (sequence.adapter == 0) == (adapter is None)
             if adapter is not None:
-                assert all(other == slot for other, user in in_use if user is adapter)
-                assert all(user is adapter for other, user in in_use if other == slot)
-                assert new == (placed.get(slot) is not adapter)
-                placed[slot] = adapter
-                in_use.append((slot, adapter))
+                number = adapter.layers["layer"]
+                assert bank.placed[sequence.adapter] == number
+                assert (bank.placed == before) == (number in before.values())
+                in_use.append(sequence)
+            assert all(bank.placed[each.adapter] == each.request.adapter.layers["layer"] for each in in_use)  # type: ignore[union-attr]
         for _ in range(dice.randint(0, len(in_use))):
-            slot, _ = in_use.pop(dice.randrange(len(in_use)))
-            slots.give_back(slot)
+            slots.leave(in_use.pop(dice.randrange(len(in_use))))
+    assert failures > 50

@@ -34,10 +34,15 @@ needs_kernels = pytest.mark.skipif(not available(torch.float32), reason="no kern
 
 @needs_kernels
 def test_kernels_for_cpus_are_used_unless_they_are_off() -> None:
-    """And PyTorch's attention for a dtype that has no kernel."""
+    """And PyTorch's attention for a dtype or a size of heads that has no kernel."""
     assert isinstance(Backend.for_device(CPU, torch.float32, HEAD_DIM).attention, KernelAttention)
-    for dtype, kernels in ((torch.float32, "off"), (torch.float64, "auto")):
-        backend = Backend.for_device(CPU, dtype, HEAD_DIM, cpu_kernels=kernels)  # type: ignore[arg-type]
+    off = EngineConfig(cpu_kernels="off")
+    for dtype, head_dim, config in (
+        (torch.float32, HEAD_DIM, off),
+        (torch.float64, HEAD_DIM, EngineConfig()),
+        (torch.float32, 7, EngineConfig()),
+    ):
+        backend = Backend.for_device(CPU, dtype, head_dim, config=config)
         assert isinstance(backend.attention, DenseAttention)
         assert type(backend.memory) is DeviceMemory
         assert backend.capturer is None
@@ -87,7 +92,7 @@ def test_token_ids_are_the_same_with_and_without_kernels_for_cpus(tmp_path: Path
     asked = [random_request(random.Random(seed)) for seed in range(40)]
     answers = {}
     for kind, model in models.items():
-        backend = Backend.for_device(CPU, model.dtype, HEAD_DIM, cpu_kernels=kind)  # type: ignore[arg-type]
+        backend = Backend.for_device(CPU, model.dtype, HEAD_DIM, config=EngineConfig(cpu_kernels=kind))  # type: ignore[arg-type]
         answers[kind] = decode_crowd(Runner(model, 6, backend=backend), asked, random.Random(1))
     assert answers["auto"] == answers["off"]
     assert len(set(map(tuple, answers["off"]))) > 20

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +28,7 @@ from florence.engine.device.capture.graphs import CapturedWork, EagerCapturer, G
 from florence.engine.device.runner import Runner
 from florence.engine.slots import Slot
 from florence.model.caches import Caches
-from florence.model.chunks import Chunks, run_to_end, with_pauses
+from florence.model.chunks import Chunks, run_to_end, within, yielding
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
 
@@ -285,8 +286,8 @@ def test_searches_start_with_one_copy_from_the_host(model: Florence2Model) -> No
             state.generated.fill_(7)
 
 
-def test_a_pause_follows_each_chunk() -> None:
-    """The last one too; closing the generator with pauses closes the chunks."""
+def test_each_chunk_runs_within_a_context_of_its_own() -> None:
+    """The last one too; closing the generator closes the chunks."""
     events: list[str] = []
 
     def chunks() -> Chunks[int]:
@@ -298,10 +299,15 @@ def test_a_pause_follows_each_chunk() -> None:
         finally:
             events.append("closed")
 
-    assert run_to_end(with_pauses(chunks(), lambda: events.append("pause"))) == 7
+    @contextmanager
+    def context() -> Iterator[None]:
+        yield
+        events.append("pause")
+
+    assert run_to_end(within(chunks(), context)) == 7
     assert events == ["chunk 0", "pause", "chunk 1", "pause", "closed", "pause"]
-    events.clear()
-    begun = with_pauses(chunks(), lambda: events.append("pause"))
-    next(begun)
-    begun.close()
-    assert events == ["chunk 0", "pause", "closed"]
+    for begun in (within(chunks(), context), yielding(chunks(), 3)):
+        events.clear()
+        next(begun)
+        begun.close()
+        assert [each for each in events if each != "pause"] == ["chunk 0", "closed"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from two_views import TwoViews
 from waiting import wait_until
 
+from florence.engine.config import EngineConfig
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.reference import Hypothesis
@@ -277,14 +278,14 @@ def test_what_is_sent_to_the_second_stream_follows_the_steps_and_ends_with_an_ev
 @pytest.mark.usefixtures("calls")
 def test_graphs_of_encodes_have_a_pool_of_their_own_and_steps_come_first() -> None:
     """With the setting; without it everything is on one stream."""
-    backend = Backend.for_device(GPU, torch.bfloat16, 64, encode_stream="on")
+    backend = Backend.for_device(GPU, torch.bfloat16, 64, config=EngineConfig(encode_stream="on"))
     stream = backend.encode_stream
     assert isinstance(backend.capturer, CudaGraphCapturer)
     assert isinstance(stream.capturer, CudaGraphCapturer)
     assert stream.beside
     assert backend.capturer.pool != stream.capturer.pool
     assert backend.capturer.priority < stream.capturer.priority
-    plain = Backend.for_device(GPU, torch.bfloat16, 64)
+    plain = Backend.for_device(GPU, torch.bfloat16, 64, config=EngineConfig(encode_stream="off"))
     assert (plain.encode_stream.beside, plain.encode_stream.capturer) == (False, None)
 
 

@@ -289,7 +289,8 @@ def test_what_is_set_is_not_tried(model: Florence2Model) -> None:
     """On a CPU there is one way, whatever is set; `auto` is the default."""
     assert EngineConfig().encode_stream == EngineConfig.for_device("cuda").encode_stream == "auto"
     for choice in ("auto", "on", "off"):
-        backend = Backend.for_device(torch.device("cpu"), torch.float32, 16, encode_stream=choice)  # type: ignore[arg-type]
+        config = EngineConfig(encode_stream=choice)  # type: ignore[arg-type]
+        backend = Backend.for_device(torch.device("cpu"), torch.float32, 16, config=config)
         assert setting_of(Runner(model, 2, backend=backend, decoder_room=4).decision) == "off"
     for stream, setting in ((TwoViews(), "on"), (EncodeStream(), "off")):
         backend = Backend(capturer=SharedPool(), encode_stream=stream)

@@ -18,7 +18,7 @@ from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.device.capture.bucket_steps import BucketSteps
 from florence.engine.device.capture.buckets import Buckets
 from florence.engine.device.capture.graphs import EagerCapturer, GraphCapturer, Replay, Work
-from florence.engine.device.encode.encodes import BucketEncodes, PlainEncodes
+from florence.engine.device.encode.encodes import BucketEncodes, Encodes
 from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
@@ -81,7 +81,7 @@ def test_a_captured_encode_fills_its_slots_as_the_plain_one_and_no_others(model:
     memory = DeviceMemory()
     captured = BucketEncodes(model, caches, memory, BUCKETS, capturer)
     captured.prepare(64, 64)
-    plain = PlainEncodes(model, expected, memory)
+    plain = Encodes(model, expected, memory)
     for number, count in enumerate((4, 3, 4, 3, 8, 6, 5, 6, 1, 1, 1)):
         slots = [int(slot) for slot in dice.permutation(SLOTS)[:count]]
         lengths = [int(length) for length in dice.integers(2, 110 if number % 2 else 16, count)]

@@ -12,7 +12,8 @@ from PIL import Image, ImageChops
 
 from florence.errors import RequestError
 from florence.export.drawing import PALETTE, Colours
-from florence.export.plates import Rectangle, lay_out
+from florence.export.geometry import Box
+from florence.export.plates import lay_out
 from florence.types.results import Detection, Detections, Instance, OcrRegion, OcrRegions, Segmentation, Text
 
 SIZE = (320, 240)
@@ -32,7 +33,7 @@ def colours_of(image: Image.Image) -> set[Any]:
     return {colour for count, colour in image.convert("RGB").getcolors(10**6) or [] if count > 100}
 
 
-def crosses(one: Rectangle, other: Rectangle) -> bool:
+def crosses(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
@@ -41,7 +42,7 @@ def test_no_plate_lies_on_its_thing_or_on_another_plate(seed: int) -> None:
     """Random things, also at the edges and as large as the picture: each plate has its place within what is
     drawn."""
     rng = random.Random(seed)
-    things: list[Rectangle] = [(-2, -2, SIZE[0] + 2, SIZE[1] + 2)]
+    things: list[Box] = [(-2, -2, SIZE[0] + 2, SIZE[1] + 2)]
     for _ in range(rng.choice([1, 4, 8])):
         left, top = rng.uniform(-2, SIZE[0] - 10), rng.uniform(-2, SIZE[1] - 10)
         things.append((left, top, rng.uniform(left, SIZE[0]), rng.uniform(top, SIZE[1])))

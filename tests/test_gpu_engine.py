@@ -96,14 +96,10 @@ def backend_of(
     """As on a GPU; `capturer` replaces the device's own. The kernels are used where they are asked for: with
     PyTorch's operations in their place a test would tell nothing of them."""
     if kind != "cpu":
-        config = model.config
+        sizes = model.config
+        config = EngineConfig(cuda_kernels="off" if kind == DENSE else "auto", encode_stream=encode_stream)
         backend = Backend.for_device(
-            model.device,
-            model.dtype,
-            config.text.decoder_head_dim,
-            vision=config.vision,
-            cuda_kernels="off" if kind == DENSE else "auto",
-            encode_stream=encode_stream,
+            model.device, model.dtype, sizes.text.decoder_head_dim, sizes.vision, config
         )
         assert backend.attention.grouped == (backend.encode is not PLAIN) == (kind != DENSE)
         return backend if capturer is None else replace(backend, capturer=capturer)

@@ -213,6 +213,9 @@ def test_preprocessing_is_read_from_either_file(tmp_path: Path, shared: Path) ->
         ({"size": {"height": 768, "width": 512}}, "expected a square"),
         ({"size": 768}, "size"),
         ({"image_mean": [0.5]}, "image_mean"),
+        ({"image_mean": [10**400] * 3}, "image_mean is .*, expected 3 numbers"),
+        ({"rescale_factor": 10**400}, "rescale_factor is .*, expected a number"),
+        ({"size": {"height": 10**400, "width": 10**400}}, "size.height is .*, expected an integer"),
         ({"image_std": [1, 0, 1]}, "image_std"),
     ],
 )

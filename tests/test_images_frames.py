@@ -16,8 +16,8 @@ from florence.images.decode import MOST_PASSES, inspect, open_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
 from florence.images.seen import View
-from florence.readers.process import ProcessLimits
 from florence.readers.processes import ProcessReaders
+from florence.readers.wire import ProcessLimits
 
 FRAMES = 4
 PATIENCE_S = 60

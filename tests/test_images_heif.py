@@ -21,8 +21,8 @@ from florence.images.decode import inspect, open_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
 from florence.images.seen import SEEN
-from florence.readers.process import ProcessLimits
 from florence.readers.processes import ProcessReaders
+from florence.readers.wire import ProcessLimits
 
 FORMATS = ["AVIF", "HEIF"]
 

@@ -113,10 +113,13 @@ def test_a_renderer_that_ends_fails_one_request(monkeypatch: pytest.MonkeyPatch)
     """Its exit status is told; so is the time that it may take."""
     from florence.images import apart
 
-    monkeypatch.setattr(apart, "_BOOT", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    def starts(program: str) -> None:
+        monkeypatch.setattr(apart, "command", lambda *_, **__: [sys.executable, "-c", program])
+
+    starts("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(ImageError, match=r"its process ended \(exit status -11\)"):
         render_page_apart(pdf(), 1, DEFAULT_LIMITS)
-    monkeypatch.setattr(apart, "_BOOT", "import time; time.sleep(1000)")
+    starts("import time; time.sleep(1000)")
     monkeypatch.setattr(apart, "_WALL_S", 0.2)
     with pytest.raises(ImageError, match="not read within"):
         render_page_apart(pdf(), 1, DEFAULT_LIMITS)

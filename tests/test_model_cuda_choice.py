@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from florence.engine.config import EngineConfig
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.search import advance
@@ -130,31 +131,38 @@ def test_a_kernel_that_fails_costs_its_own_kind_only(
 def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Backend, list[str]]]:
     """Backends for a GPU with kernels, and what was looked for."""
     monkeypatch.setattr(backends, "CudaMemory", lambda _: DeviceMemory())
-    monkeypatch.setattr(backends, "CudaGraphCapturer", lambda _: None)
+    monkeypatch.setattr(backends, "CudaGraphCapturer", lambda *_: None)
     asked: list[str] = []
     steps = SimpleNamespace(grouped=True), object()
     monkeypatch.setattr(backends, "find_kernels", lambda *_: asked.append("steps") or steps)
     monkeypatch.setattr(backends, "find_encode_kernels", lambda *_: asked.append("encodes") or "encode")
-    return lambda **options: (Backend.for_device(GPU, torch.bfloat16, 64, **options), asked)
+
+    def chosen(**settings: Any) -> tuple[Backend, list[str]]:
+        config = EngineConfig(encode_stream="off", **settings)
+        return Backend.for_device(GPU, torch.bfloat16, 64, TOWER, config), asked
+
+    return chosen
 
 
 def test_the_settings_choose(choose: Callable[..., tuple[Backend, list[str]]]) -> None:
     """`off` does not even look for them; nor does a compiled tower look for those of encodes."""
-    backend, asked = choose(vision=TOWER, cuda_kernels="off")
+    backend, asked = choose(cuda_kernels="off")
     assert isinstance(backend.attention, DenseAttention)
     assert (backend.search, backend.encode, asked) == (advance, PLAIN, [])
-    backend, asked = choose(vision=TOWER)
+    backend, asked = choose()
     assert backend.attention.grouped
     assert (backend.encode, asked) == ("encode", ["steps", "encodes"])
     for kernels in ("auto", "off"):
-        backend, asked = choose(vision=TOWER, cuda_kernels=kernels, compile_tower=True)
+        backend, asked = choose(cuda_kernels=kernels, compile_tower=True)
         assert isinstance(backend.encode, CompiledEncode)
     assert asked.count("encodes") == 1
 
 
 def test_a_cpu_computes_by_the_modules() -> None:
     """Whatever is asked for of a GPU."""
-    backend = Backend.for_device(torch.device("cpu"), torch.float32, 64, vision=TOWER, compile_tower=True)
+    backend = Backend.for_device(
+        torch.device("cpu"), torch.float32, 64, TOWER, EngineConfig(compile_tower=True)
+    )
     assert backend.encode is PLAIN
 
 

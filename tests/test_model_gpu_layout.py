@@ -23,9 +23,8 @@ from florence.model.adapters.lowrank import Factors, LowRankKernels, StackedAdap
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cuda import twins
 from florence.model.kernels.linear import Linear
-from florence.model.kernels.precise import bmm_float32, mm_float32
+from florence.model.kernels.plain import additive_mask, product_float32
 from florence.model.language import HEAD_MULTIPLE, Attention
-from florence.model.masks import additive_mask
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +134,7 @@ def test_scores_and_logits_of_a_gpu_are_float32(dtype: torch.dtype) -> None:
     """They come from the product as they are: no operation after it rounds or converts them."""
     with FakeTensorMode(), torch.device("cuda"):
         left, right = torch.empty(3, 5, 8, dtype=dtype), torch.empty(3, 8, 4, dtype=dtype)
-        assert bmm_float32(left, right).dtype is mm_float32(left[0], right[0]).dtype is torch.float32
+        assert product_float32(left, right).dtype is product_float32(left[0], right[0]).dtype is torch.float32
         head = Linear(8, 100, bias=False)
         head.weight = torch.nn.Parameter(torch.empty(100, 8, dtype=dtype))
         head.pad_outputs(HEAD_MULTIPLE)

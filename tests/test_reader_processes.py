@@ -29,8 +29,8 @@ from florence.errors import EngineError, ImageError, ImageTooLarge
 from florence.images.preprocess import InputSize
 from florence.readers.memory import PixelMemory
 from florence.readers.picture import ReadPicture
-from florence.readers.process import ProcessLimits
 from florence.readers.processes import ProcessReaders
+from florence.readers.wire import ProcessLimits
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = InputSize(40, 30, 3)

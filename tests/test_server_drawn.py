@@ -161,7 +161,7 @@ def test_a_process_that_fails_is_an_error_of_its_request(
     from florence.server.replies import reply_or_error
     from florence.types.pictures import PictureOptions
 
-    monkeypatch.setattr(drawn, "command", lambda: [sys.executable, "-c", program])
+    monkeypatch.setattr(drawn, "command", lambda _: [sys.executable, "-c", program])
     answer = model.submit(PICTURE, "<OD>").result()
     limits = model.info()["limits"]
 
@@ -177,8 +177,10 @@ def test_the_process_refuses_what_is_no_picture() -> None:
     """With its own status and the reason; run as the service runs it."""
     import subprocess
 
+    from florence.images.isolated import command
+
     ran = subprocess.run(
-        process.command(),
+        command(process.__name__),
         input=DrawJob([BOX], "", DEFAULT_LIMITS).pack(b"no picture"),
         capture_output=True,
         env={},

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterator
 
 import grpc
 import pytest
+from starlette.testclient import TestClient
+from v2 import INFER
 
 from florence.errors import ClientLeft, FlorenceError, Overloaded
 from florence.server.replies import GRPC_CODES, INTERNAL_ERROR, ErrorReply, failure_of, log_failure
@@ -36,3 +40,19 @@ def test_an_unexpected_error_is_logged_and_not_told(caplog: pytest.LogCaptureFix
     log_failure(error)
     assert failure_of(error) == ErrorReply(500, INTERNAL_ERROR)
     assert "ZeroDivisionError: secret" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/caption", "/analyze", "/region_to_ocr", INFER, "/v2/repository/index", "/v1/chat/completions"]
+)
+def test_values_in_values_are_the_clients_mistake_at_every_door(client: TestClient, path: str) -> None:
+    """However deep: up to the stack's end, and beyond it."""
+    for depth in (*range(64, 1100, 95), random.randrange(64, 2000)):
+        deep = "[" * depth + "]" * depth
+        body = f'{{"model": "florence2", "inputs": [], "ready": {deep}, "region": {deep}}}'
+        reply = client.post(path, content=body)
+        assert reply.status_code == 400, depth
+        assert "nested in more than 64 levels" in json.dumps(reply.json()["error"])
+    form = client.post("/region_to_ocr", files={"image": b"a"}, data={"region": deep})
+    assert form.status_code == 400
+    assert "nested in more than 64 levels" in form.json()["error"]

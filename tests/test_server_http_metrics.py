@@ -62,17 +62,22 @@ def test_a_histograms_samples_are_in_the_text_formats_order() -> None:
 
 def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
     """Requests of the service's own paths are labelled with them; the document lists no other."""
+    from starlette.applications import Starlette
+
     from florence.server.fetching.fetcher import fetcher_of
     from florence.server.http.routing import known_paths
     from florence.server.openai.app import create_chat_app
     from florence.server.service import build_service
-    from florence.server.typed.openapi import create_about_app
+    from florence.server.typed.openapi import about_routes
     from florence.server.v2.inference import Inference
     from florence.settings import Settings
 
     inference = Inference(5.0)
     built = build_service(Settings(grpc_port=0), 0)
-    apps = [create_about_app(inference, 1000), create_chat_app(inference, fetcher_of(Settings()))]
+    apps = [
+        Starlette(routes=about_routes(inference, 1000)),
+        create_chat_app(inference, fetcher_of(Settings())),
+    ]
     known = known_paths(built, apps, inference.served)
     assert set(client.get("/docs.json").json()["paths"]) - {"/metrics"} <= known
     assert "/v2/models/florence2/versions/1/infer" in known

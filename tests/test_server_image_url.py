@@ -10,12 +10,13 @@ import httpx
 import pytest
 from fake_model import FakeModel
 from fake_web import HOST, PICTURE, FakeWeb, answer
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from florence.client import Client, ImageError, ImageUrl
 from florence.server.fetching.allowed import AllowList
 from florence.server.fetching.fetcher import PictureFetcher
-from florence.server.typed.task_paths import create_task_app
+from florence.server.typed.task_paths import task_route
 from florence.server.v2.inference import Inference
 
 URL = f"https://{HOST}/street.png"
@@ -114,7 +115,7 @@ def test_it_is_off_unless_hosts_are_named(model: FakeModel) -> None:
     """The model is asked nothing, and the error names the setting."""
     inference = Inference(timeout_s=5.0)
     inference.model = model
-    off = TestClient(create_task_app(inference, PictureFetcher(AllowList())))
+    off = TestClient(Starlette(routes=[task_route(inference, PictureFetcher(AllowList()))]))
     reply = off.post("/tasks/caption", json={"image_url": URL})
     assert reply.status_code == 400
     assert "FLORENCE_IMAGE_HOSTS" in reply.json()["error"]

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from v2 import parse_infer_request
 
 from florence.errors import ProtocolError, TooMuchStructure
-from florence.server.long_strings import LONG, Document, LongString, parse_json, parsing_cost
+from florence.server.long_strings import (
+    LONG,
+    MOST_NESTED,
+    Document,
+    LongString,
+    parse_json,
+    parsing_cost,
+    short_strings,
+)
 from florence.server.replies import MOST_INLINE
 from florence.server.v2.tensors import read_rows
 
@@ -135,6 +143,18 @@ def test_structure_that_no_request_means_is_refused_before_it_is_parsed(
     monkeypatch.setattr("florence.server.long_strings.parse_json", None)
     with pytest.raises(TooMuchStructure, match="more than a request can hold"):
         Document(TOO_MUCH[kind])
+
+
+@given(st.integers(0, 1200), st.sampled_from([("[", "]"), ('{"a":', "}")]))
+def test_a_value_is_nested_as_deep_as_a_request_may_need(depth: int, brackets: tuple[str, str]) -> None:
+    """And never so deep that functions which call themselves for each level run out of stack."""
+    opening, closing = brackets
+    document = Document((opening * depth + "1" + closing * depth).encode())
+    if depth <= MOST_NESTED:
+        assert short_strings(document.parse()) == json.loads(opening * depth + "1" + closing * depth)
+    else:
+        with pytest.raises(TooMuchStructure, match="nested in more than 64 levels"):
+            document.parse()
 
 
 @pytest.mark.parametrize("count", range(1, 5))

@@ -200,21 +200,24 @@ def test_what_a_driver_does_not_give_is_left_out(reading: Any) -> None:
 
 WORKER = """
 import sys
+from florence.server.v2.model import ServedModel
 from florence.server.v2.statistics import Reason, Spans, Statistics
-from florence.server.v2.tally import SharedTally
-statistics = Statistics(tally=SharedTally())
+statistics = Statistics(ServedModel())
 for _ in range(int(sys.argv[1])):
     statistics.begin()
     statistics.succeed(2, Spans(1000, 2000, 3000, 4000))
 statistics.begin()
 statistics.fail_for(Reason.BACKEND, 5000)
+other = Statistics(ServedModel("other"))
+other.begin()
+other.succeed(5, Spans(1, 2, 3, 4))
 """
 READER = """
 import json
 from florence.server.observability.http_metrics import scrape
+from florence.server.v2.model import ServedModel
 from florence.server.v2.statistics import Statistics
-from florence.server.v2.tally import SharedTally
-statistics = Statistics(tally=SharedTally())
+statistics = Statistics(ServedModel())
 print(json.dumps([statistics.as_dict(), statistics.as_metrics(), scrape().decode()]))
 """
 
@@ -229,7 +232,7 @@ def python(code: str, directory: Path, *arguments: str) -> str:
 @pytest.mark.slow
 def test_workers_v2_counts_are_one_sum(tmp_path: Path) -> None:
     """Whichever worker is asked, and also after those that counted have ended: statistics and metrics are
-    those of all, and the names of their files' own metrics are not shown."""
+    those of all, without those of another model, and the names of their files' own metrics are not shown."""
     python(WORKER, tmp_path, "3")
     python(WORKER, tmp_path, "4")
     entry, text, scraped = json.loads(python(READER, tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -14,8 +15,10 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from florence import Florence2
+from florence.server.http.held import PIECE
 from florence.server.http.routing import middleware_of
 from florence.server.keys import keys_of
 from florence.server.pages import site
@@ -57,6 +60,30 @@ def test_every_page_forbids_other_hosts(pages: TestClient, path: str) -> None:
         "'none'", "'self'", "blob:", "data:"
     }  # fmt: skip
     assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_large_file_is_sent_in_pieces(pages: TestClient) -> None:
+    """So that a client which does not read costs little; together they are the file."""
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    path = max((PAGES / "api").iterdir(), key=lambda path: path.stat().st_size)
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": f"/pages/{path.name}",
+        "query_string": b"",
+        "headers": [],
+    }
+    asyncio.run(pages.app(scope, receive, send))
+    bodies = [message.get("body", b"") for message in messages]
+    assert b"".join(bodies) == path.read_bytes()
+    assert max(map(len, bodies)) == PIECE < len(path.read_bytes())
 
 
 @pytest.mark.parametrize("page", ["root.html", "ui.html", "docs.html"])

@@ -21,7 +21,7 @@ from v2 import request, send
 from florence.errors import TaskError
 from florence.server.fetching.allowed import AllowList
 from florence.server.fetching.fetcher import PictureFetcher
-from florence.server.typed.task_paths import create_task_app
+from florence.server.typed.task_paths import task_route
 from florence.server.v2.http_app import V2App
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.prompts import AcceptedPrompts
@@ -167,7 +167,7 @@ def test_mistakes_are_those_of_the_built_in_tasks(
 
 
 def test_before_a_model_is_loaded_a_task_comes_back_later() -> None:
-    app = create_task_app(Inference(timeout_s=1), PictureFetcher(AllowList()))
+    app = Starlette(routes=[task_route(Inference(timeout_s=1), PictureFetcher(AllowList()))])
     reply = send(app, "POST", "/tasks/caption", json={})
     assert reply.status_code == 503
     assert reply.headers["retry-after"]

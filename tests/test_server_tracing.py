@@ -27,8 +27,9 @@ from starlette.testclient import TestClient
 from v2 import send
 
 from florence.engine.observer import FinishReason
-from florence.server.observability.request_ids import CallContext, RequestIds
+from florence.server.observability.request_ids import RequestIds
 from florence.server.observability.tracing import trace_request
+from florence.server.v2.grpc_interceptors import CallContext
 
 ROOT = Path(__file__).resolve().parents[1]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -14,7 +14,7 @@ from v2 import send
 
 from florence import Florence2, __version__
 from florence.engine.config import EngineConfig
-from florence.server.typed.openapi import create_about_app
+from florence.server.typed.openapi import about_routes
 from florence.server.v2.inference import Inference
 from florence.settings import Settings
 from florence.types.info import ModelInfo, ServiceInfo
@@ -25,7 +25,7 @@ from florence.types.options import GenerationParameters
 def about(model: FakeModel) -> Starlette:
     inference = Inference(timeout_s=5.0)
     inference.model = model
-    return create_about_app(inference, 10_000_000)
+    return Starlette(routes=about_routes(inference, 10_000_000))
 
 
 def test_info_is_the_models_and_the_services(about: Starlette, model: FakeModel) -> None:
@@ -50,7 +50,7 @@ def test_the_type_holds_all_that_the_library_says() -> None:
 
 
 def test_without_a_model_it_says_when_to_come_back() -> None:
-    reply = send(create_about_app(Inference(timeout_s=5.0), 1), "GET", "/info")
+    reply = send(Starlette(routes=about_routes(Inference(timeout_s=5.0), 1)), "GET", "/info")
     assert reply.status_code == 503
     assert int(reply.headers["Retry-After"]) >= 1
     assert "not loaded" in reply.json()["error"]

@@ -97,7 +97,7 @@ def test_on_token_gets_each_token_as_it_is_decided(library: Florence2, picture: 
     checked = pipeline.check(TaskRequest("<CAPTION>", None, parameters, on_text=print))
     height, width = library.info()["picture_size"]
     read = LocalReader(InputSize(height, width, 3)).read(picture)
-    request, _ = pipeline.prepare(checked, read, on_token=on_token)
+    (request,), _ = pipeline.prepare(checked, read, on_token=on_token)
     generation = generate(library.engine, request).result(PATIENCE_S)
     assert tuple(token_id for token_id, _ in received) == generation.token_ids[1:]
     assert generation.token_ids[-1] == 2

@@ -16,7 +16,7 @@ from florence.errors import FlorenceError, ProtocolError
 from florence.server.v2.http_app import V2App
 from florence.server.v2.infer_body import build_binary_answer
 from florence.server.v2.inference import Inference, ModelRepository
-from florence.server.v2.tensors import pack, read_rows, unpack
+from florence.server.v2.tensors import InferAnswer, pack, read_rows, unpack
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
 
@@ -140,7 +140,7 @@ def test_the_output_is_packed_when_asked(members: dict[str, Any], binary: bool) 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=2), max_size=4))
 def test_packed_answers_come_back(answers: list[dict[str, str]]) -> None:
     """The JSON says how many bytes follow it, and they are the rows' JSON."""
-    body, header = build_binary_answer(SERVED, "7", [json.dumps(row) for row in answers])
+    body, header = build_binary_answer(InferAnswer(SERVED, "7", [json.dumps(row) for row in answers]))
     head = json.loads(body[:header])
     (output,) = head["outputs"]
     assert (head["id"], output["shape"]) == ("7", [len(answers), 1])

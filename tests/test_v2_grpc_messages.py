@@ -14,7 +14,7 @@ from v2 import SERVED
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.v2.grpc_server import infer_response, read_infer_request
-from florence.server.v2.tensors import read_rows, unpack
+from florence.server.v2.tensors import InferAnswer, read_rows, unpack
 
 
 @given(st.permutations(["INPUT_IMAGE", "TASK_PROMPT", "TEXT_PROMPT"]), st.integers(1, 36), st.booleans())
@@ -51,7 +51,7 @@ def test_any_message_is_a_request_or_an_error_of_ours(data: bytes) -> None:
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=2), max_size=4))
 def test_answers_go_out_packed(answers: list[dict[str, str]]) -> None:
     """One output of one JSON text a row, in raw contents, as Triton sends it."""
-    response = infer_response(SERVED, "7", [json.dumps(row) for row in answers])
+    response = infer_response(InferAnswer(SERVED, "7", [json.dumps(row) for row in answers]))
     assert (response.id, response.model_name, response.model_version) == ("7", "florence2", "1")
     (output,), (packed,) = response.outputs, response.raw_output_contents
     assert (output.name, output.datatype, list(output.shape)) == ("PARSED_JSON", "BYTES", [len(answers), 1])

@@ -12,7 +12,7 @@ import pytest
 from fake_model import FakeModel
 from grpc_calls import caption, listening, message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from v2 import picture
+from v2 import failures, pending, picture
 from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
@@ -165,10 +165,10 @@ def test_a_stream_that_is_left_cancels_its_requests(model: FakeModel) -> None:
         call = stub.ModelStreamInfer()
         for _ in range(3):
             await call.write(caption())
-        await until(lambda: inference.statistics.pending == 3)
+        await until(lambda: pending(inference) == 3)
         call.cancel()
-        await until(lambda: not inference.statistics.pending)
-        assert inference.statistics.failures["CANCELED"] == 3
+        await until(lambda: not pending(inference))
+        assert failures(inference)["CANCELED"] == 3
 
     run(model, check)
 
@@ -180,12 +180,12 @@ def test_a_call_that_its_client_ends_frees_its_place(model: FakeModel, ending: s
 
     async def check(stub: Any, inference: Inference) -> None:
         call = stub.ModelInfer(caption(), timeout=0.3 if ending == "deadline" else None)
-        await until(lambda: inference.statistics.pending)
+        await until(lambda: pending(inference))
         if ending == "cancel":
             call.cancel()
         assert (await call.code()).name == {"deadline": "DEADLINE_EXCEEDED", "cancel": "CANCELLED"}[ending]
-        await until(lambda: not inference.statistics.pending and model.calls[0].future.cancelled())
-        assert inference.statistics.failures == {"CANCELED": 1}
+        await until(lambda: not pending(inference) and model.calls[0].future.cancelled())
+        assert failures(inference) == {"CANCELED": 1}
 
     run(model, check)
 
@@ -220,7 +220,7 @@ def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> 
             await idle.write(caption(id="i"))
             assert (await idle.read()).infer_response.id == "i"
             await busy.write(caption(id="b"))
-            await until(lambda: inference.statistics.pending)
+            await until(lambda: pending(inference))
             await asyncio.wait_for(server.stop(60), 5)
             assert (await busy.read()).infer_response.id == "b"
             assert await busy.read() is await idle.read() is grpc.aio.EOF

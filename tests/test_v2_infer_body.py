@@ -13,7 +13,7 @@ from v2 import SERVED, parse_infer_request
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.v2.infer_body import build_infer_answer
-from florence.server.v2.tensors import Row, read_rows
+from florence.server.v2.tensors import InferAnswer, Row, read_rows
 from florence.types.options import MAX_TEXT_CHARS
 
 PICTURE = base64.b64encode(b"picture").decode()
@@ -148,7 +148,7 @@ REFUSED: list[tuple[Any, str]] = [
     (b'{"inputs":[', "^failed to parse the request JSON buffer: "),
     (body(request()) + b"xxx", "^failed to parse the request JSON buffer: Extra data"),
     (b"\xff\xfe\xff", "^failed to parse the request JSON buffer: "),
-    (b"[" * 50_000, "nested too deeply"),
+    (b"[" * 50_000, "nested in more than 64 levels"),
     (b'{"inputs":[], "x": NaN}', "NaN is not JSON"),
     (b'{"x": ' + b"1" * 5000 + b"}", "^failed to parse the request JSON buffer: "),
     ([], "^failed to parse the request JSON buffer: the document is not an object"),
@@ -301,7 +301,7 @@ def test_a_bad_text_in_a_batch_is_named_by_its_row() -> None:
 def test_answers_come_back_through_json(answers: list[dict[str, Any]]) -> None:
     """`json.loads(response["outputs"][0]["data"][i])` is row i's answer; the data is flat."""
     texts = [json.dumps(row) for row in answers]
-    answer = json.loads(json.dumps(build_infer_answer(SERVED, "7", texts)))
+    answer = json.loads(json.dumps(build_infer_answer(InferAnswer(SERVED, "7", texts))))
     output = answer["outputs"][0]
     assert repr([json.loads(row) for row in output.pop("data")]) == repr(json.loads(json.dumps(answers)))
     assert output == {"name": "PARSED_JSON", "datatype": "BYTES", "shape": [len(answers), 1]}
@@ -310,4 +310,4 @@ def test_answers_come_back_through_json(answers: list[dict[str, Any]]) -> None:
 
 def test_an_id_that_was_not_sent_does_not_come_back() -> None:
     """Nor does an empty one, which perf_analyzer sends."""
-    assert "id" not in build_infer_answer(SERVED, "", ["{}"])
+    assert "id" not in build_infer_answer(InferAnswer(SERVED, "", ["{}"]))

@@ -11,13 +11,13 @@ import pytest
 from fake_model import FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
-from v2 import INFER, PICTURE, parse_infer_request, request, send
+from v2 import INFER, PICTURE, failures, metrics, parse_infer_request, pending, request, send
 from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
 from florence.server.v2.inference import Inference
+from florence.server.v2.model import ServedModel
 from florence.server.v2.statistics import Reason, Spans, Statistics
 
 NO_PICTURE = base64.b64encode(b"no picture").decode()
@@ -31,16 +31,6 @@ def stats(app: Starlette, path: str = "/v2/models/florence2/stats") -> dict[str,
 
 def counts(app: Starlette) -> dict[str, int]:
     return {name: part["count"] for name, part in stats(app)["inference_stats"].items() if part["count"]}
-
-
-def metrics(statistics: Statistics) -> dict[tuple[str, str], float]:
-    """Each sample's value by its name and its reason, if it has one, as Prometheus reads them."""
-    families = text_string_to_metric_families(statistics.as_metrics())
-    samples = [sample for family in families for sample in family.samples]
-    assert all(
-        sample.labels["model"] == "florence2" and sample.labels["version"] == "1" for sample in samples
-    )
-    return {(sample.name, sample.labels.get("reason", "")): sample.value for sample in samples}
 
 
 def test_an_answered_request_counts_once_and_its_rows_apart(app: Starlette) -> None:
@@ -115,20 +105,20 @@ def test_a_client_that_leaves_is_counted_and_no_longer_pending(model: FakeModel)
     async def left() -> None:
         task = asyncio.ensure_future(inference.answer(infer, len))
         await until(lambda: model.calls)
-        assert metrics(inference.statistics)["nv_inference_pending_request_count", ""] == 1
+        assert pending(inference) == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(left())
-    assert inference.statistics.failures == {Reason.CANCELED: 1}
-    assert inference.statistics.pending == 0
+    assert failures(inference) == {"CANCELED": 1}
+    assert pending(inference) == 0
 
 
 @given(st.lists(st.tuples(st.integers(1, 36), *[st.integers(0, 10**12)] * 4) | st.sampled_from(Reason)))
 def test_statistics_and_metrics_tell_the_same_story(story: list[Any]) -> None:
     """Whatever happens: sums are kept, the compute counts agree, and Prometheus can read the metrics."""
-    statistics = Statistics()
+    statistics = Statistics(ServedModel())
     answered = [event for event in story if isinstance(event, tuple)]
     for event in story:
         statistics.begin()

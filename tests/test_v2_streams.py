@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_model import FakeModel
 from starlette.applications import Starlette
-from v2 import INFER, PICTURE, request, send
+from v2 import INFER, PICTURE, failures, pending, request, send
 from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
@@ -89,7 +89,7 @@ def test_what_fails_later_is_the_last_event(app: Starlette, model: FakeModel) ->
     reply = send(app, "POST", STREAM, json=caption())
     assert reply.status_code == 200
     assert [event.get("error") for event in events(reply.text)] == [None, None, "the device failed"]
-    assert app.state.repository.find("florence2").statistics.failures["BACKEND"] == 1
+    assert failures(app.state.repository.find("florence2"))["BACKEND"] == 1
 
 
 async def converse(
@@ -120,8 +120,8 @@ def test_a_client_that_leaves_its_stream_frees_its_place(app: Starlette, model: 
     sent = asyncio.run(converse(app, STREAM, caption(), lambda sent: until(lambda: len(sent) > 1)))
     assert b"text_output" in sent[1]["body"]
     assert model.calls[0].future.cancelled()
-    assert app.state.repository.find("florence2").statistics.failures == {"CANCELED": 1}
-    assert app.state.repository.find("florence2").statistics.pending == 0
+    assert failures(app.state.repository.find("florence2")) == {"CANCELED": 1}
+    assert pending(app.state.repository.find("florence2")) == 0
 
 
 @pytest.mark.parametrize("path", [INFER, STREAM.removesuffix("_stream")])
@@ -133,7 +133,7 @@ def test_a_client_that_leaves_frees_all_its_rows(app: Starlette, model: FakeMode
     sent = asyncio.run(converse(app, path, body, lambda _: until(lambda: len(model.calls) == 3)))
     assert sent[0]["status"] == 499
     assert all(call.future.cancelled() for call in model.calls)
-    assert app.state.repository.find("florence2").statistics.failures == {"CANCELED": 1}
+    assert failures(app.state.repository.find("florence2")) == {"CANCELED": 1}
 
 
 @pytest.mark.parametrize(("timeout", "seconds"), [(0, 5.0), (999, 5.0), (2_000_000, 2.0), (9_000_000, 5.0)])
@@ -154,7 +154,7 @@ def test_a_request_whose_time_is_up_is_answered_even_if_the_model_is_not_back(
     reply = send(app, "POST", INFER, json=request(parameters={"timeout": 50_000}))
     assert (reply.status_code, reply.json()) == (504, {"error": "the request was not finished within 0.05 s"})
     assert model.calls[0].future.cancelled()
-    assert app.state.repository.find("florence2").statistics.failures == {"REJECTED": 1}
+    assert failures(app.state.repository.find("florence2")) == {"REJECTED": 1}
 
 
 def test_each_infer_request_writes_one_line(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:

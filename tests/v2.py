@@ -9,10 +9,13 @@ from typing import Any
 
 import httpx
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
-from florence.server.v2.infer_body import read_infer_request, split_body
+from florence.server.v2 import infer_body
+from florence.server.v2.inference import Inference
 from florence.server.v2.model import ServedModel
+from florence.server.v2.statistics import Statistics
 from florence.server.v2.tensors import InferRequest
 
 SERVED = ServedModel()
@@ -34,8 +37,29 @@ PICTURE = encoded(picture())
 
 
 def parse_infer_request(body: bytes, header_length: str | None = None) -> InferRequest:
-    """The request that a body holds, as the route for HTTP reads it; header_length: see `split_body`."""
-    return read_infer_request(SERVED, *split_body(SERVED, body, header_length))
+    """The request that a body holds, as the route for HTTP reads it."""
+    return infer_body.parse_infer_request(SERVED, body, header_length)
+
+
+def metrics(statistics: Statistics) -> dict[tuple[str, str], float]:
+    """Each sample's value by its name and its reason, if it has one, as Prometheus reads them."""
+    families = text_string_to_metric_families(statistics.as_metrics())
+    samples = [sample for family in families for sample in family.samples]
+    assert all(
+        sample.labels["model"] == "florence2" and sample.labels["version"] == "1" for sample in samples
+    )
+    return {(sample.name, sample.labels.get("reason", "")): sample.value for sample in samples}
+
+
+def pending(inference: Inference) -> float:
+    """Requests that are not answered yet."""
+    return metrics(inference.statistics)["nv_inference_pending_request_count", ""]
+
+
+def failures(inference: Inference) -> dict[str, float]:
+    """Failed requests by their reasons."""
+    counted = metrics(inference.statistics).items()
+    return {reason: count for (name, reason), count in counted if reason and count}
 
 
 def send(app: Starlette, method: str, path: str, **options: Any) -> httpx.Response:

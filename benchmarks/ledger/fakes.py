@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from florence.checkpoint.config import read_config
+from florence.engine.config import EngineConfig
 from florence.engine.device import backend as backends
 from florence.engine.device.backend import Backend
 from florence.engine.device.capture.graphs import Replay, Work
@@ -33,7 +34,7 @@ from florence.engine.device.cuda.find_kernels import (
     load_low_rank,
     load_quantizer,
 )
-from florence.engine.device.encode.encodes import BucketEncodes, PlainEncodes
+from florence.engine.device.encode.encodes import BucketEncodes, Encodes
 from florence.engine.device.memory import DeviceMemory, Download
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
@@ -259,13 +260,14 @@ def mean_length(length: int, shortest: int = 64) -> float:
 def gpu_backend(model: Florence2Model) -> Backend:
     """What the service takes on a GPU, without the parts that ask for one."""
     head_dim = model.config.text.decoder_head_dim
-    absent = {"CudaMemory": lambda _: AbsentMemory(), "CudaGraphCapturer": lambda _: None}
+    absent = {"CudaMemory": lambda _: AbsentMemory(), "CudaGraphCapturer": lambda *_: None}
     found = {
         "find_kernels": lambda *_: load_kernels(),
         "find_encode_kernels": lambda *_: load_encode_kernels(),
     }
     with patch.multiple(backends, **absent, **found):
-        backend = Backend.for_device(DEVICE, DTYPE, head_dim, vision=model.config.vision)
+        config = EngineConfig(encode_stream="off")
+        backend = Backend.for_device(DEVICE, DTYPE, head_dim, model.config.vision, config)
     tries = {"pins_attention": False}  # trying attentions needs their values
     return replace(backend, **{name: off for name, off in tries.items() if hasattr(backend, name)})
 
@@ -344,7 +346,7 @@ def without_work() -> Iterator[None]:
             (Florence2Model, "encode_images", tokens),
             (Florence2Model, "encode_images_in_chunks", tokens_in_chunks),
             (BucketEncodes, "_write_cross_kv", nothing),
-            (PlainEncodes, "_write", no_chunks),
+            (Encodes, "_write", no_chunks),
         ):
             stack.enter_context(patch.object(kind, name, instead))
         yield

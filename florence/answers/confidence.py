@@ -15,8 +15,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
+from florence.export.geometry import signed_area
 from florence.types.bounds import WINDOWS, Sums
 
 
@@ -66,10 +68,8 @@ def thickness(bins: Sequence[int]) -> float:
     xs, ys = bins[0::2], bins[1::2]
     across, down = _extent(xs), _extent(ys)
     points = [(x / across, y / down) for x, y in zip(xs, ys, strict=True)]
-    edges = list(zip(points, [*points[1:], points[0]], strict=True))
-    area = abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in edges)) / 2
-    perimeter = sum(math.dist(start, stop) for start, stop in edges)
-    return min(4 * area / perimeter, 1.0) if perimeter else 0.0
+    perimeter = sum(math.dist(start, stop) for start, stop in pairwise([*points, points[0]]))
+    return min(4 * abs(signed_area(points)) / perimeter, 1.0) if perimeter else 0.0
 
 
 def _extent(values: Sequence[int]) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from florence.export.geometry import Box, bounds_of, overlap
 from florence.types.filters import ItemFilter
-from florence.types.results import Box, Detections, OcrRegions, Result, Segmentation
+from florence.types.results import Detections, OcrRegions, Result, Segmentation
 
 _TOLERANCE: Final = 0.01  # pixels; the original's are float32
 _LISTS: Final = (("bboxes", "labels"), ("quad_boxes", "labels"), ("polygons", "labels"))
@@ -56,7 +57,7 @@ def keep_original_items(answer: Mapping[str, Any], result: Result, wanted: ItemF
     for places, labels in parts:
         for index, (place, label) in enumerate(zip(content[places], content[labels], strict=True)):
             numbers = [number for part in place for number in part] if places == "polygons" else place
-            bounds = _bounds(numbers)
+            bounds = bounds_of(numbers)
             items.append(Place(label, bounds, _score_of(bounds, known)))
             owners.append((places, labels, index))
     kept = [owners[index] for index in kept_items(items, wanted)]
@@ -76,7 +77,7 @@ def kept_items(items: Sequence[Place], wanted: ItemFilter) -> list[int]:
         for index, item in enumerate(items)
         if (not labels or item.label.strip().casefold() in labels)
         and (wanted.min_score is None or (item.score is not None and item.score >= wanted.min_score))
-        and (wanted.min_size is None or min(_sides(item.bounds)) >= wanted.min_size)
+        and (wanted.min_size is None or _shorter_side(item.bounds) >= wanted.min_size)
     ]
     best = sorted(able, key=lambda index: _rank(items[index]))
     if wanted.nms_iou is not None:
@@ -99,26 +100,17 @@ def _suppressed(items: Sequence[Place], best: Sequence[int], most: float, *, agn
     return kept
 
 
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union (IoU) of two boxes; 0 where they have no area."""
-    across = min(a[2], b[2]) - max(a[0], b[0])
-    down = min(a[3], b[3]) - max(a[1], b[1])
-    if across <= 0 or down <= 0:
-        return 0.0
-    (wide, high), (other_wide, other_high) = _sides(a), _sides(b)
-    return across * down / (wide * high + other_wide * other_high - across * down)
-
-
 def items_of(result: Result) -> list[Place]:
     """The items of a typed result, in order; none for a text."""
     if isinstance(result, Detections):
         return [Place(each.label, each.box, each.score) for each in result.detections]
     if isinstance(result, OcrRegions):
-        return [Place(each.text, _bounds(each.quad), each.score) for each in result.regions]
+        return [Place(each.text, bounds_of(each.quad), each.score) for each in result.regions]
     if isinstance(result, Segmentation):
-        polygons = [[number for part in each.polygons for number in part] for each in result.instances]
-        rows = zip(result.instances, polygons, strict=True)
-        return [Place(each.label, _bounds(numbers), each.score) for each, numbers in rows]
+        return [
+            Place(each.label, bounds_of([number for part in each.polygons for number in part]), each.score)
+            for each in result.instances
+        ]
     return []
 
 
@@ -132,11 +124,5 @@ def _score_of(bounds: Box, known: Sequence[Place]) -> float | None:
     return next(near, None)
 
 
-def _bounds(numbers: Sequence[float]) -> Box:
-    """Bounding box of x, y, x, y, ...; the point (0, 0) if there are none."""
-    xs, ys = numbers[0::2] or (0.0,), numbers[1::2] or (0.0,)
-    return min(xs), min(ys), max(xs), max(ys)
-
-
-def _sides(bounds: Box) -> tuple[float, float]:
-    return bounds[2] - bounds[0], bounds[3] - bounds[1]
+def _shorter_side(bounds: Box) -> float:
+    return min(bounds[2] - bounds[0], bounds[3] - bounds[1])

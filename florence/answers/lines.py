@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Final
 
-from florence.types.results import Box, Quad
+from florence.export.geometry import Box, bounds_of, corners_of, hull
+from florence.types.results import Quad
 
 _SHARED: Final = 0.5
 """Two pieces of one line overlap vertically by at least this share of the lower one's height."""
@@ -49,9 +50,8 @@ def _upright(quads: Sequence[Quad]) -> list[Box]:
     cos, sin = math.cos(angle), math.sin(angle)
     boxes = list[Box]()
     for quad in quads:
-        points = list(zip(quad[0::2], quad[1::2], strict=True))
-        xs, ys = [x * cos + y * sin for x, y in points], [y * cos - x * sin for x, y in points]
-        boxes.append((min(xs), min(ys), max(xs), max(ys)))
+        turned = [(x * cos + y * sin, y * cos - x * sin) for x, y in corners_of(quad)]
+        boxes.append(bounds_of([number for corner in turned for number in corner]))
     return boxes
 
 
@@ -76,7 +76,7 @@ class _Page:
         parts = [[each for each in pieces if left <= self._boxes[each][0] <= right] for left, right in spans]
         joined, row, before = list[list[int]](), list[Box](), list[Box]()  # `row`: lines that are read across
         for part in parts:
-            lines = [self._around(line) for line in self._lines(part)]
+            lines = [hull([self._boxes[each] for each in line]) for line in self._lines(part)]
             if not joined or _are_columns(before, row, lines):
                 joined.append(part)
                 row = list(lines)
@@ -142,10 +142,6 @@ class _Page:
         _, top, _, bottom = self._boxes[piece]
         return top + _CORE * (bottom - top), bottom - _CORE * (bottom - top)
 
-    def _around(self, pieces: Sequence[int]) -> Box:
-        lefts, tops, rights, bottoms = zip(*(self._boxes[each] for each in pieces), strict=True)
-        return min(lefts), min(tops), max(rights), max(bottoms)
-
 
 def _merged(spans: Iterable[Span], gutter: float) -> list[Span]:
     """Spans merged where they are at most a gutter apart."""
@@ -161,9 +157,7 @@ def _merged(spans: Iterable[Span], gutter: float) -> list[Span]:
 def _are_columns(left: Sequence[Box], row: Sequence[Box], right: Sequence[Box]) -> bool:
     """Whether the lines right of a gutter form a column, read after everything on its left. `left`: the lines
     of the part next to them; `row`: those of all parts that are read across with it."""
-    (top, low), (other_top, other_low) = (
-        (min(box[1] for box in lines), max(box[3] for box in lines)) for lines in (row, right)
-    )
+    (_, top, _, low), (_, other_top, _, other_low) = hull(row), hull(right)
     if min(low, other_low) - max(top, other_top) < _SHARED * min(low - top, other_low - other_top):
         return False  # they are above each other
     fewer, more = sorted((row, right), key=len)

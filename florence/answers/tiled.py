@@ -20,10 +20,9 @@ from florence.answers.filtering import items_of
 from florence.answers.lines import lines_of
 from florence.answers.split_text import LinePart, join_parts
 from florence.answers.tiled_things import FoundThing, ItemT, without_parts
-from florence.answers.tiled_views import Key, Sighting, area, better_seen, group_views, hull, reach_of
-from florence.export.annotation import box_polygon
+from florence.answers.tiled_views import Key, Sighting, better_seen, group_views, reach_of
+from florence.export.geometry import Box, area, box_polygon, corners_of, hull
 from florence.types.results import (
-    Box,
     Detection,
     Detections,
     Instance,
@@ -188,7 +187,7 @@ def _joined_regions(parts: Sequence[OcrRegion]) -> OcrRegion:
 def _span(quad: Quad, along: tuple[float, float]) -> tuple[float, float]:
     """Where a quad begins and ends along a direction, in pixels."""
     length = math.hypot(*along)
-    places = [(x * along[0] + y * along[1]) / length for x, y in zip(quad[0::2], quad[1::2], strict=True)]
+    places = [(x * along[0] + y * along[1]) / length for x, y in corners_of(quad)]
     return min(places), max(places)
 
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final, Generic, TypeVar
 
-from florence.answers.filtering import overlap
-from florence.answers.quads import area_of, common_area, points_of
-from florence.answers.tiled_views import INSIDE, SAME, Key, Sighting, area, grown, hull, meet
-from florence.types.results import Box, Detection, Instance, OcrRegion
+from florence.answers.tiled_views import INSIDE, SAME, Key, Sighting, grown
+from florence.export.geometry import Box, area, clockwise, common_area, hull, meet, overlap, polygon_area
+from florence.types.results import Detection, Instance, OcrRegion
 
 ItemT = TypeVar("ItemT", Detection, Instance, OcrRegion)
 _OVERPRINT: Final = 0.3
@@ -130,5 +129,7 @@ def _in_one_place(thing: FoundThing[ItemT], other: FoundThing[ItemT]) -> bool:
     if not (isinstance(one, OcrRegion) and isinstance(another, OcrRegion)):
         return False
     doubtful = (one.score or 0.0) < _DOUBTFUL[0] * (another.score or 0.0)
-    a, b = points_of(one.quad), points_of(another.quad)
-    return common_area(a, b) > (_DOUBTFUL[1] if doubtful else _OVERPRINT) * min(area_of(a), area_of(b))
+    most = (_DOUBTFUL[1] if doubtful else _OVERPRINT) * min(
+        polygon_area(one.quad), polygon_area(another.quad)
+    )
+    return common_area(clockwise(one.quad), clockwise(another.quad)) > most

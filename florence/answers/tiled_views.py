@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
-from florence.answers.filtering import overlap
-from florence.types.results import Box
+from florence.export.geometry import Box, area, meet, overlap
 
 MARGIN: Final = 0.025
 """An item closer to a border than this share of a tile's side is taken to be cut by it."""
@@ -131,19 +130,3 @@ def grown(bounds: Box, frame: Box) -> Box:
     """The bounds, extended on each side by the margin of a tile with this frame."""
     across, down = MARGIN * (frame[2] - frame[0]), MARGIN * (frame[3] - frame[1])
     return bounds[0] - across, bounds[1] - down, bounds[2] + across, bounds[3] + down
-
-
-def meet(a: Box, b: Box) -> Box:
-    """The intersection of two boxes; inverted where it is empty."""
-    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
-
-
-def area(box: Box) -> float:
-    """The area of a box; 0 for an inverted one."""
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
-def hull(boxes: Sequence[Box]) -> Box:
-    """The bounding box of boxes."""
-    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-    return min(lefts), min(tops), max(rights), max(bottoms)

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from florence.answers.json_text import read_json
 from florence.answers.lexemes import PADDING, STOP_PHRASES, Lexeme, LexemeKind, read_lexemes
 from florence.answers.scorer import Scorer
-from florence.export.annotation import box_polygon
+from florence.export.geometry import Box, box_polygon
 from florence.types.regions import PictureSize, locations_to_pixels
 from florence.types.results import (
-    Box,
     Detection,
     Detections,
     Instance,

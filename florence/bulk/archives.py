@@ -15,14 +15,14 @@ from pathlib import PurePosixPath
 from tarfile import InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
 from typing import IO, Final, Self
 
-from florence.bulk.items import PictureItem, too_large
+from florence.bulk.items import PictureItem
 from florence.bulk.remote import open_file
 from florence.errors import RequestError
-from florence.images.headers import FIRST_BYTES, is_picture
-from florence.images.pdf import is_pdf
+from florence.images.files import too_large
+from florence.images.headers import is_picture
+from florence.images.pdf import MARK_WITHIN, is_pdf
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_FIRST_BYTES: Final = 1024  # a PDF may begin with other bytes
 _BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -66,8 +66,8 @@ def archive_items(name: str, others: Counter[str], *, documents: bool, most: int
                 if not member.isfile():
                     continue
                 opened = archive.extractfile(member)
-                first = opened.read(_FIRST_BYTES) if opened else b""
-                if opened and (is_picture(first[:FIRST_BYTES]) or (documents and is_pdf(first))):
+                first = opened.read(MARK_WITHIN) if opened else b""
+                if opened and (is_picture(first) or (documents and is_pdf(first))):
                     yield _item(f"tar://{member.name}::{name}", member, first, opened, most)
                 else:
                     others[PurePosixPath(member.name).suffix.lower()] += 1

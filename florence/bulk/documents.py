@@ -12,7 +12,7 @@ from florence.errors import ImageError
 from florence.images.apart import count_pages_apart
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS
-from florence.images.pdf import is_pdf
+from florence.images.pdf import MARK_WITHIN, is_pdf
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -38,8 +38,10 @@ def page_items(items: Iterable[PictureItem], pages: Pages, passed: Counter[str])
 
 def _count(item: PictureItem) -> int | None:
     """The number of pages; None if the item is not a document. Raises `ImageError`."""
-    if isinstance(item.source, str) and not _may_be_document(item.source):
-        return None
+    if isinstance(item.source, str):
+        first = first_bytes(item.source)
+        if first is None or not (is_pdf(first) or first.startswith(_TIFF)):
+            return None
     data = item.read()
     if is_pdf(data):
         return count_pages_apart(data, DEFAULT_LIMITS)
@@ -49,12 +51,11 @@ def _count(item: PictureItem) -> int | None:
     return None
 
 
-def _may_be_document(path: str) -> bool:
-    """Whether a local file may be a document, by its first bytes. False if it can't be read: asking about it
-    reports that."""
+def first_bytes(path: str) -> bytes | None:
+    """The bytes of a local file that tell whether it is a picture or a document. None if it can't be read:
+    asking about it reports that."""
     try:
         with Path(path).open("rb") as file:
-            first = file.read(1024)
+            return file.read(MARK_WITHIN)
     except OSError:
-        return False
-    return is_pdf(first) or first.startswith(_TIFF)
+        return None

@@ -12,12 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
+
+from PIL import Image
 
 from florence.bulk.question import PictureQuestion
-from florence.errors import ImageError, ImageTooLarge, MissingLibrary, RequestError, quote
-from florence.images.files import unreadable
-from florence.images.limits import DEFAULT_LIMITS
+from florence.errors import ImageError, MissingLibrary, RequestError, quote
+from florence.images.decode import open_image
+from florence.images.files import read_file, read_most
+from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.seen import View
 
 _PLACE: Final = re.compile(r"(?s)(.+)#(page|frame)=([1-9][0-9]{0,5})")
 _PAGES: Final = re.compile(r"([1-9][0-9]{0,5})(-)?([1-9][0-9]{0,5})?")
@@ -63,16 +67,15 @@ class PictureItem:
         """The file's bytes. `most`: limit for a local file. Raises `ImageError` where it can't be read,
         `ImageTooLarge` where it has more bytes."""
         try:
-            if callable(self.source):
-                return self.source()
-            with Path(self.source).open("rb") as file:
-                return read_most(file, most)
+            return self.source() if callable(self.source) else read_file(self.source, most)
         except ImageError:
             raise
         except Exception as error:  # storage libraries raise errors of their own types
-            if isinstance(self.source, str):
-                raise unreadable(self.source, error) from error
             raise ImageError(f"the picture {self.picture!r} can't be read: {error}") from error
+
+    def image(self, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+        """The picture as it is seen, RGB; of the page or frame. Raises `ImageError` and `ImageTooLarge`."""
+        return open_image(self.read(limits.max_bytes), limits, View(frame=self.frame, page=self.page))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +102,6 @@ class Pages:
     def of(self, count: int) -> range:
         """The pages of a document that has `count` pages."""
         return range(self.first, (count if self.last is None else min(count, self.last)) + 1)
-
-
-def read_most(file: IO[bytes], most: int) -> bytes:
-    """Read the whole file. Raises `ImageTooLarge` where it has more than `most` bytes, without reading the
-    rest."""
-    return checked_size(file.read(most + 1), most)
-
-
-def checked_size(content: bytes, most: int) -> bytes:
-    """The content. Raises `ImageTooLarge` where it has more than `most` bytes."""
-    if len(content) > most:
-        raise too_large(most)
-    return content
-
-
-def too_large(most: int) -> ImageTooLarge:
-    """The error for a picture with more than `most` bytes."""
-    return ImageTooLarge(f"the picture has more than the {most} bytes allowed (FLORENCE_MAX_IMAGE_BYTES)")
 
 
 def is_url(name: str) -> bool:

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from florence.answers.reading import is_incomplete
-from florence.bulk.question import TaskKey
+from florence.bulk.items import PictureItem
+from florence.bulk.question import PictureQuestion, TaskKey
 from florence.errors import FlorenceError, RequestError
 from florence.types.answer import TaskAnswer
 
@@ -25,18 +26,11 @@ def answer_json(answer: TaskAnswer[Any]) -> str:
     return answer.model_dump_json(include=_ANSWER_FIELDS)
 
 
-def answer_line(
-    picture: str,
-    text: str | None,
-    region: str | None,
-    answer: TaskAnswer[Any],
-    *,
-    id: str | None = None,
-    adapter: str | None = None,
-) -> str:
+def answer_line(item: PictureItem, question: PictureQuestion, answer: TaskAnswer[Any]) -> str:
     """The line for one answer, including the line feed."""
-    head: dict[str, Any] = {"picture": picture, "text": text, "region": region}
-    head |= {name: value for name, value in (("id", id), ("adapter", adapter)) if value is not None}
+    head: dict[str, Any] = {"picture": item.picture, "text": question.text, "region": question.region}
+    more = {"id": item.id, "adapter": question.options.get("adapter")}
+    head |= {name: value for name, value in more.items() if value is not None}
     return f"{dumps(head)[:-1]}, {answer_json(answer)[1:]}\n"
 
 
@@ -73,9 +67,9 @@ def name_of(row: dict[str, Any]) -> str:
     return name
 
 
-def failure_line(picture: str, task: str, error: FlorenceError, id: str | None = None) -> str:
+def failure_line(picture: str, task: str, error: str, id: str | None) -> str:
     """The line for one failure, including the line feed."""
-    row = {"picture": picture, **({} if id is None else {"id": id}), "task": task, "error": str(error)}
+    row = {"picture": picture, **({} if id is None else {"id": id}), "task": task, "error": error}
     return dumps(row) + "\n"
 
 
@@ -88,9 +82,9 @@ class FailureFile:
         self._path = file
         self._opened: IO[str] | None = None
 
-    def add(self, picture: str, task: str, error: FlorenceError, id: str | None = None) -> None:
+    def add(self, item: PictureItem, question: PictureQuestion, error: FlorenceError) -> None:
         """Write one failure."""
-        self.add_line(failure_line(picture, task, error, id))
+        self.add_line(failure_line(item.picture, question.task.token, str(error), item.id))
 
     def add_line(self, line: str) -> None:
         """Write a line made by `failure_line`."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import IO, Any, Final
 
+from florence.answers.columns import load_pyarrow
 from florence.bulk.items import PictureItem, is_url, item_named
-from florence.bulk.parquet import load_pyarrow
 from florence.bulk.question import FindTask, PictureQuestion, read_region
 from florence.bulk.remote import open_file
 from florence.errors import FlorenceError, RequestError, quote

@@ -16,7 +16,6 @@ from florence.answers.columns import (
     ROWS,
     SUFFIX,
     answer_schema,
-    load_pyarrow,
     open_parquet,
     part_files,
     to_columns,
@@ -24,7 +23,6 @@ from florence.answers.columns import (
 from florence.bulk.lines import key_of, name_of, read_rows
 from florence.bulk.question import TaskKey
 
-__all__ = ["SUFFIX", "append_file", "lines_beside", "load_pyarrow", "read_keys", "write_part"]
 _KEY = ("picture", "id", "task", "text", "region", "adapter")
 
 

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from florence.bulk.items import checked_size, is_pattern, is_url, load_fsspec, too_large
+from florence.bulk.items import is_pattern, is_url, load_fsspec
 from florence.errors import RequestError
+from florence.images.files import checked_size, too_large
 
 
 def open_file(name: str) -> IO[bytes]:

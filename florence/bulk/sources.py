@@ -15,13 +15,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from florence.bulk.archives import archive_items, expand_braces, is_archive
-from florence.bulk.documents import page_items
+from florence.bulk.documents import first_bytes, page_items
 from florence.bulk.items import MOST_BYTES, Pages, PictureItem, is_pattern, is_url
 from florence.bulk.manifests import Manifest, is_manifest
 from florence.bulk.question import FindTask, PictureQuestion
 from florence.bulk.remote import is_folder, is_there, list_files, open_file, reader_of
 from florence.errors import RequestError
-from florence.images.headers import FIRST_BYTES, is_picture
+from florence.images.headers import is_picture
 from florence.images.pdf import is_pdf
 from florence.types.tasks import TASKS
 
@@ -138,7 +138,7 @@ class Sources:
             elif not folder and (is_archive(each) or is_manifest(each) or suffix == ".txt"):
                 yield from self._file(each, self._object(each))
             else:
-                self._pass_over(suffix)
+                self._pass_over(suffix, document=suffix == ".pdf")
 
     def _file(self, name: str, item: PictureItem) -> Iterator[PictureItem]:
         """The items of a named file: those in a list, a manifest or an archive; else the file itself."""
@@ -172,23 +172,18 @@ class Sources:
 
     def _is_picture(self, path: Path) -> bool:
         """Whether a file in a directory is a picture; if not, it is counted."""
-        try:
-            with path.open("rb") as file:
-                first = file.read(1024)
-        except OSError:
-            return True  # asking about it reports why it can't be read
-        if is_pdf(first):
-            if self.pages is None:
-                self.passed.reasons["PDFs, whose pages --pages asks about"] += 1
-            return self.pages is not None
-        named = path.suffix.lower() in PICTURE_SUFFIXES and not first.startswith(APPLE_DOUBLE)
-        wanted = named or is_picture(first[:FIRST_BYTES])
+        first, suffix = first_bytes(str(path)), path.suffix.lower()
+        if first is None:
+            return True
+        document = is_pdf(first)
+        named = suffix in PICTURE_SUFFIXES and not first.startswith(APPLE_DOUBLE)
+        wanted = self.pages is not None if document else named or is_picture(first)
         if not wanted:
-            self.passed.kinds[path.suffix.lower()] += 1
+            self._pass_over(suffix, document=document)
         return wanted
 
-    def _pass_over(self, suffix: str) -> None:
-        if suffix == ".pdf":
+    def _pass_over(self, suffix: str, *, document: bool) -> None:
+        if document:
             self.passed.reasons["PDFs, whose pages --pages asks about"] += 1
         else:
             self.passed.kinds[suffix] += 1

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from florence.answers.columns import SUFFIX, load_pyarrow
 from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_line, is_unicode, key_of, name_of, read_rows
-from florence.bulk.parquet import SUFFIX, append_file, lines_beside, load_pyarrow, read_keys, write_part
+from florence.bulk.parquet import append_file, lines_beside, read_keys, write_part
 from florence.bulk.question import PictureQuestion, TaskKey
 from florence.errors import RequestError
 from florence.types.answer import TaskAnswer
@@ -81,10 +82,7 @@ class Store:
 
     def add(self, item: PictureItem, question: PictureQuestion, answer: TaskAnswer[Any]) -> None:
         """Store an answer. Once this returns, the answer survives if the process is killed."""
-        adapter = question.options.get("adapter")
-        self.add_line(
-            answer_line(item.picture, question.text, question.region, answer, id=item.id, adapter=adapter)
-        )
+        self.add_line(answer_line(item, question, answer))
 
     def add_line(self, line: str) -> None:
         """Store a line made by `answer_line`."""

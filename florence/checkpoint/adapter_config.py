@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from florence.checkpoint.files import ADAPTER_CONFIG, read_json
-from florence.errors import CheckpointError, quote
+from florence.checkpoint.files import ADAPTER_CONFIG
+from florence.checkpoint.json_values import JsonValues
+from florence.errors import quote
 
 # Settings that must be absent, null, false or empty.
 _UNSUPPORTED = (
@@ -32,7 +34,7 @@ _UNSUPPORTED = (
 )
 # Initialisations for training that leave the base's weights unchanged; all others change them.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-
+_MAX_RANK = 2**16
 
 NumberT = TypeVar("NumberT", int, float)
 
@@ -65,68 +67,51 @@ class AdapterConfig:
 def read_adapter_config(directory: Path) -> AdapterConfig:
     """Read `adapter_config.json`. Raises `CheckpointError` for a missing or malformed file, for a method
     other than LoRA, and for unsupported settings."""
-    path = directory / ADAPTER_CONFIG
-    values = read_json(path)
-    method = values.get("peft_type")
-    if method != "LORA":
-        raise CheckpointError(f"{path}: peft_type is {quote(method)}, supported is only 'LORA'")
+    values = JsonValues.of_file(directory / ADAPTER_CONFIG)
+    if values.get("peft_type") != "LORA":
+        raise values.refused("peft_type", "supported is only 'LORA'")
     for key in _UNSUPPORTED:
         if values.get(key):
-            raise CheckpointError(f"{path}: {key} is {quote(values[key])}, which is not supported")
-    start = values.get("init_lora_weights")
-    if start not in _STARTS:
-        raise CheckpointError(
-            f"{path}: init_lora_weights is {quote(start)}, which changes the base's weights: convert the "
-            "adapter to a plain LoRA where it was trained (peft's path_initial_model_for_weight_conversion)"
+            raise values.refused(key, "which is not supported")
+    if values.get("init_lora_weights") not in _STARTS:
+        raise values.refused(
+            "init_lora_weights",
+            "which changes the base's weights: convert the adapter to a plain LoRA where it was trained "
+            "(peft's path_initial_model_for_weight_conversion)",
         )
     base = values.get("base_model_name_or_path")
+    rank_of = partial(JsonValues.integer, most=_MAX_RANK)
     return AdapterConfig(
         base=base if isinstance(base, str) else None,
-        rank=_rank(path, "r", values.get("r")),
-        alpha=_number(path, "lora_alpha", values.get("lora_alpha")),
-        rslora=_flag(path, "use_rslora", values),
-        dora=_flag(path, "use_dora", values),
-        rank_pattern={key: _rank(path, key, value) for key, value in _pattern(path, "rank_pattern", values)},
-        alpha_pattern={
-            key: _number(path, key, value) for key, value in _pattern(path, "alpha_pattern", values)
-        },
+        rank=rank_of(values, "r"),
+        alpha=values.number("lora_alpha"),
+        rslora=values.flag("use_rslora", False),
+        dora=values.flag("use_dora", False),
+        rank_pattern=_pattern(values, "rank_pattern", rank_of),
+        alpha_pattern=_pattern(values, "alpha_pattern", JsonValues.number),
     )
 
 
 def _find(pattern: Mapping[str, NumberT], layer: str, default: NumberT) -> NumberT:
     """The value of the first expression that matches the end of a layer's name, as PEFT does; else
     `default`."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", layer)), default)
+    return next((value for key, value in pattern.items() if re.match(_ends_with(key), layer)), default)
 
 
-def _rank(path: Path, key: str, value: object) -> int:
-    if type(value) is not int or not 1 <= value <= 2**16:
-        raise CheckpointError(f"{path}: {key} is {quote(value)}, expected a positive integer")
-    return value
+def _ends_with(key: str) -> str:
+    return rf"(.*\.)?({key})$"
 
 
-def _number(path: Path, key: str, value: Any) -> float:
-    if type(value) not in (int, float) or not abs(value) < 2**31:
-        raise CheckpointError(f"{path}: {key} is {quote(value)}, expected a number")
-    return float(value)
-
-
-def _flag(path: Path, key: str, values: Mapping[str, Any]) -> bool:
-    value = values.get(key) or False
-    if type(value) is not bool:
-        raise CheckpointError(f"{path}: {key} is {quote(value)}, expected true or false")
-    return value
-
-
-def _pattern(path: Path, name: str, values: Mapping[str, Any]) -> list[tuple[str, object]]:
-    pattern = values.get(name) or {}
-    if not isinstance(pattern, dict):
-        raise CheckpointError(f"{path}: {name} is {quote(pattern)}, expected an object")
-    for key in pattern:
+def _pattern(values: JsonValues, name: str, read: Callable[[JsonValues, str], NumberT]) -> dict[str, NumberT]:
+    """The numbers under this name, by their keys, which are regular expressions."""
+    if not values.get(name):
+        return {}
+    section, found = values.section(name), dict[str, NumberT]()
+    for key in values.get(name):
         try:
-            re.compile(key)
-        except re.error as error:
-            raise CheckpointError(
-                f"{path}: {name} has {quote(key)}, which is not a regular expression: {error}"
-            ) from None
-    return list(pattern.items())
+            re.compile(_ends_with(key))
+        except (re.error, OverflowError, RecursionError) as error:
+            why, _, _ = str(error).partition(" at position")
+            raise values.refused(name, f"{quote(key)} is not a regular expression: {why}") from None
+        found[key] = read(section, key)
+    return found

@@ -6,14 +6,14 @@ that are not supported are refused by name, before a tensor is read. Knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from florence.checkpoint.files import CONFIG, GENERATION_CONFIG, read_json
-from florence.checkpoint.generation import SettingsSource, read_generation
-from florence.errors import CheckpointError, quote
+from florence.checkpoint.files import CONFIG, GENERATION_CONFIG
+from florence.checkpoint.generation import read_generation
+from florence.checkpoint.json_values import JsonValues
 from florence.model.config import ACTIVATIONS, STAGES, ModelConfig, StackConfig, TextConfig, VisionConfig
 
 MOST: Mapping[str, int] = MappingProxyType(
@@ -38,173 +38,104 @@ def read_config(directory: Path) -> ModelConfig:
 
     Raises `CheckpointError` for a missing or malformed file and for unsupported settings.
     """
-    raw = read_json(directory / CONFIG)
-    if raw.get("model_type") != "florence2":
-        raise CheckpointError(
-            f"{directory}: config.json has model_type {quote(raw.get('model_type'))}, expected 'florence2'"
-        )
-    vision, text = _Section(raw, "vision_config"), _Section(raw, "text_config")
-    native = "embed_dim" in vision.values
-    tied = _Section({CONFIG: raw}, CONFIG).flag("tie_word_embeddings", True)
+    values = JsonValues.of_file(directory / CONFIG)
+    if values.get("model_type") != "florence2":
+        raise values.refused("model_type", "expected 'florence2'")
+    vision, text = values.section("vision_config"), values.section("text_config")
+    native = vision.get("embed_dim") is not None
+    settings, file = text, directory / GENERATION_CONFIG
+    if native and file.is_file():
+        settings = JsonValues(*text.sources, *JsonValues.of_file(file).sources)
     config = ModelConfig(
         vision=_vision_config(vision, native),
-        text=_text_config(text, tied),
-        generation=read_generation(_generation_sources(directory, text, native), text.integer("vocab_size")),
+        text=_text_config(text, values.flag("tie_word_embeddings", True)),
+        generation=read_generation(settings, _size(text, "vocab_size")),
     )
-    projection = vision.integer("projection_dim")
-    if projection != config.text.d_model:
-        raise CheckpointError(
-            f"vision_config.projection_dim is {projection}, but text_config.d_model is {config.text.d_model}"
-        )
+    if _size(vision, "projection_dim") != config.text.d_model:
+        raise vision.refused("projection_dim", f"but text_config.d_model is {config.text.d_model}")
     return config
 
 
-def _vision_config(section: _Section, native: bool) -> VisionConfig:
-    section.require("patch_size", [7, 3, 3, 3])
-    section.require("patch_stride", [4, 2, 2, 2])
-    section.require("patch_padding", [3, 1, 1, 1])
-    section.require("patch_prenorm", [False, True, True, True])
-    section.require("image_feature_source", ["spatial_avg_pool", "temporal_avg_pool"])
-    section.require("activation_function", "gelu")
-    section.require("in_channels", 3)
+def _vision_config(values: JsonValues, native: bool) -> VisionConfig:
+    values.require("patch_size", [7, 3, 3, 3])
+    values.require("patch_stride", [4, 2, 2, 2])
+    values.require("patch_padding", [3, 1, 1, 1])
+    values.require("patch_prenorm", [False, True, True, True])
+    values.require("image_feature_source", ["spatial_avg_pool", "temporal_avg_pool"])
+    values.require("activation_function", "gelu")
+    values.require("in_channels", 3)
     if native:
-        positions = section.integer("max_position_embeddings")
-        frames = section.integer("max_temporal_embeddings")
+        positions = _size(values, "max_position_embeddings")
+        frames = _size(values, "max_temporal_embeddings")
     else:
-        learned = _Section(section.values, "image_pos_embed")
-        cosine = _Section(section.values, "visual_temporal_embedding")
+        learned, cosine = values.section("image_pos_embed"), values.section("visual_temporal_embedding")
         learned.require("type", "learned_abs_2d")
         cosine.require("type", "COSINE")
-        positions, frames = learned.integer("max_pos_embeddings"), cosine.integer("max_temporal_embeddings")
-    dims = section.stages("embed_dim" if native else "dim_embed")
-    heads, groups = section.stages("num_heads"), section.stages("num_groups")
+        positions, frames = _size(learned, "max_pos_embeddings"), _size(cosine, "max_temporal_embeddings")
+    dims = _stages(values, "embed_dim" if native else "dim_embed")
+    heads, groups = _stages(values, "num_heads"), _stages(values, "num_groups")
     for name, counts in (("num_heads", heads), ("num_groups", groups)):
         if any(dim % count for dim, count in zip(dims, counts, strict=True)):
-            raise CheckpointError(
-                f"vision_config.{name} {list(counts)} does not divide the dimensions {list(dims)}"
-            )
+            raise values.refused(name, f"which does not divide the dimensions {list(dims)}")
     return VisionConfig(
         dims=dims,
-        depths=section.stages("depths"),
+        depths=_stages(values, "depths"),
         heads=heads,
         groups=groups,
-        window=section.integer("window_size"),
-        mlp_ratio=section.ratio("mlp_ratio", 4.0),
-        qkv_bias=section.flag("qkv_bias", True),
+        window=_size(values, "window_size"),
+        mlp_ratio=values.number("mlp_ratio", 4.0, least=0.01, most=MOST["mlp_ratio"]),
+        qkv_bias=values.flag("qkv_bias", True),
         max_positions=positions,
         max_frames=frames,
     )
 
 
-def _text_config(section: _Section, tied_default: bool) -> TextConfig:
-    section.require("normalize_before", False)
-    section.require("add_final_layer_norm", False)
-    section.require("add_bias_logits", False)
-    activation = section.values.get("activation_function", "gelu")
+def _text_config(values: JsonValues, tied_default: bool) -> TextConfig:
+    values.require("normalize_before", False)
+    values.require("add_final_layer_norm", False)
+    values.require("add_bias_logits", False)
+    activation = values.get("activation_function", "gelu")
     if activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f"text_config.activation_function is {quote(activation)}, supported: {', '.join(ACTIVATIONS)}"
-        )
-    d_model = section.integer("d_model")
+        raise values.refused("activation_function", f"supported: {', '.join(ACTIVATIONS)}")
+    d_model, vocab_size = _size(values, "d_model"), _size(values, "vocab_size")
+    token_id = partial(values.integer, least=0, most=vocab_size - 1, what="a token id")
     stacks = {
         side: StackConfig(
-            layers=section.integer(f"{side}_layers"),
-            heads=section.integer(f"{side}_attention_heads"),
-            ffn_dim=section.integer(f"{side}_ffn_dim"),
+            layers=_size(values, f"{side}_layers"),
+            heads=_size(values, f"{side}_attention_heads"),
+            ffn_dim=_size(values, f"{side}_ffn_dim"),
         )
         for side in ("encoder", "decoder")
     }
     for side, stack in stacks.items():
         if d_model % stack.heads:
-            raise CheckpointError(
-                f"text_config.{side}_attention_heads {stack.heads} does not divide d_model {d_model}"
-            )
+            raise values.refused(f"{side}_attention_heads", f"which does not divide d_model {d_model}")
     return TextConfig(
-        vocab_size=section.integer("vocab_size"),
+        vocab_size=vocab_size,
         d_model=d_model,
-        max_positions=section.integer("max_position_embeddings"),
+        max_positions=_size(values, "max_position_embeddings"),
         activation=activation,
-        scale_embedding=section.flag("scale_embedding", False),
-        tied_head=section.flag("tie_word_embeddings", tied_default),
+        scale_embedding=values.flag("scale_embedding", False),
+        tied_head=values.flag("tie_word_embeddings", tied_default),
         encoder=stacks["encoder"],
         decoder=stacks["decoder"],
-        start_id=section.token_id("decoder_start_token_id", 2),
-        bos_id=section.token_id("bos_token_id", 0),
-        pad_id=section.token_id("pad_token_id", 1),
-        eos_id=section.token_id("eos_token_id", 2),
+        start_id=token_id("decoder_start_token_id", 2),
+        bos_id=token_id("bos_token_id", 0),
+        pad_id=token_id("pad_token_id", 1),
+        eos_id=token_id("eos_token_id", 2),
     )
 
 
-def _generation_sources(directory: Path, text: _Section, native: bool) -> list[SettingsSource]:
-    """Where a checkpoint's generation settings are written; earlier ones have precedence."""
-    sources: list[SettingsSource] = [(f"{directory / CONFIG}, {text.name}", text.values)]
-    path = directory / GENERATION_CONFIG
-    if native and path.is_file():
-        sources.append((str(path), read_json(path)))
-    return sources
+def _size(values: JsonValues, key: str) -> int:
+    """A size, up to the largest that is accepted."""
+    return values.integer(key, most=MOST.get(key, MOST_USUALLY))
 
 
-class _Section:
-    """One object of `config.json`, with errors that name the section and key."""
-
-    def __init__(self, parent: Mapping[str, Any], name: str) -> None:
-        values = parent.get(name)
-        if not isinstance(values, dict):
-            raise CheckpointError(f"config.json has no object {name!r}")
-        self.name = name
-        self.values: dict[str, Any] = values
-
-    def integer(self, key: str) -> int:
-        value = self.values.get(key)
-        if type(value) is not int or value < 1:
-            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected a positive integer")
-        self._bound(key, value)
-        return value
-
-    def _bound(self, key: str, value: float) -> None:
-        if value > (most := MOST.get(key, MOST_USUALLY)):
-            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected at most {most}")
-
-    def token_id(self, key: str, default: int) -> int:
-        value, size = self._given(key, default), self.integer("vocab_size")
-        if type(value) is not int or not 0 <= value < size:
-            raise CheckpointError(
-                f"{self.name}.{key} is {quote(value)}, expected a token id from 0 to {size - 1}"
-            )
-        return value
-
-    def ratio(self, key: str, default: float) -> float:
-        value = self._given(key, default)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected a positive number")
-        self._bound(key, value)
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._given(key, default)
-        if not isinstance(value, bool):
-            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, expected true or false")
-        return value
-
-    def _given(self, key: str, default: object) -> Any:
-        """The value; `default` where it is missing or null."""
-        value = self.values.get(key)
-        return default if value is None else value
-
-    def stages(self, key: str) -> tuple[int, ...]:
-        value = self.values.get(key)
-        if (
-            not isinstance(value, Sequence)
-            or len(value) != STAGES
-            or any(not isinstance(item, int) or item < 1 for item in value)
-        ):
-            raise CheckpointError(
-                f"{self.name}.{key} is {quote(value)}, expected {STAGES} positive integers, one a stage"
-            )
-        self._bound(key, max(value))
-        return tuple(value)
-
-    def require(self, key: str, supported: object) -> None:
-        value = self.values.get(key, supported)
-        if value != supported:
-            raise CheckpointError(f"{self.name}.{key} is {quote(value)}, supported is only {supported!r}")
+def _stages(values: JsonValues, key: str) -> tuple[int, ...]:
+    """A size of each stage."""
+    sizes, most = values.get(key), MOST.get(key, MOST_USUALLY)
+    if not isinstance(sizes, list) or len(sizes) != STAGES:
+        raise values.refused(key, f"expected {STAGES} integers, one a stage")
+    if not all(type(size) is int and 1 <= size <= most for size in sizes):
+        raise values.refused(key, f"expected integers from 1 to {most}")
+    return tuple(sizes)

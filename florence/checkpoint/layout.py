@@ -15,10 +15,6 @@ LAYOUTS: Final[tuple[Layout, ...]] = ("original", "native")
 
 SHARED, HEAD, BIAS = "language.shared.weight", "language.lm_head.weight", "language.final_logits_bias"
 
-_TELLTALES: dict[Layout, str] = {
-    "original": "vision_tower.convs.0.proj.weight",
-    "native": "model.vision_tower.convs.0.conv.weight",
-}
 PREFIXES: dict[Layout, dict[str, str]] = {
     "original": {
         "language.lm_head.": "language_model.lm_head.",
@@ -85,9 +81,10 @@ def unwrapped(name: str) -> str:
 
 
 def find_layout(names: Iterable[str]) -> Layout | None:
-    """The layout of a file with these tensors; None if it is not Florence-2."""
-    present = set(names)
-    return next((layout for layout, telltale in _TELLTALES.items() if telltale in present), None)
+    """The layout of a file with these tensors; None if it is not Florence-2. The tower's first convolution
+    tells."""
+    present, telltale = set(names), "vision.tower.stem.conv.weight"
+    return next((layout for layout in LAYOUTS if checkpoint_name(telltale, layout) in present), None)
 
 
 def checkpoint_name(name: str, layout: Layout) -> str:

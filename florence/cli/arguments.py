@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from florence import __version__
-from florence.cli.bulk_arguments import BULK, EXPORT, add_bulk, add_export, add_ray
+from florence.cli.bulk_arguments import (
+    BULK,
+    EXPORT,
+    add_bulk,
+    add_export,
+    add_prompt,
+    add_ray,
+    add_results,
+)
 from florence.cli.evaluate import EVALUATE, add_evaluate
 from florence.cli.mcp import MCP, add_mcp
 from florence.cli.verify import VERIFY, add_verify
@@ -17,7 +25,7 @@ from florence.images.limits import MAX_PDF_DPI, PDF_DPI
 from florence.types.filters import ItemFilter
 from florence.types.options import RequestParameters, allowed_values
 from florence.types.pictures import PictureOptions
-from florence.types.tasks import TASKS, Input, Kind
+from florence.types.tasks import TASKS, Input
 from florence.types.tiling import TileOptions
 
 DRAWN_FORMATS: Final = (".png", ".jpg", ".jpeg", ".webp")
@@ -99,7 +107,7 @@ def _add_run(commands: Commands) -> None:
         help="one of those below, or of the checkpoint's own, or its token, such as <OD>",
     )
     parser.add_argument("text", metavar="TEXT", nargs="?", help="what to look for, or the caption to ground")
-    _add_prompt(parser, "--task", help="the same as TASK, which may be left out then", dest="named")
+    _add_task(parser, "the same as TASK, which may be left out then", "named")
     _add_region(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the whole answer as JSON")
@@ -123,7 +131,7 @@ def _add_bulk(commands: Commands) -> None:
 def _add_evaluate(commands: Commands) -> None:
     parser = _add(commands, "evaluate", *EVALUATE)
     add_evaluate(parser, partial(_whole, most=10**6))
-    _add_prompt(parser, "--task", help="in place of the subject's usual task")
+    _add_task(parser, "in place of the subject's usual task")
     _add_options(parser)
     _add_where(parser)
 
@@ -141,15 +149,8 @@ def _add_draw(commands: Commands) -> None:
         "draw the answers of a file of florence bulk on their pictures",
         "Writes OUT/PICTURE_TASK.png for each answer. What can't be drawn is named, the others are drawn.",
     )
-    parser.add_argument("results", metavar="RESULTS", type=Path, help="a file that florence bulk wrote")
+    add_results(parser)
     parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty directory")
-    parser.add_argument(
-        "--pictures",
-        metavar="DIR",
-        type=Path,
-        default=Path(),
-        help="where relative paths of pictures begin (default: here)",
-    )
     parser.add_argument(
         "--colours",
         metavar="LABEL=COLOUR",
@@ -220,21 +221,11 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_prompt(
-    parser: argparse.ArgumentParser, flag: str, *, help: str, required: bool = False, dest: str = "task"
-) -> None:
+def _add_task(parser: argparse.ArgumentParser, help: str, dest: str = "task") -> None:
     """A task by its name, or a prompt in its place."""
-    asked = parser.add_mutually_exclusive_group(required=required)
-    asked.add_argument(flag, metavar="TASK", dest=dest, help=help)
-    asked.add_argument(
-        "--prompt", metavar="PROMPT", help="in place of a task: what the model reads, verbatim"
-    )
-    parser.add_argument(
-        "--answer-as",
-        metavar="KIND",
-        choices=list(Kind),
-        help=f"how the answer to PROMPT is read: {', '.join(Kind)} (default: text)",
-    )
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("--task", metavar="TASK", dest=dest, help=help)
+    add_prompt(parser, asked)
 
 
 def _add_region(parser: argparse.ArgumentParser) -> None:

@@ -25,9 +25,7 @@ from florence.bulk.services import IdleClients, Services
 from florence.cli.telling import tell_lines
 from florence.client import Client
 from florence.errors import FlorenceError, TaskError, quote
-from florence.images.decode import open_image
 from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
-from florence.images.seen import View
 from florence.types.declared import ways_out
 from florence.types.options import RequestParameters, read_request_parameters
 from florence.types.tasks import TASKS, Input, Kind, Task, prompt_task
@@ -49,8 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(answer_json(answer))
         return 0
     if arguments.draw is not None:
-        shown = open_image(item.read(), _limits(arguments), View(frame=item.frame, page=item.page))
-        answer.result.draw(shown).save(arguments.draw)
+        answer.result.draw(item.image(_limits(arguments))).save(arguments.draw)
     for line in describe(answer.result):
         print(line)
     return 0

@@ -28,8 +28,8 @@ from florence.cli.asking import (
     read_question,
 )
 from florence.cli.bulk_ray import ask_on_ray, check_ray
-from florence.cli.export import SOME_FAILED, export_results, read_exports
-from florence.cli.telling import tell_lines
+from florence.cli.export import export_results, read_exports
+from florence.cli.telling import SOME_FAILED, tell_lines
 from florence.errors import FlorenceError, RequestError, TaskError
 from florence.types.tasks import Input, Task
 
@@ -91,21 +91,15 @@ def read_questions(arguments: argparse.Namespace) -> tuple[PictureQuestion, ...]
         one = _with_task(arguments, names[0] if names else None)
         asked = names or arguments.prompt is not None
         return (read_question(one).checked(),) if asked else ()
-    options, questions = (
-        question_options(arguments),
-        [
-            PictureQuestion(_find(arguments, name)).with_given(arguments.text, arguments.region)
-            for name in names
-        ],
-    )
+    options = question_options(arguments)
+    tasks = [_find(arguments, name) for name in names]
     for flag, given, takes in (
         ("--text", arguments.text, Input.TEXT), ("--region", arguments.region, Input.REGION)
     ):  # fmt: skip
-        if given is not None and not any(each.task.input is takes for each in questions):
+        if given is not None and not any(each.input is takes for each in tasks):
             raise TaskError(f"none of these tasks takes what {flag} gives; leave it out")
-    return distinct(
-        PictureQuestion(each.task, each.text, each.region, options).checked() for each in questions
-    )
+    questions = (PictureQuestion(task, options=options) for task in tasks)
+    return distinct(each.with_given(arguments.text, arguments.region).checked() for each in questions)
 
 
 def read_sources(arguments: argparse.Namespace, questions: tuple[PictureQuestion, ...]) -> Sources:
@@ -187,7 +181,7 @@ class _Run:
         for question, outcome in zip(job.questions, outcomes, strict=True):
             if isinstance(outcome, FlorenceError):
                 if failures:
-                    self._failures.add(job.item.picture, question.task.token, outcome, job.item.id)
+                    self._failures.add(job.item, question, outcome)
             else:
                 self._store.add(job.item, question, outcome)
                 self._made += 1

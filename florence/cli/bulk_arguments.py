@@ -41,15 +41,7 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
         type=Path,
         help="a list of tasks with texts, regions, options and adapters, in YAML (needs pyyaml) or JSON",
     )
-    asked.add_argument(
-        "--prompt", metavar="PROMPT", help="in place of a task: what the model reads, verbatim"
-    )
-    parser.add_argument(
-        "--answer-as",
-        metavar="KIND",
-        choices=list(Kind),
-        help=f"how the answer to PROMPT is read: {', '.join(Kind)} (default: text)",
-    )
+    add_prompt(parser, asked)
     parser.add_argument(
         "--out",
         metavar="OUT",
@@ -88,12 +80,7 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
         action="store_true",
         help="keep answers in the order of the pictures (default: as they come)",
     )
-    parser.add_argument(
-        "--concurrency", metavar="N", type=whole, default=32, help="pictures at once (default: 32)"
-    )
-    parser.add_argument(
-        "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
-    )
+    add_pace(parser, whole, "pictures")
     parser.add_argument(
         "--export",
         metavar="FORMAT=OUT",
@@ -102,6 +89,41 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
         help=f"at the end also make, as florence export does: {', '.join(FORMATS)}",
     )
     _add_labels(parser)
+
+
+def add_prompt(parser: argparse.ArgumentParser, asked: argparse._MutuallyExclusiveGroup) -> None:
+    """Add a prompt, in place of the tasks in the group `asked`."""
+    asked.add_argument(
+        "--prompt", metavar="PROMPT", help="in place of a task: what the model reads, verbatim"
+    )
+    parser.add_argument(
+        "--answer-as",
+        metavar="KIND",
+        choices=list(Kind),
+        help=f"how the answer to PROMPT is read: {', '.join(Kind)} (default: text)",
+    )
+
+
+def add_pace(parser: argparse.ArgumentParser, whole: Callable[[str], int], what: str) -> None:
+    """Add how many of `what` are asked at once, and whether a bar is shown."""
+    parser.add_argument(
+        "--concurrency", metavar="N", type=whole, default=32, help=f"{what} at once (default: 32)"
+    )
+    parser.add_argument(
+        "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
+    )
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Add a file of answers, and where its pictures are."""
+    parser.add_argument("results", metavar="RESULTS", type=Path, help="a file that florence bulk wrote")
+    parser.add_argument(
+        "--pictures",
+        metavar="DIR",
+        type=Path,
+        default=Path(),
+        help="where relative paths of pictures begin (default: here)",
+    )
 
 
 def add_ray(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +178,7 @@ def _amount(text: str) -> float:
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `florence export`."""
-    parser.add_argument("results", metavar="RESULTS", type=Path, help="a file that florence bulk wrote")
+    add_results(parser)
     parser.add_argument(
         "--as", dest="format", metavar="FORMAT", choices=FORMATS, required=True, help=", ".join(FORMATS)
     )
@@ -168,13 +190,6 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--task", metavar="TASK", action="append", help="only answers of this task; may be given again"
-    )
-    parser.add_argument(
-        "--pictures",
-        metavar="DIR",
-        type=Path,
-        default=Path(),
-        help="where relative paths of pictures begin (default: here)",
     )
     _add_labels(parser)
 

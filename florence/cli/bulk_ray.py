@@ -121,6 +121,6 @@ def _held(jobs: Iterable[Job], store: Store, failures: FailureFile) -> Iterator[
     for job in jobs:
         if why := store.refuses(job.item):
             for question in job.questions:
-                failures.add(job.item.picture, question.task.token, RequestError(why), job.item.id)
+                failures.add(job.item, question, RequestError(why))
         else:
             yield job

@@ -10,15 +10,10 @@ from pathlib import Path
 
 from florence.answers.reading import PictureAnswer, read_each
 from florence.bulk.items import item_named
-from florence.cli.telling import tell_lines
-from florence.errors import FlorenceError, ImageError, RequestError
-from florence.export.drawing import Colours, Drawing
+from florence.cli.telling import SOME_FAILED, tell_lines
+from florence.errors import FlorenceError, RequestError
+from florence.export.drawing import Colours, Drawing, check_size
 from florence.export.names import FileNames
-from florence.images.decode import open_image
-from florence.images.limits import DEFAULT_LIMITS
-from florence.images.seen import View
-
-SOME_FAILED = 3
 
 
 def draw(arguments: argparse.Namespace) -> int:
@@ -40,8 +35,7 @@ def draw_answers(
     `pictures`: where relative paths begin. `tasks`: names and tokens; empty for all. Raises RequestError
     where `out` is neither new nor empty, or `results` holds no answer.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise RequestError(f"{out} is not a new or empty directory; name another OUT")
+    check_new(out)
     answers = (each for each in read_each(results) if not _is_other(each, tasks))
     first = next(answers, None)
     if first is None:
@@ -58,6 +52,12 @@ def draw_answers(
             tell_lines([f"not drawn: {about}{error}"])
     tell_lines([f"{drawn} drawn in {out}" + (f", {failed} not drawn" if failed else "")])
     return SOME_FAILED if failed else 0
+
+
+def check_new(out: Path) -> None:
+    """Raises RequestError where `out` is neither new nor an empty directory."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise RequestError(f"{out} is not a new or empty directory; name another OUT")
 
 
 def is_asked(answer: PictureAnswer, tasks: frozenset[str]) -> bool:
@@ -87,13 +87,8 @@ def draw_answer(
     """
     if isinstance(answer, RequestError):
         raise answer
-    item = item_named(answer.picture, pictures)
-    picture = open_image(item.read(), DEFAULT_LIMITS, View(frame=item.frame, page=item.page))
-    if picture.size != answer.pixel_size:
-        raise ImageError(
-            f"the answer is about a picture of {answer.image_size.width}x{answer.image_size.height} pixels; "
-            f"this one has {picture.width}x{picture.height}"
-        )
+    picture = item_named(answer.picture, pictures).image()
+    check_size(picture, answer)
     drawn = drawing.draw(picture, answer.annotations(), answer.caption())
     words = re.sub(r"\W+", "_", answer.task.lower()).strip("_")  # it may be a prompt, with any characters
     drawn.save(folder / f"{names.new(answer.picture, f'_{words[:40]}')}.png")

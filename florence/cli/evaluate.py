@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from florence.cli.bulk_arguments import add_pace
+from florence.cli.telling import SOME_FAILED, tell_lines
 from florence.client import Failure
 from florence.evaluation.names import SUMMARIES
 from florence.types.tasks import Task
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from florence.evaluation.files.examples import Answered, Example
     from florence.evaluation.measures.figures import Evaluation
 
-SOME_FAILED: Final = 3
 ANSWERS, ASKED, FIGURES, PAGE = "answers{}.jsonl", "asked{}.json", "figures.json", "worst.html"
 EVALUATE: Final = (
     "figures on one's own pictures and truth: of a checkpoint, a service, or two compared",
@@ -90,10 +90,8 @@ def _answers(
         if answer is not None
     )
     if turned:
-        _tell(
-            f"{turned} pictures have another size than the file says, such as those that their EXIF turns: "
-            "their places are measured in other pixels"
-        )
+        why = "such as those that their EXIF turns: their places are measured in other pixels"
+        tell_lines([f"{turned} pictures have another size than the file says, {why}"])
     return rows, failures
 
 
@@ -136,7 +134,7 @@ def _report(
         (arguments.out / PAGE).write_text(page.html_page(head, lines[2:], shown, rows), encoding="utf-8")
         text = json.dumps(report.as_json(facts), indent=2, ensure_ascii=False)
         (arguments.out / FIGURES).write_text(text + "\n", encoding="utf-8")
-        _tell(f"{arguments.out} has {FIGURES}, the answers, and {PAGE} with the worst pictures")
+        tell_lines([f"{arguments.out} has {FIGURES}, the answers, and {PAGE} with the worst pictures"])
 
 
 def _facts(
@@ -150,10 +148,6 @@ def _facts(
         "failed": len(failures),
         "notes": evaluation.notes,
     }
-
-
-def _tell(message: str) -> None:
-    print(f"florence: {message}", file=sys.stderr)
 
 
 def add_evaluate(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
@@ -196,9 +190,4 @@ def add_evaluate(parser: argparse.ArgumentParser, count: Callable[[str], int]) -
         default=1000,
         help="draws of pictures for the intervals of --compare (default: 1000)",
     )
-    parser.add_argument(
-        "--concurrency", metavar="N", type=count, default=32, help="questions at once (default: 32)"
-    )
-    parser.add_argument(
-        "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
-    )
+    add_pace(parser, count, "questions")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from PIL import Image
 from florence.answers.reading import PictureAnswer, read_each
 from florence.bulk.items import item_named
 from florence.bulk.question import parse_file
-from florence.cli.draw import SOME_FAILED, draw_answers, is_asked
-from florence.cli.telling import tell_lines
+from florence.cli.draw import check_new, draw_answers, is_asked
+from florence.cli.telling import SOME_FAILED, tell_lines
 from florence.errors import FlorenceError, RequestError
 from florence.export.coco import Categories, coco_dataset, label_map
 from florence.export.drawing import Drawing
@@ -23,11 +23,6 @@ from florence.export.formats import FORMATS
 from florence.export.labelled import Labelled, keep_labels, labelled_pictures
 from florence.export.labelstudio import write_label_studio
 from florence.export.names import FileNames
-from florence.images.decode import open_image
-from florence.images.limits import DEFAULT_LIMITS
-from florence.images.seen import View
-
-__all__ = ["SOME_FAILED", "Export", "export", "export_results", "read_exports"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +43,8 @@ class Export:
         if self.out is None:
             if self.format != "txt":
                 raise RequestError(f"{self.format} needs --out, a new or empty directory")
-        elif self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
-            raise RequestError(f"{self.out} is not a new or empty directory; name another one")
+        else:
+            check_new(self.out)
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -216,7 +211,7 @@ def _opener(folder: Path) -> Callable[[str], tuple[bytes | None, Image.Image]]:
     def opened(name: str) -> tuple[bytes | None, Image.Image]:
         item = item_named(name, folder)
         content = item.read()
-        image = open_image(content, DEFAULT_LIMITS, View(frame=item.frame, page=item.page))
+        image = replace(item, source=lambda: content).image()
         return (None if item.place else content), image
 
     return opened

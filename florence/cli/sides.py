@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import BoundedSemaphore
 from typing import Any, Final, cast
 
 from florence.answers.reading import read_answers
-from florence.bulk.lines import answer_line, read_rows
-from florence.cli.asking import find_task, load_model, model_settings, read_options
-from florence.client import Client, Failure, PictureMap
-from florence.client.exchange import CallOptions
-from florence.errors import RequestError, quote
+from florence.bulk.items import PictureItem
+from florence.bulk.question import PictureQuestion
+from florence.bulk.run import Ask
+from florence.bulk.store import Store
+from florence.cli.asking import find_task, model_settings, open_asker, question_options, read_options
+from florence.client import Failure, PictureMap
+from florence.errors import FlorenceError, RequestError, quote
 from florence.evaluation.files.examples import Example
 from florence.types.answer import TaskAnswer
 from florence.types.options import RequestParameters
@@ -28,7 +29,6 @@ from florence.types.tasks import INPUT_SLOT, Input, Task, prompt_task
 
 AskKey = tuple[str, str, str | None, str | None]
 """The picture's path, the task's token, the text, the region."""
-Answerer = Callable[[Example], TaskAnswer[Any]]
 
 _TELLING: Final = ("model", "revision", "base", "adapter", "dtype", "input_size", "pictures", "fast_jpeg")
 """The settings that change answers."""
@@ -106,50 +106,54 @@ def answer_all(
     `out`: a file of answers; what it holds is not asked again, and new answers are appended. None: nothing is
     kept. Raises RequestError where `out` holds something else.
     """
-    keys = [key_of(task, example) for example in questions]
+    pairs = _asked(side.arguments, task, questions)
+    keys = [key_of(*pair) for pair in pairs]
+    asked = dict(zip(keys, pairs, strict=True))
     answers: dict[AskKey, TaskAnswer[Any]] = _kept(out) if out is not None else {}
-    missing = {
-        _name(key): example for key, example in zip(keys, questions, strict=True) if key not in answers
-    }
+    missing = {_name(key): key for key in asked if key not in answers}
     failures: list[Failure] = []
     if missing:
         with ExitStack() as stack:
-            ask = stack.enter_context(_open(side, task))
-            file = None if out is None else stack.enter_context(out.open("a", encoding="utf-8"))
+            ask = stack.enter_context(open_asker(side.arguments))
+            store = None if out is None else stack.enter_context(Store(out))
             bar = False if side.arguments.no_progress else None
-            pairs = stack.enter_context(
+            coming = stack.enter_context(
                 PictureMap(
-                    lambda name: ask(missing[str(name)]),
+                    lambda name: _answer(ask, *asked[missing[str(name)]]),
                     list(missing),
                     concurrency=side.arguments.concurrency,
                     progress=bar,
                 )
             )
             try:
-                for name, answer in pairs:
-                    key = key_of(task, missing[str(name)])
+                for name, answer in coming:
+                    key = missing[str(name)]
                     answers[key] = answer
-                    if file is not None:
-                        file.write(answer_line(key[0], key[2], key[3], answer))
-                        file.flush()
+                    if store is not None:
+                        store.add(*asked[key], answer)
             except KeyboardInterrupt:
                 where = "give --out a directory to keep answers" if out is None else f"answers are in {out}"
                 raise KeyboardInterrupt(f"interrupted: {where}; the same command asks for the rest") from None
-            failures = pairs.failures
+            failures = coming.failures
     return [answers.get(key) for key in keys], failures
 
 
+def _answer(ask: Ask, item: PictureItem, question: PictureQuestion) -> TaskAnswer[Any]:
+    (outcome,) = ask(item, [question])
+    if isinstance(outcome, FlorenceError):
+        raise outcome
+    return outcome
+
+
 def _kept(out: Path) -> dict[AskKey, TaskAnswer[Any]]:
-    for _ in read_rows(out):  # cuts off an incomplete last line
-        pass
+    Store(out).answered()  # cuts off an incomplete last line
     rows = read_answers(out) if out.exists() else ()
     return {(row.picture, row.task, row.given_text, row.given_region): row for row in rows}
 
 
-def key_of(task: Task, example: Example) -> AskKey:
+def key_of(item: PictureItem, question: PictureQuestion) -> AskKey:
     """What identifies a question: the same words about the same picture are asked only once."""
-    asked, text, region = _asked(task, example)
-    return str(example.path), asked.token, text, region
+    return item.picture, question.task.token, question.text, question.region
 
 
 def _name(key: AskKey) -> str:
@@ -157,41 +161,25 @@ def _name(key: AskKey) -> str:
     return " ".join([key[0], *(part for part in key[1:] if part is not None)])
 
 
-def _asked(task: Task, example: Example) -> tuple[Task, str | None, str | None]:
-    """The task with the question's text or region; a prompt has the text in the place of {input}."""
-    if task.is_prompt:
-        filled = task.prompt.replace(INPUT_SLOT, example.text or "")
-        return prompt_task(filled, task.kind), None, None
-    if task.input is Input.REGION:
-        return task, None, example.text
-    return task, example.text, None
+def _asked(
+    arguments: argparse.Namespace, task: Task, questions: Sequence[Example]
+) -> list[tuple[PictureItem, PictureQuestion]]:
+    """Each picture, and the task with the question's text or region; a prompt has the text in the place of
+    {input}."""
+    options, place = question_options(arguments), read_options(arguments)
 
+    def question(text: str | None) -> PictureQuestion:
+        if task.is_prompt:
+            filled = task.prompt.replace(INPUT_SLOT, text or "")
+            return PictureQuestion(prompt_task(filled, task.kind), options=options)
+        if task.input is Input.REGION:
+            return PictureQuestion(task, region=text, options=options)
+        return PictureQuestion(task, text, options=options)
 
-@contextmanager
-def _open(side: Side, task: Task) -> Iterator[Answerer]:
-    options = cast(CallOptions, read_options(side.arguments).model_dump(exclude_none=True))
-    if side.arguments.timeout_s is not None:
-        options["timeout_s"] = side.arguments.timeout_s
-    if side.url:
-        with Client(side.url) as client:
-            client.ready()  # an unreachable service is reported once, not for each question
-
-            def send(example: Example) -> TaskAnswer[Any]:
-                asked, text, region = _asked(task, example)
-                answer: TaskAnswer[Any] = client.run(example.path, asked, text, region=region, **options)
-                return answer
-
-            yield send
-    else:
-        with load_model(side.arguments) as model:
-            room = BoundedSemaphore(model.info()["limits"]["max_queue"])  # more would be refused
-
-            def run(example: Example) -> TaskAnswer[Any]:
-                asked, text, region = _asked(task, example)
-                with room:
-                    return model.run(example.path, asked, text if region is None else region, **options)
-
-            yield run
+    return [
+        (PictureItem(str(each.path), str(each.path), page=place.page, frame=place.frame), question(each.text))
+        for each in questions
+    ]
 
 
 def check_same(out: Path, asked: Mapping[str, Any]) -> None:

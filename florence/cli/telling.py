@@ -1,11 +1,15 @@
-"""The commands' messages to their user, on stderr."""
+"""The commands' messages to their user, on stderr, and a status that several have."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from florence.bulk.sources import Sources
+
+SOME_FAILED: Final = 3
+"""The exit status where some of many failed."""
 
 
 def tell_lines(lines: Iterable[str]) -> None:

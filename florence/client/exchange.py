@@ -6,6 +6,7 @@ blocking and one by awaiting.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -170,17 +171,16 @@ def exchange(call: ServiceCall, *, retries: int, timeout_s: float) -> Generator[
     """
     timeout_s = call.timeout_s or timeout_s
     end = time.monotonic() + timeout_s
-    for retry in range(retries + 1):
+    for retry in itertools.count():
         left_s = max(end - time.monotonic(), 0.001)
         outcome = yield httpx.Timeout(left_s, connect=min(left_s, CONNECT_S))
         try:
             return read_outcome(outcome, call.answer, timeout_s)
         except Unavailable as error:
             wait_s = _wait_s(error, outcome, retry)
-            if retry == retries or time.monotonic() + wait_s >= end:
+            if retry >= retries or time.monotonic() + wait_s >= end:
                 raise
         yield wait_s
-    raise ValueError(f"retries must be 0 or more, got {retries}")
 
 
 def read_outcome(outcome: AttemptOutcome, answer: type[AnswerT], timeout_s: float) -> AnswerT:
@@ -245,7 +245,7 @@ def _retry_after_s(response: httpx.Response) -> float | None:
         return float(value[:9])
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a year or a zone that no date has
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

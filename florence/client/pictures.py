@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image, ImageChops
 
 from florence.errors import ImageError
-from florence.images.files import unreadable
+from florence.images.files import read_file
 from florence.images.seen import ALPHA, SEEN, Values, flatten, inks_are_plain, orientation_of, values_of
 
 _FAST = 1  # zlib's level: half the time of the default, a few percent more bytes
@@ -57,7 +56,7 @@ def picture_bytes(picture: LocalPicture) -> bytes:
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
     if isinstance(picture, str | os.PathLike):
-        return _read_file(os.fspath(picture))
+        return read_file(os.fspath(picture))
     if isinstance(picture, Image.Image):
         return _encoded(picture)
     if hasattr(picture, "__array_interface__"):
@@ -75,13 +74,6 @@ def picture_name(picture: Picture) -> str:
     if isinstance(picture, ImageUrl):
         return picture.url
     return f"<{type(picture).__name__}>"
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise unreadable(path, error) from error
 
 
 def _array_image(array: PixelArray) -> Image.Image:

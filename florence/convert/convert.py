@@ -42,7 +42,7 @@ from florence.model.vision import Normalize
 GIB = 2**30
 PICKLED, PICKLED_INDEX, PICKLED_ADAPTER = (
     "pytorch_model.bin",
-    f"{'pytorch_model.bin'}.index.json",
+    "pytorch_model.bin.index.json",
     "adapter_model.bin",
 )
 

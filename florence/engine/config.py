@@ -14,9 +14,8 @@ from typing import Any, Final, Literal
 
 from florence.errors import SettingsError
 
-CpuKernels = Literal["auto", "off"]
-CudaKernels = Literal["auto", "off"]
-"""Whether the project's kernels for CPUs are used where they can be, or PyTorch's operations everywhere."""
+KernelChoice = Literal["auto", "off"]
+"""Whether the project's kernels are used where they can be, or PyTorch's operations everywhere."""
 
 EncodeStreamChoice = Literal["auto", "on", "off"]
 """Whether encodes run on a stream of their own, beside decode steps; `auto`: a trial at the start decides."""
@@ -107,12 +106,12 @@ class EngineConfig:
     threads: int | None = _declare(
         None, "CPU threads of one worker's model; default: PyTorch's choice.", ge=1, le=1024
     )
-    cpu_kernels: CpuKernels = _declare(  # noqa: RUF009  (a field)
+    cpu_kernels: KernelChoice = _declare(  # noqa: RUF009  (a field)
         "auto",
         "`off`: compute with PyTorch's own operations only, not with the project's kernels for CPUs. In "
         "float32 token ids are the same.",
     )
-    cuda_kernels: CudaKernels = _declare(  # noqa: RUF009  (a field)
+    cuda_kernels: KernelChoice = _declare(  # noqa: RUF009  (a field)
         "auto",
         "`off`: encode and take decode steps with PyTorch's own operations only, not with the project's "
         "kernels for GPUs. In float32 token ids are the same.",

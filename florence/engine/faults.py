@@ -6,8 +6,6 @@ leave the engine without tracebacks; the log has them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from florence.errors import Closed, EngineError, FlorenceError
 
 
@@ -33,14 +31,8 @@ def fault_of(error: Exception) -> FlorenceError:
 
 def strip_tracebacks(error: BaseException | None) -> None:
     """Remove the tracebacks of an exception and of its causes."""
-    for each in chain_of(error):
-        each.__traceback__ = None
-
-
-def chain_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # an error may be its own cause
         seen.add(id(error))
-        yield error
+        error.__traceback__ = None
         error = error.__cause__ or error.__context__

@@ -43,11 +43,6 @@ class GenerationOptions:
         return 1 + self.max_new_tokens
 
 
-def digest_of(pixels: NDArray[np.uint8]) -> bytes:
-    """SHA-256 of the pixels: pictures with equal digests are taken to be the same."""
-    return sha256(np.ascontiguousarray(pixels).data).digest()
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """One picture and one prompt.
@@ -55,8 +50,8 @@ class Request:
     `pixels`: uint8 [height, width, 3] at the model's input size. `prompt_ids`: token ids, `<s>` and `</s>`
     included. `deadline`: a reading of the engine's clock (`time.monotonic()`) after which the request fails.
     `on_token`: called on the engine's thread with each token of a request with one beam as soon as it is
-    decided, forced ones and EOS too; it must be quick and must not raise. `digest`: of the pixels; if empty,
-    it is computed here. `adapter`: the adapter to apply, None for none.
+    decided, forced ones and EOS too; it must be quick and must not raise. `digest`: of the pixels;
+    if empty, it is computed here. `adapter`: the adapter to apply, None for none.
     """
 
     pixels: NDArray[np.uint8]
@@ -74,7 +69,8 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.digest:
-            object.__setattr__(self, "digest", digest_of(self.pixels))
+            digest = sha256(np.ascontiguousarray(self.pixels).data).digest()
+            object.__setattr__(self, "digest", digest)
 
 
 @dataclass(frozen=True, slots=True)

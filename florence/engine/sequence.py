@@ -30,11 +30,7 @@ class Phase(StrEnum):
     DONE = "done"
 
 
-def _ignore(outcome: Generation | FlorenceError) -> None:
-    pass
-
-
-def _go_on() -> None:
+def _ignore(*_: object) -> None:
     pass
 
 
@@ -61,7 +57,7 @@ class SequenceState:
     dropped: bool = False
 
     on_done: OnDone = _ignore
-    on_taken: Callable[[], object] = _go_on
+    on_taken: Callable[[], object] = _ignore
     phase: Phase = Phase.WAITING
     cancelled: bool = False
     arrived_s: float = 0.0

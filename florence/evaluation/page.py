@@ -19,8 +19,9 @@ from florence.evaluation.files.examples import Example, TrueThing
 from florence.evaluation.measures.figures import Evaluation
 from florence.evaluation.measures.masks import outline_of
 from florence.evaluation.measures.writing import text_of
-from florence.export.annotation import Annotation, box_polygon
+from florence.export.annotation import Annotation
 from florence.export.drawing import Colours, Drawing
+from florence.export.geometry import box_polygon
 from florence.types.results import Detections
 
 SIDE: Final = 560  # most pixels of a drawn picture's longer side

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from florence.export.geometry import Box, bounds_of
+
 if TYPE_CHECKING:
     import supervision
     from PIL import Image
@@ -36,17 +38,9 @@ class Annotation:
     category: str | None = None
 
     @property
-    def bounds(self) -> tuple[float, float, float, float]:
+    def bounds(self) -> Box:
         """Left, top, right, bottom; sorted even if the model swapped corners."""
-        xs = [x for polygon in self.polygons for x in polygon[0::2]]
-        ys = [y for polygon in self.polygons for y in polygon[1::2]]
-        return min(xs), min(ys), max(xs), max(ys)
-
-
-def box_polygon(box: tuple[float, float, float, float]) -> list[float]:
-    """The four corners of x1, y1, x2, y2."""
-    x1, y1, x2, y2 = box
-    return [x1, y1, x2, y1, x2, y2, x1, y2]
+        return bounds_of([number for polygon in self.polygons for number in polygon])
 
 
 class Drawable(ABC):

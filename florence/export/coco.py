@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from florence.errors import RequestError, quote
 from florence.export.annotation import Annotation, Drawable, DrawableAnswer
+from florence.export.geometry import area, polygon_area
 
 UNNAMED: Final = "object"  # the category of things without a label
 _FORMS: Final = "ids by name ({'car': 1, 'tree': 2}), names in a list, or the categories of a COCO file"
@@ -123,14 +124,14 @@ def coco_annotations(
     for number, annotation in enumerate(annotations, start=first_id):
         left, top, right, bottom = annotation.bounds
         polygons = [] if annotation.shape == "box" else [list(polygon) for polygon in annotation.polygons]
-        area = sum(map(polygon_area, polygons)) if polygons else (right - left) * (bottom - top)
+        covered = sum(map(polygon_area, polygons)) if polygons else area(annotation.bounds)
         record: dict[str, Any] = {
             "id": number,
             "image_id": image_id,
             "category_id": category_id(annotation, categories),
             "category_name": category_name(annotation),
             "bbox": [left, top, right - left, bottom - top],
-            "area": area,
+            "area": covered,
             "segmentation": polygons,
             "iscrowd": 0,
         }
@@ -157,10 +158,3 @@ def category_id(annotation: Annotation, categories: Mapping[str, int]) -> int:
             f"categories has no id for {name!r}; add it, or pass florence.export.coco.Categories(your ids), "
             "which numbers new categories"
         ) from None
-
-
-def polygon_area(polygon: Sequence[float]) -> float:
-    """Area of a polygon x1, y1, x2, y2, ... that does not cross itself, by the shoelace formula."""
-    points = list(zip(polygon[0::2], polygon[1::2], strict=True))
-    following = [*points[1:], points[0]]
-    return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(points, following, strict=True))) / 2

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from PIL import Image
 
-from florence.errors import FlorenceError, RequestError
+from florence.errors import FlorenceError
 from florence.export.coco import label_map
 from florence.export.detections import load_supervision, to_detections
+from florence.export.drawing import check_size
 from florence.export.labelled import Labelled
 from florence.export.names import FileNames
 from florence.images.decode import inspect
@@ -92,11 +93,7 @@ def _data_set(classes: Mapping[str, int], detections: Mapping[str, Any]) -> Any:
 
 def _save(picture: Labelled, stem: Path, opened: OpenPicture) -> Path:
     content, image = opened(picture.name)
-    if image.size != picture.size:
-        raise RequestError(
-            f"the answer is about a picture of {picture.size[0]}x{picture.size[1]} pixels; this one has "
-            f"{image.width}x{image.height}"
-        )
+    check_size(image, picture)
     header = None if content is None else inspect(content, DEFAULT_LIMITS)
     if content is not None and header and header.orientation == 1 and header.format in _COPIED:
         file = stem.with_name(stem.name + _COPIED[header.format])

@@ -15,16 +15,16 @@ from typing import Final
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from florence.errors import ImageError, RequestError, quote
-from florence.export.annotation import Annotation
+from florence.export.annotation import Annotation, Drawable
 from florence.export.coco import UNNAMED, category_name
-from florence.export.plates import Rectangle, lay_out
+from florence.export.geometry import Box, Corner, corners_of
+from florence.export.plates import lay_out
 from florence.images.decode import load_image
 from florence.images.seen import SEEN
 
 Channels = tuple[int, int, int]  # red, green, blue
 Colour = str | Channels
 """A name, "#rrggbb", or red, green and blue from 0 to 255."""
-Point = tuple[float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PALETTE: Final[tuple[Channels, ...]] = (
@@ -129,6 +129,16 @@ class Drawing:
         return found
 
 
+def check_size(picture: Image.Image, answer: Drawable) -> None:
+    """Raises `ImageError` where the answer is about a picture of another size."""
+    if answer.pixel_size is not None and picture.size != answer.pixel_size:
+        width, height = answer.pixel_size
+        raise ImageError(
+            f"the answer is about a picture of {width}x{height} pixels; this one has "
+            f"{picture.width}x{picture.height}"
+        )
+
+
 def _rgb(colour: Colour) -> Channels:
     try:
         red, green, blue = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else colour
@@ -153,28 +163,25 @@ def _add_mask(
     layer.alpha_composite(patch, (left, top))
 
 
-def _draw_line(pen: ImageDraw.ImageDraw, points: Sequence[Point], colour: Channels, line: int) -> None:
+def _draw_line(pen: ImageDraw.ImageDraw, points: Sequence[Corner], colour: Channels, line: int) -> None:
     pen.line(points, fill=DARK, width=line + 2 * max(1, line // 2), joint="curve")
     pen.line(points, fill=colour, width=line, joint="curve")
 
 
-def _outside(annotation: Annotation, line: int, size: tuple[int, int]) -> Rectangle:
+def _outside(annotation: Annotation, line: int, size: tuple[int, int]) -> Box:
     """The rectangle around the annotation and its line."""
     left, top, right, bottom = _clipped(annotation.bounds, size)
     return left - line, top - line, right + line, bottom + line
 
 
-def _clipped(bounds: Rectangle, size: tuple[int, int]) -> Rectangle:
+def _clipped(bounds: Box, size: tuple[int, int]) -> Box:
     (left, top), (right, bottom) = _points(bounds, size)
     return left, top, right, bottom
 
 
-def _points(polygon: Sequence[float], size: tuple[int, int]) -> list[Point]:
+def _points(polygon: Sequence[float], size: tuple[int, int]) -> list[Corner]:
     """The polygon's points, clipped to the picture so that lines at its edge are visible."""
-    return [
-        (min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1))
-        for x, y in zip(polygon[0::2], polygon[1::2], strict=True)
-    ]
+    return [(min(max(x, 0), size[0] - 1), min(max(y, 0), size[1] - 1)) for x, y in corners_of(polygon)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +189,7 @@ class _Plate:
     """A label's plate: its text, the text's bounding box when drawn at (0, 0), and the padding around it."""
 
     text: str
-    box: Rectangle
+    box: Box
     pad: int
 
     @property
@@ -191,7 +198,7 @@ class _Plate:
         left, top, right, bottom = self.box
         return (math.ceil(right - left) + 2 * self.pad, math.ceil(bottom - top) + 2 * self.pad)
 
-    def draw(self, pen: ImageDraw.ImageDraw, place: Rectangle, colour: Channels, font: Font) -> None:
+    def draw(self, pen: ImageDraw.ImageDraw, place: Box, colour: Channels, font: Font) -> None:
         pen.rectangle(place, fill=colour, outline=DARK)
         at = place[0] + self.pad - self.box[0], place[1] + self.pad - self.box[1]
         brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]

@@ -14,6 +14,7 @@ from xml.sax.saxutils import quoteattr
 
 from florence.export.annotation import Annotation
 from florence.export.coco import category_name
+from florence.export.geometry import corners_of
 from florence.export.labelled import Labelled
 
 
@@ -74,8 +75,7 @@ def _results(id: str, place: Annotation, size: tuple[int, int]) -> list[dict[str
         common["score"] = place.score
     label = category_name(place)
     if place.shape == "box":
-        left, top, right, bottom = place.bounds
-        (x, y), (x2, y2) = _percent([left, top, right, bottom], size)
+        (x, y), (x2, y2) = _percent(place.bounds, size)
         box = {"x": x, "y": y, "width": x2 - x, "height": y2 - y, "rotation": 0, "rectanglelabels": [label]}
         return [{"id": id, "type": "rectanglelabels", "from_name": "box", "value": box, **common}]
     made: list[dict[str, Any]] = []
@@ -90,4 +90,4 @@ def _results(id: str, place: Annotation, size: tuple[int, int]) -> list[dict[str
 
 
 def _percent(numbers: Sequence[float], size: tuple[int, int]) -> list[tuple[float, float]]:
-    return [(100 * x / size[0], 100 * y / size[1]) for x, y in zip(numbers[0::2], numbers[1::2], strict=True)]
+    return [(100 * x / size[0], 100 * y / size[1]) for x, y in corners_of(numbers)]

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
+from florence.export.geometry import Box, area, meet
+
 Size = tuple[int, int]  # width, height
 
 _MOST_HIDDEN: Final = 0.02  # largest sum of hidden shares of other things by a plate next to its thing
@@ -21,12 +22,12 @@ class Placement:
     """`places`: plates' rectangles by index. `away`: indices of those in the column to the right of the
     picture. `size`: of the picture including that column."""
 
-    places: Mapping[int, Rectangle]
+    places: Mapping[int, Box]
     away: frozenset[int]
     size: Size
 
 
-def lay_out(things: Sequence[Rectangle], plates: Sequence[Size], picture: Size, *, grow: bool) -> Placement:
+def lay_out(things: Sequence[Box], plates: Sequence[Size], picture: Size, *, grow: bool) -> Placement:
     """Place the plate of each thing; a plate of size (0, 0) means none.
 
     A plate goes to the place next to its thing that hides least of other things. If each such place is taken,
@@ -34,15 +35,15 @@ def lay_out(things: Sequence[Rectangle], plates: Sequence[Size], picture: Size, 
     goes into a column to the right of the picture. Without `grow`, or if the column is full, it goes to the
     place that hides least, at worst on the thing itself.
     """
-    places: dict[int, Rectangle] = {}
+    places: dict[int, Box] = {}
     away: dict[int, Size] = {}
     room = max([picture[1], *(_ROWS * height for _, height in plates)]) if grow else 0
     for number, (thing, plate) in enumerate(zip(things, plates, strict=True)):
         if plate == (0, 0):
             continue
         reach = _grown(thing, plate)
-        near = [each for each in things if _overlap(each, reach)]
-        taken = [each for each in places.values() if _overlap(each, reach)]
+        near = [each for each in things if _common(each, reach)]
+        taken = [each for each in places.values() if _common(each, reach)]
         place, hides = _least_hiding(thing, plate, picture, near, taken)
         used = sum(height + _gap(away) for _, height in away.values())
         if (place is None or hides > _MOST_HIDDEN) and used + plate[1] <= room:
@@ -58,21 +59,21 @@ def lay_out(things: Sequence[Rectangle], plates: Sequence[Size], picture: Size, 
 
 
 def _least_hiding(
-    thing: Rectangle, plate: Size, picture: Size, near: Sequence[Rectangle], taken: Sequence[Rectangle]
-) -> tuple[Rectangle | None, float]:
+    thing: Box, plate: Size, picture: Size, near: Sequence[Box], taken: Sequence[Box]
+) -> tuple[Box | None, float]:
     """The best place next to the thing, None if there is none, and the hidden shares of things that don't
     contain the thing."""
     beside = [each for each in _beside(thing, plate, picture) if not _covers(each, [thing, *taken])]
     if not beside:
         return None, 0
-    others = [other for other in near if _overlap(thing, other) < _overlap(thing, thing)]
+    others = [other for other in near if _common(thing, other) < _common(thing, thing)]
     # Among places that hide almost nothing of these, the one that hides least of all things is chosen.
     hidden = [(max(_hidden(each, others), _MOST_HIDDEN), _hidden(each, near)) for each in beside]
     least = min(hidden)
     return beside[hidden.index(least)], least[0]
 
 
-def _column(things: Sequence[Rectangle], plates: Mapping[int, Size], picture: Size) -> dict[int, Rectangle]:
+def _column(things: Sequence[Box], plates: Mapping[int, Size], picture: Size) -> dict[int, Box]:
     """The plates to the right of the picture, in the order of their things from the top, each as close to its
     thing's height as the others allow."""
     gap = _gap(plates)
@@ -98,7 +99,7 @@ def _gap(plates: Mapping[int, Size]) -> int:
     return max(2, max((height for _, height in plates.values()), default=0) // 4)
 
 
-def _beside(thing: Rectangle, plate: Size, picture: Size) -> list[Rectangle]:
+def _beside(thing: Box, plate: Size, picture: Size) -> list[Box]:
     """Candidate places in the picture, best first: above and below the thing, at its left and right end;
     farther above and below; to its right and left."""
     left, top, right, bottom = thing
@@ -114,17 +115,17 @@ def _beside(thing: Rectangle, plate: Size, picture: Size) -> list[Rectangle]:
     ]
 
 
-def _inside(thing: Rectangle, plate: Size, picture: Size, taken: Sequence[Rectangle]) -> Rectangle:
+def _inside(thing: Box, plate: Size, picture: Size, taken: Sequence[Box]) -> Box:
     """The place along the thing's left side, from its top down, that covers least of the taken ones."""
     width, height = plate
     x = _within(thing[0], width, picture[0])
     rows = max(1, int(thing[3] - thing[1]) // height)
     ys = [_within(thing[1] + row * height, height, picture[1]) for row in range(rows)]
     places = [(x, y, x + width, y + height) for y in ys]
-    return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+    return min(places, key=lambda place: sum(_common(place, other) for other in taken))
 
 
-def _grown(thing: Rectangle, plate: Size) -> Rectangle:
+def _grown(thing: Box, plate: Size) -> Box:
     """The area that a plate next to the thing may cover."""
     left, top, right, bottom = thing
     return left - plate[0], top - 2 * plate[1], right + plate[0], bottom + 2 * plate[1]
@@ -134,17 +135,15 @@ def _within(start: float, length: float, whole: float) -> float:
     return max(min(start, whole - length), 0)
 
 
-def _covers(place: Rectangle, others: Sequence[Rectangle]) -> bool:
-    return any(_overlap(place, other) > 0 for other in others)
+def _covers(place: Box, others: Sequence[Box]) -> bool:
+    return any(_common(place, other) > 0 for other in others)
 
 
-def _hidden(place: Rectangle, things: Sequence[Rectangle]) -> float:
+def _hidden(place: Box, things: Sequence[Box]) -> float:
     """The sum over things of the share that the place covers."""
-    return sum(_overlap(place, each) / max(_overlap(each, each), 1) for each in things)
+    return sum(_common(place, each) / max(_common(each, each), 1) for each in things)
 
 
-def _overlap(one: Rectangle, other: Rectangle) -> float:
+def _common(one: Box, other: Box) -> float:
     """The area of the intersection, in square pixels."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(width, 0) * max(height, 0)
+    return area(meet(one, other))

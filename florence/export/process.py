@@ -8,23 +8,21 @@ takes too much memory, ends only this process. Knows nothing about HTTP.
 from __future__ import annotations
 
 import json
-import resource
 import struct
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Final
 
-import PIL
 from PIL import Image, ImageColor
 
 from florence.errors import ImageError
 from florence.export.annotation import Annotation
 from florence.export.drawing import Drawing
 from florence.images.decode import decode, inspect
+from florence.images.isolated import limit
 from florence.images.limits import ImageLimits
 from florence.images.seen import SEEN, View, to_srgb
 
@@ -32,7 +30,6 @@ LONGEST_SIDE: Final = 2048
 """Most pixels of a drawn picture's longer side; larger pictures are scaled down."""
 REFUSED: Final = 3
 """The exit status if the picture can't be read; the reason is on standard error."""
-_BOOT: Final = "import sys; sys.path += sys.argv[1:3]; from florence.export.process import main; main()"
 _LENGTH: Final = struct.Struct("<Q")
 _CPU_S: Final = 60
 _SLACK_BYTES: Final = 512 * 2**20  # for drawing at `LONGEST_SIDE`, and for Python
@@ -66,12 +63,6 @@ class DrawJob:
         return cls(annotations=annotations, limits=limits, **fields), data[start + length :]
 
 
-def command() -> list[str]:
-    """The command line that starts the process."""
-    roots = [str(Path(__file__).parents[2]), str(Path(PIL.__file__).parents[1])]
-    return [sys.executable, "-I", "-S", "-c", _BOOT, *roots]
-
-
 def draw(job: DrawJob, picture: bytes) -> bytes:
     """The picture with the answer drawn on it, as a PNG. Raises `ImageError`."""
     background = SEEN.background if job.background is None else ImageColor.getrgb(job.background)[:3]
@@ -98,12 +89,7 @@ def main() -> None:
     """Draw the job from standard input."""
     warnings.simplefilter("ignore")
     job, picture = DrawJob.unpack(sys.stdin.buffer.read())
-    for kind, most in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_CPU, _CPU_S),
-        (resource.RLIMIT_DATA, job.limits.decode_bytes + _SLACK_BYTES),
-    ):
-        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+    limit(core=0, cpu=_CPU_S, data=job.limits.decode_bytes + _SLACK_BYTES)
     try:
         drawn = draw(job, picture)
     except (ImageError, MemoryError) as error:

@@ -6,7 +6,6 @@ memory (Windows), only time is limited.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import astuple
@@ -14,29 +13,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-import PIL
-
 from florence.errors import ImageError, ImageTooLarge
 from florence.images import pdf
+from florence.images.isolated import command, environment, limit
 from florence.images.limits import ImageLimits
 
-_BOOT: Final = (
-    "import sys; n = int(sys.argv[1]); sys.path += sys.argv[2:n]; "
-    "from florence.images.apart import main; main(sys.argv[n:])"
-)
-_ENVIRONMENT: Final = ("LANG", "LC_", "LD_", "PATH", "SYSTEMROOT")
 _CPU_S: Final = 20
 _WALL_S: Final = 120.0
 _DONE, _REFUSED, _TOO_LARGE = b"+", b"-", b"!"
-REFUSED_PDF: Final = (
-    "a service reads no PDF: `florence run`, `florence bulk` and the library render its pages, or send them "
-    "as pictures"
-)
 
 
 def render_page_apart(data: bytes, page: int, limits: ImageLimits) -> bytes:
-    """`pdf.render_page` in a process of its own. Also raises `ImageError` where PDFs are not accepted, and
-    when the process crashes or takes too long."""
+    """`pdf.render_page` in a process of its own. Also raises `ImageError` when the process crashes or takes
+    too long."""
     return _ask(data, page, limits)
 
 
@@ -46,22 +35,14 @@ def count_pages_apart(data: bytes, limits: ImageLimits) -> int:
 
 
 def _ask(data: bytes, page: int, limits: ImageLimits) -> bytes:
-    if not limits.pdf_dpi:
-        raise ImageError(REFUSED_PDF)
     library = find_spec("pypdfium2")
     if library is None or library.origin is None:
         raise ImageError(pdf.NO_LIBRARY)
-    packages = [Path(__file__).parents[2], Path(PIL.__file__).parents[1], Path(library.origin).parents[1]]
-    roots = [str(root) for root in dict.fromkeys(packages)]
-    words = [str(2 + len(roots)), *roots, str(page), *map(str, astuple(limits))]
+    words = map(str, (page, *astuple(limits)))
+    started = command("florence.images.apart", *words, packages=(Path(library.origin).parents[1],))
     try:
         ran = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _BOOT, *words],
-            input=data,
-            capture_output=True,
-            timeout=_WALL_S,
-            check=False,
-            env={name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)},
+            started, input=data, capture_output=True, timeout=_WALL_S, check=False, env=environment()
         )
     except subprocess.TimeoutExpired:
         raise ImageError(f"the PDF was not read within {_WALL_S:g} s") from None
@@ -73,12 +54,12 @@ def _ask(data: bytes, page: int, limits: ImageLimits) -> bytes:
     return content
 
 
-def main(words: list[str]) -> None:
+def main() -> None:
     """Runs in the process: reads the PDF from standard input, writes the result to standard output."""
-    page, *numbers = map(int, words)
+    page, *numbers = map(int, sys.argv[1:])
     limits = ImageLimits(*numbers)
     data = sys.stdin.buffer.read()
-    _limit(limits.decode_bytes + 3 * len(data))
+    limit(core=0, cpu=_CPU_S, data=limits.decode_bytes + 3 * len(data))
     try:
         answer = pdf.render_page(data, page, limits) if page else str(pdf.count_pages(data)).encode()
         reply = _DONE + answer
@@ -89,13 +70,3 @@ def main(words: list[str]) -> None:
     except MemoryError:
         reply = _TOO_LARGE + b"rendering the PDF's page takes more memory than FLORENCE_DECODE_MEMORY_BYTES"
     sys.stdout.buffer.write(reply)
-
-
-def _limit(most_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
-    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))

@@ -12,15 +12,15 @@ Knows nothing about tensors, tasks or HTTP. Not covered: URLs, formats other tha
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.apart import render_page_apart
-from florence.images.files import unreadable
+from florence.images.files import read_file
 from florence.images.header import HEIF_FORMATS, Header
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
@@ -40,6 +40,13 @@ _TURNS = {
 _SIDEWAYS = frozenset((5, 6, 7, 8))  # turns that swap width and height
 
 
+REFUSED_PDF = (
+    "a service reads no PDF: `florence run`, `florence bulk` and the library render its pages, or send them "
+    "as pictures"
+)
+RenderPage = Callable[[bytes, int, ImageLimits], bytes]
+"""Renders a PDF's page, as `pdf.render_page` does."""
+
 MOST_PASSES = 10
 """Most passes over the pixels for a picture of the largest allowed size; smaller pictures may have
 proportionally more."""
@@ -57,9 +64,10 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, view: View = O
     return image if view.original else to_srgb(image, header.profile)
 
 
-def as_picture(data: bytes, limits: ImageLimits, view: View) -> tuple[bytes, View]:
-    """The same bytes and view; for a PDF, the page that the view names, rendered by `apart`, and a view of
-    that.
+def as_picture(
+    data: bytes, limits: ImageLimits, view: View, render: RenderPage = render_page_apart
+) -> tuple[bytes, View]:
+    """The same bytes and view; for a PDF, the page that the view names, rendered, and a view of that.
 
     Raises `ImageError` for a PDF that can't be read, or where PDFs are not accepted (`limits.pdf_dpi` 0)."""
     check_bytes(len(data), limits)
@@ -67,7 +75,9 @@ def as_picture(data: bytes, limits: ImageLimits, view: View) -> tuple[bytes, Vie
         return data, view
     if view.frame is not None:
         raise ImageError("a PDF has pages, not frames: leave frame out")
-    return render_page_apart(data, view.page or 1, limits), replace(view, page=None)
+    if not limits.pdf_dpi:
+        raise ImageError(REFUSED_PDF)
+    return render(data, view.page or 1, limits), replace(view, page=None)
 
 
 def inspect(data: bytes, limits: ImageLimits, view: View = ORIGINAL) -> Header:
@@ -142,7 +152,7 @@ def encoded(image: object, limits: ImageLimits) -> bytes:
         check_bytes(len(image), limits)  # before a copy is made
         return bytes(image)
     if isinstance(image, str | os.PathLike):
-        return _read_file(os.fspath(image), limits)
+        return read_file(os.fspath(image), limits.max_bytes)
     raise ImageError(f"a picture is given as a PIL image, bytes or a path, not as {type(image).__name__}")
 
 
@@ -182,17 +192,6 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
             f"the picture is {width}x{height}; up to {limits.max_side} pixels a side are allowed "
             "(FLORENCE_MAX_IMAGE_SIDE)"
         )
-
-
-def _read_file(path: str, limits: ImageLimits) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(limits.max_bytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise unreadable(path, error) from error
-    if len(data) > limits.max_bytes:
-        raise ImageTooLarge(f"the picture {path!r} has more than the {limits.max_bytes} bytes allowed")
-    return data
 
 
 def _open(header: Header) -> Image.Image:

@@ -21,6 +21,8 @@ HEIF_BYTES: Final = 24
 COMPOSED_BYTES: Final = 12
 """What later frames of an animation take in addition: the frame before, the new one, and a copy."""
 HEIF_FORMATS: Final = ("AVIF", "HEIF")
+MAX_PROFILE: Final = 2**20
+"""Bytes of a colour profile; those of printers are the largest, a few hundred thousand."""
 
 
 @dataclass(frozen=True, slots=True)

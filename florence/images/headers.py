@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.header import Header
+from florence.images.header import MAX_PROFILE, Header
 from florence.images.heif import read_heif
 from florence.images.tiff import exif_orientation, read_tiff
 
@@ -29,7 +29,6 @@ FIRST_BYTES: Final = 16
 """How many bytes are enough to recognise the format."""
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.
 MAX_BLOCKS = 500_000
-_MAX_PROFILE = 2**20  # bytes of a colour profile; those of printers are the largest, a few hundred thousand
 # Progressive files have about 10 scans.
 MAX_JPEG_SCANS = 100
 _FRAME_COST: Final = 4
@@ -106,7 +105,7 @@ def _unpacked_profile(body: bytes) -> bytes:
     packed = body.partition(b"\0")[2][1:]
     stream = zlib.decompressobj()
     try:
-        profile = stream.decompress(packed, _MAX_PROFILE)
+        profile = stream.decompress(packed, MAX_PROFILE)
     except zlib.error:
         return b""
     return profile if stream.eof else b""
@@ -164,7 +163,7 @@ def _jpeg(data: bytes, max_frames: int, number: int) -> Header:
 
 def _checked_profile(profile: bytes) -> bytes:
     """The profile; empty where it is too large."""
-    return profile if len(profile) <= _MAX_PROFILE else b""
+    return profile if len(profile) <= MAX_PROFILE else b""
 
 
 # SOF0 to SOF15; C4, C8 and CC are tables.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.header import Header
+from florence.images.header import MAX_PROFILE, Header
 
 HeifBox = tuple[bytes, memoryview]
 """A box's kind and body."""
@@ -25,7 +25,6 @@ _MAX_BOXES: Final = 10_000
 _MAX_PARTS: Final = 50_000  # parts of grids and overlays; each costs a look-up
 _MAX_DEPTH: Final = 8
 _MAX_PASSES: Final = 10**9  # larger numbers are cut to this
-_MAX_PROFILE: Final = 2**20
 
 
 def read_heif(data: bytes, max_frames: int, number: int) -> Header:
@@ -60,7 +59,7 @@ def _size(box: HeifBox) -> tuple[int, int] | None:
 
 
 def _profile(kind: bytes, body: memoryview) -> bytes:
-    known = kind == b"colr" and bytes(body[:4]) in (b"prof", b"rICC") and len(body) <= _MAX_PROFILE
+    known = kind == b"colr" and bytes(body[:4]) in (b"prof", b"rICC") and len(body) <= MAX_PROFILE
     return bytes(body[4:]) if known else b""
 
 

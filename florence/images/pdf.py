@@ -10,11 +10,12 @@ import io
 from typing import Any, Final
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.headers import FIRST_BYTES, is_picture
+from florence.images.headers import is_picture
 from florence.images.limits import ImageLimits
 
 _MARK: Final = b"%PDF-"
-_MARK_WITHIN: Final = 1024  # bytes: PDF readers accept other bytes before the mark
+MARK_WITHIN: Final = 1024
+"""Bytes in which the mark begins: PDF readers accept others before it."""
 _POINTS: Final = 72  # an inch
 _DAMAGED: Final = "the PDF is cut short or damaged, or has no pages"
 NO_LIBRARY: Final = (
@@ -24,7 +25,7 @@ NO_LIBRARY: Final = (
 
 def is_pdf(data: bytes) -> bool:
     """Whether a file with these (first) bytes is a PDF and not a picture."""
-    return _MARK in data[:_MARK_WITHIN] and not is_picture(data[:FIRST_BYTES])
+    return _MARK in data[:MARK_WITHIN] and not is_picture(data)
 
 
 def count_pages(data: bytes) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.header import Header
+from florence.images.header import MAX_PROFILE, Header
 
 # Bytes of one value by the number of its type (TIFF 6.0 section 2; 16 to 18 are BigTIFF's).
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
@@ -32,7 +32,6 @@ _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _TILE_OFFSETS = 322, 323, 273, 324
 _SAMPLE_FORMAT: Final = 339
 _FORMATS: Final = {2: "signed ", 3: "floating-point "}
 _PROFILE: Final = 34675
-_MAX_PROFILE: Final = 2**20
 _RGB: Final = 2
 _MAX_TAGS: Final = 4096
 _MAX_PARTS: Final = 65_536
@@ -113,7 +112,7 @@ class _File:
 
     def bytes_of(self, entry: _Entry | None) -> bytes:
         """The values of a tag that holds bytes; empty where they are too many or truncated."""
-        if entry is None or entry.type not in (1, 7) or entry.number > _MAX_PROFILE:
+        if entry is None or entry.type not in (1, 7) or entry.number > MAX_PROFILE:
             return b""
         return self.data[entry.values_at : entry.values_at + entry.number]
 

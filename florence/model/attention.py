@@ -8,6 +8,7 @@ CPUs, no padding). Knows tensors and caches; the caller decides which beams take
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -20,9 +21,8 @@ from torch import Tensor, nn
 from florence.model.caches import Caches
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.linear import Linear
-from florence.model.kernels.precise import bmm_float32
+from florence.model.kernels.plain import additive_mask, product_float32
 from florence.model.language import POSITION_OFFSET, LanguageModel
-from florence.model.masks import additive_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +71,45 @@ class StepInputs:
     encoder_length: int
 
 
-class StepAttention(Protocol):
-    """Both attentions of any layer in one step, and the other operations between its matrix products."""
+class StepAttention(ABC):
+    """Both attentions of any layer in one step, and the other operations between its matrix products, here by
+    PyTorch's operations."""
 
+    def __init__(self, step: StepInputs) -> None:
+        self._step, self._caches, self._batch = step, step.caches, step.batch
+
+    @abstractmethod
     def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
         """Attention of `queries` [rows, d_model] to the encoder states of each row's request; same shape."""
 
+    @abstractmethod
     def self_attention(self, queries: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
         """Write the step's `keys` and `values` [rows, d_model] into the caches. Attention of `queries` [rows,
         d_model] to each row's own past, this step's position included; same shape."""
 
     def embed(self, language: LanguageModel, tokens: Tensor) -> Tensor:
         """The decoder's first states [rows, d_model] of `tokens` int64 [rows] at their positions."""
+        decoder = language.decoder
+        places = decoder.embed_positions.weight[self._step.positions + POSITION_OFFSET]
+        states: Tensor = decoder.layernorm_embedding(language.embed(tokens) + places)
+        return states
 
     def apply(self, linear: Linear, states: Tensor) -> Tensor:
         """A linear layer with its activation: [rows, inner] -> [rows, outputs]."""
+        result: Tensor = linear(states)
+        return result
 
     def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
         """`norm(residual + linear(inputs))`, [rows, d_model]."""
+        states: Tensor = norm(linear.plus(inputs, residual))
+        return states
+
+    def _write(self, keys: Tensor, values: Tensor, layer: int) -> None:
+        """Write a step's keys and values [rows, d_model] into the caches."""
+        caches, rows, positions = self._caches, self._batch.rows, self._step.positions
+        heads = caches.self_keys.shape[2]
+        caches.self_keys[layer][rows, :, positions] = split_heads(keys, heads)
+        caches.self_values[layer][rows, :, positions] = split_heads(values, heads)
 
 
 class AttentionBackend(Protocol):
@@ -112,34 +133,6 @@ class AttentionBackend(Protocol):
         is captured too: it must not read a value on the host."""
 
 
-class PlainStep:
-    """The operations between matrix products other than attention, by PyTorch's operations."""
-
-    def __init__(self, step: StepInputs) -> None:
-        self._step = step
-
-    def embed(self, language: LanguageModel, tokens: Tensor) -> Tensor:
-        decoder = language.decoder
-        places = decoder.embed_positions.weight[self._step.positions + POSITION_OFFSET]
-        states: Tensor = decoder.layernorm_embedding(language.embed(tokens) + places)
-        return states
-
-    def apply(self, linear: Linear, states: Tensor) -> Tensor:
-        result: Tensor = linear(states)
-        return result
-
-    def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
-        states: Tensor = norm(linear.plus(inputs, residual))
-        return states
-
-    def _write(self, keys: Tensor, values: Tensor, layer: int) -> None:
-        """Write a step's keys and values [rows, d_model] into the caches."""
-        caches, rows, positions = self._step.caches, self._step.batch.rows, self._step.positions
-        heads = caches.self_keys.shape[2]
-        caches.self_keys[layer][rows, :, positions] = split_heads(keys, heads)
-        caches.self_values[layer][rows, :, positions] = split_heads(values, heads)
-
-
 class DenseAttention:
     """Both attentions with PyTorch's operations; positions that are not a beam's past are masked.
 
@@ -153,10 +146,9 @@ class DenseAttention:
         return _DenseStep(step)
 
 
-class _DenseStep(PlainStep):
+class _DenseStep(StepAttention):
     def __init__(self, step: StepInputs) -> None:
         super().__init__(step)
-        self._caches, self._batch = step.caches, step.batch
         batch, indirection, device = step.batch, step.beam_indirection, step.positions.device
         self._encoder_length, self._length = step.encoder_length, indirection.shape[-1]
         self._rows, self._requests = len(batch.rows), len(batch.slots)
@@ -193,7 +185,7 @@ class _DenseStep(PlainStep):
         values = caches.self_values[layer, : self._rows, :, : self._length]
         grouped = split_heads(queries, keys.shape[1])[batch.rows_of]
         spread = grouped[batch.request_of].transpose(1, 2)  # [rows, heads, beams, head_dim]
-        scores = bmm_float32(spread.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+        scores = product_float32(spread.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
         scores = scores.view(*spread.shape[:3], -1)  # [rows, heads, beams, length]
         scores = torch.add(self._self_mask[:, None], scores, alpha=keys.shape[-1] ** -0.5)
         highest = self._by_request(scores.amax(-1).transpose(1, 2), self._minus_infinity).amax(1)
@@ -201,7 +193,7 @@ class _DenseStep(PlainStep):
         shifted = scores.sub_(highest[batch.request_of].transpose(1, 2)[..., None])
         weights = shifted.exp_()
         sums = self._by_request(weights.sum(-1).transpose(1, 2), self._zero).sum(1)
-        partial = bmm_float32(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))
+        partial = product_float32(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))
         partial = partial.view(spread.shape).transpose(1, 2).flatten(2)  # [rows, beams, d_model]
         mixed = self._by_request(partial, self._zero).sum(1)  # [requests, beams, d_model]
         mixed = mixed.view(*sums.shape, -1) / sums[..., None]  # [requests, beams, heads, head_dim]
@@ -226,11 +218,11 @@ class KernelAttention:
         return _KernelStep(self._kernel, step)
 
 
-class _KernelStep(PlainStep):
+class _KernelStep(StepAttention):
     def __init__(self, kernel: CpuAttention, step: StepInputs) -> None:
         super().__init__(step)
         batch = step.batch
-        self._kernel, self._caches = kernel, step.caches
+        self._kernel = kernel
         self._slots, self._encoder_lengths = batch.slots.int(), batch.encoder_lengths
         self._starts = F.pad(batch.beams.cumsum(0, dtype=torch.int32), (1, 0))
         self._sources = step.beam_indirection[batch.request_of, batch.beam_of]  # [rows, length]

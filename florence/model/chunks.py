@@ -4,7 +4,7 @@ result."""
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,25 +22,9 @@ def run_to_end(chunks: Chunks[T]) -> T:
             return result
 
 
-def with_pauses(chunks: Chunks[T], pause: Callable[[], None]) -> Chunks[T]:
-    """The same chunks, with `pause` called after each."""
-    try:
-        while True:
-            try:
-                next(chunks)
-            except StopIteration as end:
-                pause()
-                result: T = end.value
-                return result
-            pause()
-            yield
-    finally:
-        chunks.close()
-
-
 def yielding(chunks: Chunks[T], value: V) -> Generator[V, None, T]:
     """The same chunks, yielding `value` between them."""
-    try:
+    with closing(chunks):
         while True:
             try:
                 next(chunks)
@@ -48,13 +32,11 @@ def yielding(chunks: Chunks[T], value: V) -> Generator[V, None, T]:
                 result: T = end.value
                 return result
             yield value
-    finally:
-        chunks.close()
 
 
 def within(chunks: Chunks[T], context: Callable[[], AbstractContextManager[object]]) -> Chunks[T]:
     """The same chunks, each run in a new context."""
-    try:
+    with closing(chunks):
         while True:
             with context():
                 try:
@@ -63,5 +45,3 @@ def within(chunks: Chunks[T], context: Callable[[], AbstractContextManager[objec
                     result: T = end.value
                     return result
             yield
-    finally:
-        chunks.close()

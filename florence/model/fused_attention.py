@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from florence.errors import EngineError
 from florence.model.config import ModelConfig
-from florence.model.masks import additive_mask
+from florence.model.kernels.plain import additive_mask
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.kernels.linear import Beside, Linear, PackedWeight
+from florence.model.kernels.plain import additive_mask
 from florence.model.keys_values import Cache, KeysValues
-from florence.model.masks import additive_mask
 
 POSITION_OFFSET = 2
 """BART's position table starts with two unused rows."""
@@ -87,8 +87,7 @@ class Attention(nn.Module):
             self.beside.add_to(product, states)
         else:  # in place, so that all three keep the same stride between rows
             for layer, part in ((self.q_proj, queries), (self.k_proj, keys), (self.v_proj, values)):
-                if layer.beside is not None:
-                    layer.beside.add_to(part, states)
+                layer.add_adapters(part, states)
         return queries, keys, values
 
     def keys_values(self, states: Tensor) -> KeysValues:
@@ -106,8 +105,7 @@ class Attention(nn.Module):
         (weight, bias), width = self._fused, self.q_proj.in_features
         both = F.linear(states, weight[width:], bias[width:])
         for layer, half in zip((self.k_proj, self.v_proj), both.chunk(2, dim=-1), strict=True):
-            if layer.beside is not None:
-                layer.beside.add_to(half, states)
+            layer.add_adapters(half, states)
         return both
 
     def to_itself(self, states: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -38,7 +38,7 @@ def as_lines(outcomes: Iterable[Outcomes]) -> pyarrow.Table:
     rows = [
         {
             "key": json.dumps([item.key, *question.key]),
-            "line": None if isinstance(outcome, FlorenceError) else _line(item, question, outcome),
+            "line": None if isinstance(outcome, FlorenceError) else answer_line(item, question, outcome),
             "failure": _failure(item, question, outcome) if isinstance(outcome, FlorenceError) else None,
         }
         for item, question, outcome in _each(outcomes)
@@ -63,18 +63,13 @@ def _each(outcomes: Iterable[Outcomes]) -> Iterator[tuple[PictureItem, PictureQu
             yield job.item, question, outcome
 
 
-def _line(item: PictureItem, question: PictureQuestion, outcome: Any) -> str:
-    adapter = question.options.get("adapter")
-    return answer_line(item.picture, question.text, question.region, outcome, id=item.id, adapter=adapter)
-
-
 def _failure(item: PictureItem, question: PictureQuestion, error: FlorenceError) -> str:
-    return failure_line(item.picture, question.task.token, error, item.id)
+    return failure_line(item.picture, question.task.token, str(error), item.id)
 
 
 def _columns(item: PictureItem, question: PictureQuestion, outcome: QuestionOutcome) -> dict[str, Any]:
     if not isinstance(outcome, FlorenceError):
-        return to_columns(json.loads(_line(item, question, outcome)))
+        return to_columns(json.loads(answer_line(item, question, outcome)))
     task, text, region, adapter = question.key
     picture = item.picture.encode(errors="backslashreplace").decode()
     asked = {"id": item.id, "task": task, "text": text, "region": region, "adapter": adapter}

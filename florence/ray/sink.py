@@ -19,7 +19,7 @@ from ray.data.datasource import Datasink
 from florence.answers.columns import answer_schema
 from florence.bulk.lines import failure_line
 from florence.bulk.parquet import next_part, part_name
-from florence.errors import FlorenceError, RequestError
+from florence.errors import RequestError
 
 
 @dataclass
@@ -60,9 +60,7 @@ class PartSink(Datasink[PartResult]):
             write_table(answers, new, compression="zstd")
             self._check_mark()
             new.replace(self._out / part_name(number))
-        lines = [
-            failure_line(row["picture"], row["task"], FlorenceError(row["error"]), row["id"]) for row in rows
-        ]
+        lines = [failure_line(row["picture"], row["task"], row["error"], row["id"]) for row in rows]
         return PartResult(answers.num_rows, lines)
 
     def _check_mark(self) -> None:

@@ -5,25 +5,22 @@ Knows nothing about queues and threads.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
 from florence.errors import Closed, EngineError, ImageError, ImageTooLarge, quote
-from florence.images.decode import check_bytes, encoded
+from florence.images.decode import encoded
+from florence.images.isolated import command, environment
 from florence.images.limits import ImageLimits
 from florence.images.preprocess import InputSize
 from florence.images.seen import ORIGINAL, View
@@ -34,8 +31,6 @@ from florence.readers.picture import LocalReader, PictureSource, ReadPicture
 
 log = logging.getLogger(__name__)
 
-_BOOT: Final = "import sys; sys.path += sys.argv[1:3]; from florence.readers.worker import main; main()"
-_ENVIRONMENT: Final = ("LANG", "LC_", "LD_", "MALLOC_", "PATH")
 _MALLOC: Final = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20)}
 """glibc keeps this much freed memory for the next picture; returning it to the system costs 3 ms a
 picture."""
@@ -43,19 +38,6 @@ _ATTEMPTS: Final = 3
 _START_S: Final = 60.0
 _STDERR_BYTES: Final = 2000  # at most, at the end of what goes into a log
 _LATE: Final = "it took too long"
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessLimits:
-    """What one picture may cost a reader process.
-
-    `slack_bytes`: private memory beyond what is computed from the picture's header. `cpu_s`: CPU time, in
-    whole seconds. `wall_s`: seconds in all, for a file system that does not answer.
-    """
-
-    slack_bytes: int = 64 * 2**20
-    cpu_s: int = 10
-    wall_s: float = 120.0
 
 
 class _Ended(Exception):
@@ -78,22 +60,16 @@ class ProcessReader:
         self,
         size: InputSize,
         limits: ImageLimits,
-        process_limits: ProcessLimits,
+        costs: wire.ProcessLimits,
         memory: PixelMemory,
         budget: DecodeBudget,
     ) -> None:
         slot = memory.acquire()
         if slot is None:
             raise ValueError("each reader needs a slot of its own")
-        self._slot, self._memory, self._limits, self._budget = slot, memory, limits, budget
-        self._size = size
-        self._wall_s, self._cpu_s = process_limits.wall_s, process_limits.cpu_s
+        self._slot, self._memory, self._budget = slot, memory, budget
         self._local = LocalReader(size, limits)
-        self._job = wire.ReadJob(
-            memory.fd, memory.slot_bytes, size.height, size.width, size.resample, size.fast_jpeg,
-            limits.max_bytes, limits.max_pixels, limits.max_side, limits.max_frames, limits.decode_bytes,
-            limits.pdf_dpi, process_limits.slack_bytes, process_limits.cpu_s,
-        )  # fmt: skip
+        self._job = wire.ReadJob(memory.fd, memory.slot_bytes, size, limits, costs)
         self._stopped = False
         self._start()
 
@@ -115,9 +91,7 @@ class ProcessReader:
         if isinstance(image, str | os.PathLike):
             # Absolute: a reader keeps the working directory in which it started.
             return self._send(wire.PATH, os.fsencode(Path(image).absolute()), view)
-        data = encoded(image, self._limits)
-        check_bytes(len(data), self._limits)
-        return self._send(wire.DATA, data, view)
+        return self._send(wire.DATA, encoded(image, self._job.limits), view)
 
     def stop(self) -> None:
         """Kill the process, even while it reads. May be called in any thread."""
@@ -151,7 +125,7 @@ class ProcessReader:
             self._socket.sendall(payload)
             self._receive(len(wire.BEGUN))
             begun = True
-            self._socket.settimeout(self._wall_s)
+            self._socket.settimeout(self._job.costs.wall_s)
             (needed,) = wire.NEEDED.unpack(self._receive(wire.NEEDED.size))
             with self._budget.hold(min(needed, self._budget.total)):
                 if needed:
@@ -166,7 +140,7 @@ class ProcessReader:
     def _receive_picture(self, view: View) -> ReadPicture:
         """Receive a picture, one tile after the other. Raises ImageError where the reader can't read it."""
         size, read = self._receive_tile()
-        parts, tiles = self._size.cut(size, view), [read]
+        parts, tiles = self._job.size.cut(size, view), [read]
         for _ in parts[1:]:
             self._socket.sendall(wire.SLOT.pack(self._slot))
             tiles.append(self._receive_tile()[1])
@@ -206,16 +180,15 @@ class ProcessReader:
         self._socket, theirs = socket.socketpair()
         noise, stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # what does not fit is lost
         self._stderr = os.fdopen(noise, "rb", buffering=0)
-        roots = [str(Path(wire.__file__).parents[2]), str(Path(PIL.__file__).parents[1])]
         with theirs, os.fdopen(stderr, "wb", buffering=0) as errors:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BOOT, *roots, json.dumps(self._job)],
+                command("florence.readers.worker", self._job.pack()),
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 pass_fds=(self._memory.fd,),
                 process_group=0,  # Ctrl-C must reach only the process that drains
-                env=_environment(),
+                env=_MALLOC | environment(),
             )
         if self._stopped:  # `stop` was called meanwhile
             self._process.kill()
@@ -252,15 +225,12 @@ class ProcessReader:
 
     def _blame(self, status: str) -> ImageError:
         if status == "SIGXCPU":
-            return ImageTooLarge(f"the picture takes more than {self._cpu_s} s of CPU time to decode")
+            return ImageTooLarge(
+                f"the picture takes more than {self._job.costs.cpu_s} s of CPU time to decode"
+            )
         if status == _LATE:
-            return ImageError(f"the picture was not read within {self._wall_s:g} s")
+            return ImageError(f"the picture was not read within {self._job.costs.wall_s:g} s")
         return ImageError(f"the picture can't be decoded: its reader ended ({status})")
-
-
-def _environment() -> dict[str, str]:
-    """A reader's environment variables, without tokens and other secrets: it decodes untrusted bytes."""
-    return _MALLOC | {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
 
 
 def _status(code: int) -> str:

@@ -8,8 +8,9 @@ from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
 from florence.readers.budget import DecodeBudget
 from florence.readers.memory import OnMemory, PixelMemory
-from florence.readers.process import ProcessLimits, ProcessReader
+from florence.readers.process import ProcessReader
 from florence.readers.readers import Readers
+from florence.readers.wire import ProcessLimits
 
 SPARE_SLOTS = 64
 """Pictures whose pixels may wait in shared memory for their encode; the pixels of any more are copied."""

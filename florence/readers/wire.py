@@ -9,9 +9,13 @@ for it.
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 
+from florence.images.limits import ImageLimits
+from florence.images.preprocess import InputSize
 from florence.images.tiles import Tiling
 
 REQUEST: Final = Struct("<B?3BIIIQ")
@@ -35,24 +39,40 @@ TOO_LARGE: Final = 2  # ImageTooLarge
 LONGEST_TEXT: Final = 4096  # bytes
 
 
-class ReadJob(NamedTuple):
-    """The arguments of a reader process: limits and sizes as in `ImageLimits`, `InputSize` and
-    `ProcessLimits`."""
+@dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """What one picture may cost a reader process.
+
+    `slack_bytes`: private memory beyond what is computed from the picture's header. `cpu_s`: CPU time, in
+    whole seconds. `wall_s`: seconds in all, for a file system that does not answer.
+    """
+
+    slack_bytes: int = 64 * 2**20
+    cpu_s: int = 10
+    wall_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadJob:
+    """What a reader process is started with. `memory_fd`: the descriptor of the slots' memory; `slot_bytes`:
+    of each slot."""
 
     memory_fd: int
     slot_bytes: int
-    height: int
-    width: int
-    resample: int
-    fast_jpeg: bool
-    max_bytes: int
-    max_pixels: int
-    max_side: int
-    max_frames: int
-    decode_bytes: int
-    pdf_dpi: int
-    slack_bytes: int
-    cpu_s: int
+    size: InputSize
+    limits: ImageLimits
+    costs: ProcessLimits
+
+    def pack(self) -> str:
+        """The job as text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def unpack(cls, text: str) -> ReadJob:
+        """The job from `pack`."""
+        fields = json.loads(text)
+        size, limits = InputSize(**fields.pop("size")), ImageLimits(**fields.pop("limits"))
+        return cls(size=size, limits=limits, costs=ProcessLimits(**fields.pop("costs")), **fields)
 
 
 def pack_tiling(tiling: Tiling | None) -> bytes:

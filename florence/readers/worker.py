@@ -8,14 +8,12 @@ started it. Imports as little as it can: there may be one for each core.
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
 import resource
 import sys
 import warnings
-from dataclasses import replace
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -24,9 +22,10 @@ from PIL import AvifImagePlugin, Image
 
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.decode import as_picture, encoded, inspect
+from florence.images.isolated import limit
 from florence.images.limits import ImageLimits
-from florence.images.pdf import is_pdf, render_page
-from florence.images.preprocess import InputSize, memory_to_read, read_tiles
+from florence.images.pdf import render_page
+from florence.images.preprocess import memory_to_read, read_tiles
 from florence.images.seen import View
 from florence.readers import wire
 
@@ -40,15 +39,15 @@ def main() -> None:
     for name in _PLUGINS:
         import_module(f"PIL.{name}ImagePlugin")
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as the other decoders; each thread takes memory
-    job = wire.ReadJob(*json.loads(sys.argv[-1]))
-    _limit(resource.RLIMIT_CORE, 0)
+    job = wire.ReadJob.unpack(sys.argv[1])
+    limit(core=0)
     reader = _Reader(job, mmap.mmap(job.memory_fd, 0))
     while head := _receive(wire.REQUEST.size):
         kind, original, red, green, blue, frame, page, slot, length = wire.REQUEST.unpack(head)
         tiling = wire.read_tiling(_receive(wire.TILING.size))
         payload = bytes(_receive(length))
         _send(wire.BEGUN)
-        _limit_cpu(job.cpu_s)
+        _limit_cpu(job.costs.cpu_s)
         view = View(original, (red, green, blue), frame or None, page or None, tiling)
         reader.read(kind, payload, view, slot)
 
@@ -58,10 +57,7 @@ class _Reader:
 
     def __init__(self, job: wire.ReadJob, memory: mmap.mmap) -> None:
         self._job, self._memory = job, memory
-        self._size = InputSize(job.height, job.width, job.resample, job.fast_jpeg)
-        self._limits = ImageLimits(
-            job.max_bytes, job.max_pixels, job.max_side, job.max_frames, job.decode_bytes, job.pdf_dpi
-        )
+        self._size, self._limits = job.size, job.limits
 
     def read(self, kind: int, payload: bytes, view: View, slot: int) -> None:
         """Read one picture; sends a REPLY for each tile, or one with an error."""
@@ -69,8 +65,7 @@ class _Reader:
         try:
             if kind == wire.PATH:
                 payload = encoded(Path(os.fsdecode(payload)), self._limits)
-            if is_pdf(payload):
-                payload, view = self._page(payload, view)
+            payload, view = as_picture(payload, self._limits, view, self._render)
             self._limit_memory(2 * len(payload))  # the header's parser copies what the decoder needs
             header = inspect(payload, self._limits, view)
             needed = memory_to_read(header, self._size, self._limits, view)
@@ -95,12 +90,10 @@ class _Reader:
         raw = text.encode(errors="replace")[: wire.LONGEST_TEXT]
         _send(wire.REPLY.pack(status, 0, 0, b"", len(raw)) + raw)
 
-    def _page(self, payload: bytes, view: View) -> tuple[bytes, View]:
-        """The page of a PDF as a picture, rendered in this process, which is isolated already."""
-        if not self._limits.pdf_dpi or view.frame:
-            return as_picture(payload, self._limits, view)  # which refuses it
-        self._limit_memory(self._limits.decode_bytes)
-        return render_page(payload, view.page or 1, self._limits), replace(view, page=None)
+    def _render(self, document: bytes, page: int, limits: ImageLimits) -> bytes:
+        """Render a PDF's page in this process, which is isolated already."""
+        self._limit_memory(limits.decode_bytes)
+        return render_page(document, page, limits)
 
     def _write(self, image: Image.Image, slot: int) -> bytes:
         """Write pixels into a slot; returns their SHA-256 digest."""
@@ -112,7 +105,7 @@ class _Reader:
     def _limit_memory(self, more: int) -> None:
         """Limit private memory to `more` bytes, and the slack, above what is used now."""
         pages = int(Path("/proc/self/statm").read_text().split()[5])  # private, writable: what is limited
-        _limit(resource.RLIMIT_DATA, pages * mmap.PAGESIZE + more + self._job.slack_bytes)
+        limit(data=pages * mmap.PAGESIZE + more + self._job.costs.slack_bytes)
 
 
 def _receive(count: int) -> bytearray:
@@ -132,13 +125,7 @@ def _send(data: bytes) -> None:
         data = data[os.write(_SOCKET, data) :]
 
 
-def _limit(kind: int, most: int) -> None:
-    """Set the soft limit, at most to the hard limit, which stays."""
-    hard = resource.getrlimit(kind)[1]
-    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
-
 def _limit_cpu(seconds: int) -> None:
     """Allow `seconds` more of CPU time; the kernel counts whole seconds since the process began."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    _limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime) + seconds)
+    limit(cpu=math.ceil(used.ru_utime + used.ru_stime) + seconds)

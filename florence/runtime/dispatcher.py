@@ -29,14 +29,14 @@ from florence.errors import Closed, DeadlineExceeded, FlorenceError, Overloaded
 from florence.images.seen import ORIGINAL, View
 from florence.readers.picture import PictureSource, ReadPicture
 from florence.readers.readers import Readers, complete
+from florence.runtime.answering import original_answer, typed_answer
 from florence.runtime.deadlines import DeadlineWatch
 from florence.runtime.futures import cancel_with, shut_down
 from florence.runtime.gathering import Gathering, OnTile
 from florence.runtime.journey import Journey
-from florence.runtime.pipeline import CheckedTask, Pipeline, TaskRequest
+from florence.runtime.pipeline import CheckedTask, Pipeline, Prepared, TaskRequest
 from florence.runtime.shares import Shares
 from florence.runtime.streaming import TextStreamer
-from florence.runtime.tiled import AnyPrepared, answer, prepare
 
 log = logging.getLogger(__name__)
 
@@ -254,8 +254,8 @@ class Dispatcher:
         on_token = None if request.streamer is None else request.streamer.on_token
         request.journey.has_read(picture.size)
         try:
-            parts, asked = prepare(self._pipeline, request.task, picture, request.deadline, on_token)
-            finish = partial(self._finish, future, request, asked)
+            parts, prepared = self._pipeline.prepare(request.task, picture, request.deadline, on_token)
+            finish = partial(self._finish, future, request, prepared)
             gathering = Gathering(len(parts), finish, request.on_tile)
             with self._lock:  # so that `_check_room` counts it either here or in the engine
                 taken = self._queue.take(future)
@@ -300,7 +300,7 @@ class Dispatcher:
         self,
         future: Future[Answer],
         request: Accepted,
-        asked: AnyPrepared,
+        prepared: Prepared,
         outcome: Sequence[Generation] | FlorenceError,
     ) -> None:
         """Make the answer. Called in the finisher's thread."""
@@ -311,7 +311,8 @@ class Dispatcher:
                 if request.streamer is not None:
                     request.streamer.end()
                 seconds = self._clock() - request.started
-                made = answer(self._pipeline, asked, outcome, seconds, original=request.original)
+                make = original_answer if request.original else typed_answer
+                made = make(self._pipeline, prepared, outcome, seconds)
         except Exception as error:  # noqa: BLE001  (as above)
             made = _without_frames(error)
         complete(future, made)

@@ -15,8 +15,8 @@ from typing import Any
 from florence.engine.observer import FinishReason, RequestReport
 from florence.engine.request import EngineTimings, Generation
 from florence.errors import Closed, DeadlineExceeded, Overloaded, RequestError
+from florence.runtime.answering import last_of
 from florence.runtime.pipeline import CheckedTask
-from florence.runtime.tiled import last_of
 
 _ENDINGS: tuple[tuple[type[Exception], FinishReason], ...] = (
     (Overloaded, FinishReason.REFUSED),

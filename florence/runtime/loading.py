@@ -146,13 +146,8 @@ def load(
         model.device,
         model.dtype,
         model.config.text.decoder_head_dim,
-        cpu_kernels=config.cpu_kernels,
-        cuda_kernels=config.cuda_kernels,
-        vision=model.config.vision,
-        compile_tower=config.compile_tower,
-        encode_stream=config.encode_stream,
-        encode_budget_ms=config.encode_budget_ms,
-        threads=config.threads,
+        model.config.vision,
+        config,
     )
     if adapters is not None:
         model.adapters = make_bank(

@@ -1,24 +1,19 @@
-"""Makes the engine's request from a picture and a task, and the typed answer from the engine's tokens.
+"""Makes the engine's requests from a picture and a task.
 
-The one place that joins pictures, tasks, regions, tokens and answers. Knows nothing about threads, devices or
-HTTP.
+The one place that joins pictures, tasks, regions and tokens; `answering` makes the answer. Knows nothing
+about threads, devices or HTTP.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from florence.answers import Piece, parse_answer
-from florence.answers.answer import Answer, OriginalAnswer
-from florence.answers.filtering import keep_items, keep_original_items
-from florence.answers.original import post_process_text
 from florence.checkpoint.tokenizer import Tokenizer
 from florence.engine.adapters import EngineAdapter
 from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
-from florence.engine.request import Generation, GenerationOptions, Request
+from florence.engine.request import GenerationOptions, Request
 from florence.errors import OptionError, TaskError
 from florence.images.tiles import MOST_TILES
 from florence.model.config import GenerationDefaults
@@ -26,13 +21,10 @@ from florence.readers.picture import ReadPicture
 from florence.runtime.adapters import Adapters
 from florence.runtime.gathering import OnTile
 from florence.runtime.streaming import OnText
-from florence.types.adapters import AdapterOption
-from florence.types.answer import ImageSize, Timings, Usage
 from florence.types.declared import DeclaredTask
 from florence.types.filters import ItemFilter
-from florence.types.options import GenerationParameters
+from florence.types.options import GenerationParameters, RequestParameters
 from florence.types.regions import region_text
-from florence.types.results import Result
 from florence.types.tasks import TASKS, Input, Task, TaskTable
 from florence.types.tiling import TileOptions
 
@@ -49,7 +41,7 @@ class TaskRequest:
 
     task: str | Task
     text: TaskText
-    parameters: GenerationParameters
+    parameters: RequestParameters
     region: TaskText = None
     timeout_s: float | None = None
     on_text: OnText | None = None
@@ -70,20 +62,29 @@ class CheckedTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """What is needed of a request to make its answer; without the pixels. `image_size`: width and height."""
+class PreparedTile:
+    """A tile of a picture, or all of it, with the task that the engine is asked. `size`: width and height,
+    `corner`: left and top in the picture, in pixels."""
 
     task: Task
-    image_size: tuple[int, int]
-    wanted: ItemFilter
+    size: tuple[int, int]
+    corner: tuple[int, int]
     prompt_tokens: int
-    seed: int | None
-    adapter: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is needed of a request to make its answer; without the pixels. `image_size`: width and height of
+    the picture; `tiles`: one if it is not cut."""
+
+    asked: CheckedTask
+    image_size: tuple[int, int]
+    tiles: tuple[PreparedTile, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Turns pictures and tasks into requests, and generations into answers, for one checkpoint.
+    """Turns pictures and tasks into requests, for one checkpoint.
 
     `max_new_tokens`: the longest answer that there is room for (FLORENCE_MAX_NEW_TOKENS, at most the
     decoder's positions); requests for more are capped. `checkpoint`: its name in every answer. `adapters`:
@@ -125,12 +126,10 @@ class Pipeline:
         self.tasks.check_input(task, given)
         if request.on_text is not None:
             _check_streamed(task, options)
-        asked = request.parameters
-        if isinstance(asked, TileOptions) and asked.tiled:
-            self._check_tiled(task, asked, streamed=request.on_text is not None)
-        wanted = asked if isinstance(asked, ItemFilter) else ItemFilter()
-        adapter = self.adapters.find(asked.adapter if isinstance(asked, AdapterOption) else None, task)
-        return CheckedTask(task, given, options, wanted, adapter)
+        if request.parameters.tiled:
+            self._check_tiled(task, request.parameters, streamed=request.on_text is not None)
+        adapter = self.adapters.find(request.parameters.adapter, task)
+        return CheckedTask(task, given, options, request.parameters, adapter)
 
     def prepare(
         self,
@@ -138,28 +137,32 @@ class Pipeline:
         picture: ReadPicture,
         deadline: float | None = None,
         on_token: Callable[[int], None] | None = None,
-    ) -> tuple[Request, Prepared]:
-        """The engine's request, and what the answer needs of it. `deadline`: by the engine's clock;
-        `on_token`: as in `engine.Request`.
+    ) -> tuple[list[Request], Prepared]:
+        """The engine's requests, one for each tile, and what the answer needs of them. `deadline`: by the
+        engine's clock; `on_token`: as in `engine.Request`.
 
         Raises `RegionError` for a region that is malformed or outside the picture.
         """
-        text = checked.given
-        if text is not None:
-            text = region_text(text, picture.size) if checked.task.input is Input.REGION else str(text)
-        prompt = self.tasks.build_prompt(checked.task, text)
-        request = Request(
-            pixels=picture.pixels,
-            prompt_ids=tuple(self.tokenizer.encode(prompt)),
-            options=checked.options,
-            deadline=deadline,
-            on_token=on_token,
-            digest=picture.digest,
-            adapter=checked.adapter,
-        )
-        adapter = None if checked.adapter is None else checked.adapter.name
-        told = len(request.prompt_ids), checked.options.seed, adapter
-        return request, Prepared(checked.task, picture.size, checked.wanted, *told)
+        task = self.tasks.resolve(checked.task.in_tiles) if picture.tiles else checked.task
+        requests, tiles = list[Request](), list[PreparedTile]()
+        for tile in picture.tiles or (picture,):
+            text = checked.given
+            if text is not None:
+                text = region_text(text, tile.size) if task.input is Input.REGION else str(text)
+            prompt_ids = tuple(self.tokenizer.encode(self.tasks.build_prompt(task, text)))
+            requests.append(
+                Request(
+                    pixels=tile.pixels,
+                    prompt_ids=prompt_ids,
+                    options=checked.options,
+                    deadline=deadline,
+                    on_token=on_token,
+                    digest=tile.digest,
+                    adapter=checked.adapter,
+                )
+            )
+            tiles.append(PreparedTile(task, tile.size, tile.corner, len(prompt_ids)))
+        return requests, Prepared(checked, picture.size, tuple(tiles))
 
     def options(self, parameters: GenerationParameters, task: Task | None = None) -> GenerationOptions:
         """The parameters, with the task's or the checkpoint's settings for those that are None; a request
@@ -183,60 +186,6 @@ class Pipeline:
             own["num_beams"] = 1
         asked = parameters.with_seed().model_dump(include=set(names), exclude_none=True)
         return GenerationOptions(**{**own, **asked, **tokens})
-
-    def answer(self, prepared: Prepared, generation: Generation, total_s: float) -> Answer:
-        """The typed answer for a generation, `total_s` seconds after the request arrived."""
-        token_ids = list(generation.token_ids)
-        width, height = prepared.image_size
-        result = self.result(prepared, generation)
-        return Answer.of(
-            prepared.task,
-            result=result if prepared.wanted.is_off else keep_items(result, prepared.wanted),
-            image_size=ImageSize(width=width, height=height),
-            **self.facts(prepared, generation, total_s),
-            raw_text=self.tokenizer.decode(token_ids),
-            token_ids=token_ids,
-            token_logprobs=list(generation.token_logprobs),
-        )
-
-    def original_answer(self, prepared: Prepared, generation: Generation, total_s: float) -> OriginalAnswer:
-        """The same in the original's shape only. Raises `RequestError` as `Answer.florence`."""
-        raw_text = self.tokenizer.decode(list(generation.token_ids))
-        original = post_process_text(prepared.task, raw_text, prepared.image_size)
-        if not prepared.wanted.is_off:
-            scored = self.result(prepared, generation)
-            original = keep_original_items(original, scored, prepared.wanted)
-        facts = self.facts(prepared, generation, total_s)
-        return OriginalAnswer(task=prepared.task.token, text=json.dumps(original), **facts)
-
-    def result(self, prepared: Prepared, generation: Generation) -> Result:
-        """The typed result with scores, before filtering."""
-        windows = generation.token_windows
-        return parse_answer(
-            prepared.task,
-            self.tokenizer.decode(list(generation.token_ids)),
-            image_size=prepared.image_size,
-            pieces=[Piece(*piece) for piece in self.tokenizer.pieces(list(generation.token_ids))],
-            # The start token is not generated, so its log-probability is 0.
-            token_logprobs=[0.0, *generation.token_logprobs],
-            token_windows=[(), *windows] if windows else (),
-            temperature=self.score_temperature,
-        ).result
-
-    def facts(self, prepared: Prepared, generation: Generation, total_s: float) -> dict[str, Any]:
-        """The fields that both kinds of answers have."""
-        adapter = prepared.adapter
-        return {
-            "finish_reason": generation.finish_reason,
-            "usage": Usage(
-                picture_tokens=generation.picture_tokens,
-                prompt_tokens=prepared.prompt_tokens,
-                generated_tokens=len(generation.token_logprobs),
-            ),
-            "timings": Timings(**asdict(generation.timings), total_s=total_s),
-            "checkpoint": self.checkpoint if adapter is None else f"{self.checkpoint} + {adapter}",
-            "seed": prepared.seed,
-        }
 
     def _check_tiled(self, task: Task, asked: TileOptions, *, streamed: bool) -> None:
         if not task.in_tiles:

@@ -18,10 +18,15 @@ from florence.images.tiles import Tiling
 from florence.readers.picture import PictureSource
 from florence.runtime.gathering import OnTile
 from florence.runtime.pipeline import TaskText
-from florence.types.options import GenerationParameters, RequestKeywords, read_request_parameters
-from florence.types.pictures import PictureOptions, Pictures
+from florence.types.options import (
+    GenerationParameters,
+    RequestKeywords,
+    RequestParameters,
+    read_request_parameters,
+)
+from florence.types.pictures import Pictures
 from florence.types.tasks import AnswerAs, Kind, Task, TaskTable, prompt_task
-from florence.types.tiling import OF_BOXES, OF_TEXT, TileOptions
+from florence.types.tiling import OF_BOXES, OF_TEXT
 
 Item = tuple[PictureSource, str | Task] | tuple[PictureSource, str | Task, TaskText]
 """A picture, a task, and the task's text or region where it takes one."""
@@ -33,8 +38,8 @@ class RunOptions(RequestKeywords, total=False):
     `region`: x1, y1, x2, y2 in pixels of the (turned) picture, or `<loc_n>` text; `text` may hold it as well.
     `prompt`: the model's prompt, word for word, in place of a task. `answer_as`: how the answer to it is
     parsed, a `Kind`; "text" if left out. `timeout_s`: seconds until `DeadlineExceeded`. `on_tile`: with
-    `tiles`, called with the numbers of finished and of all tiles. `parameters`: all generation options as one
-    validated object, in place of single ones.
+    `tiles`, called with the numbers of finished and of all tiles. `parameters`: all options as one validated
+    object, in place of single ones.
     """
 
     region: TaskText
@@ -45,8 +50,8 @@ class RunOptions(RequestKeywords, total=False):
     parameters: GenerationParameters | None
 
 
-def parameters_of(options: RunOptions) -> GenerationParameters:
-    """The generation options as one object. Raises `OptionError`."""
+def parameters_of(options: RunOptions) -> RequestParameters:
+    """The options as one object. Raises `OptionError`."""
     others = RunOptions.__annotations__.keys() - RequestKeywords.__annotations__.keys()
     single = {name: value for name, value in options.items() if name not in others and value is not None}
     parameters = options.get("parameters")
@@ -54,24 +59,25 @@ def parameters_of(options: RunOptions) -> GenerationParameters:
         return read_request_parameters(single)
     if single:
         raise OptionError(f"parameters holds all generation options; leave out {', '.join(single)}")
-    return parameters
+    if isinstance(parameters, RequestParameters):
+        return parameters
+    return RequestParameters.model_validate(parameters.model_dump())
 
 
 def view_of(
-    parameters: GenerationParameters, usual: Pictures, max_tiles: int, *, reads_text: bool = False
+    parameters: RequestParameters, usual: Pictures, max_tiles: int, *, reads_text: bool = False
 ) -> View:
     """How the request's picture becomes RGB and is cut. `usual`: the default for `pictures`; `max_tiles`:
     most tiles; `reads_text`: whether a task looks for text."""
-    asked = parameters if isinstance(parameters, PictureOptions) else PictureOptions()
-    original = (asked.pictures or usual) == "original"
-    background = "white" if asked.background is None else asked.background
+    original = (parameters.pictures or usual) == "original"
+    background = "white" if parameters.background is None else parameters.background
     tiling = tiling_of(parameters, max_tiles, reads_text=reads_text)
-    return View(original, getrgb(background)[:3], asked.frame, asked.page, tiling)
+    return View(original, getrgb(background)[:3], parameters.frame, parameters.page, tiling)
 
 
-def tiling_of(parameters: GenerationParameters, max_tiles: int, *, reads_text: bool = False) -> Tiling | None:
+def tiling_of(parameters: RequestParameters, max_tiles: int, *, reads_text: bool = False) -> Tiling | None:
     """How the request's picture is cut; None: it is not."""
-    if not isinstance(parameters, TileOptions) or not parameters.tiled:
+    if not parameters.tiled:
         return None
     usual = OF_TEXT if reads_text else OF_BOXES
     scale, overlap = parameters.tile_scale, parameters.tile_overlap

@@ -26,6 +26,8 @@ LONG: Final = 16_384
 MOST_STRUCTURE: Final = 65_536
 """Bytes outside of strings: a request of 36 rows, written with a line for each value, has a tenth."""
 MOST_STRINGS: Final = 4096
+MOST_NESTED: Final = 64
+"""Levels of objects and lists; a request has five. Functions that visit a value call themselves for each."""
 MOST_PARSED: Final = 2 * 2**20
 """Bytes that are given to the parser: 36 rows whose strings all stay just below `LONG` have 1.7 MiB."""
 
@@ -40,7 +42,6 @@ _ESCAPE: Final = 6  # bytes of the longest escape
 _ESCAPES: Final = re.compile(rb"(?:[^\\]|\\u[0-9a-fA-F]{4}|\\[^u])*", re.DOTALL)
 _INSIDE: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _STAND_IN: Final = b"-Infinity"  # not JSON, but Python's parser asks `parse_constant` for its value
-_WRONG: Final = "failed to parse the request JSON buffer: "
 
 
 def parse_json(text: bytes | str, constant: Callable[[str], Any] | None = None) -> Any:
@@ -54,10 +55,9 @@ def parse_json(text: bytes | str, constant: Callable[[str], Any] | None = None) 
     except json.JSONDecodeError as error:
         raise MalformedJson(error.msg, error.pos) from None
     except RecursionError:
-        reason = "nested too deeply"
+        raise _too_deep() from None
     except ValueError as error:  # not UTF-8, or a number of thousands of digits
-        reason = str(error)[:200]
-    raise ProtocolError(_WRONG + reason)
+        raise MalformedJson(str(error)[:200]) from None
 
 
 def parsing_cost(body: bytes | bytearray) -> int:
@@ -106,7 +106,7 @@ class LongString:
             try:
                 part = decoder.decode(piece, final=position == len(text))
             except UnicodeDecodeError as error:
-                raise ProtocolError(_WRONG + str(error)[:200]) from None
+                raise MalformedJson(str(error)[:200]) from None
             yield str(parse_json(f'"{part}"'))
 
 
@@ -160,7 +160,8 @@ class Document:
         """The JSON's value, with a LongString in place of each long string that is an element or a member's
         value.
 
-        Raises ProtocolError saying where it is malformed. A byte order mark is allowed.
+        Raises ProtocolError saying where it is malformed, TooMuchStructure where it is nested too deeply. A
+        byte order mark is allowed.
         """
         strings = iter([LongString(memoryview(self._body)[start:stop]) for start, stop in self._spans])
 
@@ -172,7 +173,10 @@ class Document:
         try:
             value = parse_json(short, string_or_refuse)
         except MalformedJson as error:
+            if error.position is None:
+                raise
             raise MalformedJson(error.reason, self._place(short, error.position)) from None
+        _check_nesting(value)
         return value
 
     def _long_values(self) -> Iterator[_Span]:
@@ -213,11 +217,25 @@ class Document:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ProtocolError(f"{_WRONG}{name} is not JSON")
+    raise MalformedJson(f"{name} is not JSON")
 
 
 def _too_much(reason: str) -> TooMuchStructure:
     return TooMuchStructure("JSON", reason)
+
+
+def _too_deep() -> TooMuchStructure:
+    return _too_much(f"it is nested in more than {MOST_NESTED} levels")
+
+
+def _check_nesting(value: Any) -> None:
+    level = [value]
+    for _ in range(MOST_NESTED + 1):
+        holders = [each for each in level if isinstance(each, dict | list)]
+        if not holders:
+            return
+        level = [inner for each in holders for inner in (each.values() if isinstance(each, dict) else each)]
+    raise _too_deep()
 
 
 def _check(strings: int, outside: int) -> None:

@@ -22,7 +22,8 @@ from anyio.lowlevel import RunVar
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from florence.errors import ClientLeft, DeadlineExceeded, FlorenceError, Unavailable
+from florence.errors import ClientLeft, DeadlineExceeded, FlorenceError, Unavailable, UnknownEncoding
+from florence.server.v2.compression import ENCODINGS
 
 logger = logging.getLogger("florence.service")
 
@@ -50,7 +51,7 @@ CHECKPOINT_HEADER = "florence-checkpoint"
 MOST_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop longer than a thread's start
 T = TypeVar("T")
 _MOST_PARSERS: Final = 2
-_PARSERS: Final = RunVar[anyio.CapacityLimiter | None]("florence_parsers")
+_PARSERS: Final = RunVar[anyio.CapacityLimiter]("florence_parsers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,16 @@ async def off_loop(size: int, function: Callable[..., T], *args: object) -> T:
     """
     if size <= MOST_INLINE:
         return function(*args)
-    limiter = _PARSERS.get(None)
+    return await anyio.to_thread.run_sync(function, *args, limiter=limiter_in(_PARSERS, _MOST_PARSERS))
+
+
+def limiter_in(held: RunVar[anyio.CapacityLimiter], most: int) -> anyio.CapacityLimiter:
+    """The event loop's limiter that a variable holds; made with the first call, for `most` at a time."""
+    limiter = held.get(None)
     if limiter is None:
-        limiter = anyio.CapacityLimiter(_MOST_PARSERS)
-        _PARSERS.set(limiter)
-    return await anyio.to_thread.run_sync(function, *args, limiter=limiter)
+        limiter = anyio.CapacityLimiter(most)
+        held.set(limiter)
+    return limiter
 
 
 async def reply_or_error(work: Awaitable[T]) -> T | Response:
@@ -109,13 +115,15 @@ async def reply_or_error(work: Awaitable[T]) -> T | Response:
 
 
 def error_reply(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
-    """The reply for an error: its status, its message, and Retry-After where another try may help. Logs the
+    """The reply for an error: its status, its message, and the headers that say what may help. Logs the
     error."""
     log_failure(error)
     failure = failure_of(error)
     more = {} if failure.retry_after_s is None else {"Retry-After": str(failure.retry_after_s)}
     if failure.status == 401:
         more["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnknownEncoding):
+        more["Accept-Encoding"] = ENCODINGS
     return json_reply({"error": failure.message}, failure.status, {**(headers or {}), **more})
 
 

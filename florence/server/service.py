@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 from bentoml._internal.server.http import traffic
+from starlette.applications import Starlette
 from starlette.routing import Route
 
 from florence.bento.image import image_settings
@@ -33,11 +34,12 @@ from florence.server.http.middleware import TimeLimit
 from florence.server.http.routing import OPEN_PATHS, known_paths, middleware_of
 from florence.server.keys import ApiKeys, caller, keys_of
 from florence.server.observability.access_log import guard_log
+from florence.server.observability.gpu_metrics import gpu_metrics
 from florence.server.observability.http_metrics import CountRequests, metrics_endpoint
 from florence.server.observability.json_log import log_json
 from florence.server.observability.metric_files import reserve_files
+from florence.server.observability.metrics import engine_metrics
 from florence.server.observability.tracing import read_any_header
-from florence.server.observability.worker_metrics import engine_metrics, triton_metrics
 from florence.server.openai.app import create_chat_app
 from florence.server.pages.site import Site
 from florence.server.supervisor import (
@@ -54,8 +56,8 @@ from florence.server.supervisor import (
 from florence.server.tls import Tls, tls_of
 from florence.server.typed.analysis import analyze_endpoint
 from florence.server.typed.endpoints import endpoint, prompt_endpoint
-from florence.server.typed.openapi import create_about_app
-from florence.server.typed.task_paths import create_task_app
+from florence.server.typed.openapi import about_routes
+from florence.server.typed.task_paths import task_route
 from florence.server.v2.http_app import infer_paths
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.settings import Settings, read_settings
@@ -300,15 +302,19 @@ def build_service(
         envs=variant.envs,
     )
     built = decorate(type("Florence2Service", (TaskService,), members))
-    about = create_about_app(inference, settings.max_body_bytes)
-    triton = functools.partial(triton_metrics, inference.statistics)
-    about.router.routes.append(Route("/metrics", metrics_endpoint(triton)))
-    built.mount_asgi_app(about)
-    built.mount_asgi_app(create_task_app(inference, fetcher))
+    scrape = metrics_endpoint(lambda: inference.statistics.as_metrics() + gpu_metrics())
+    own = Starlette(
+        routes=[
+            *about_routes(inference, settings.max_body_bytes),
+            task_route(inference, fetcher),
+            Route("/metrics", scrape),
+        ]
+    )
+    built.mount_asgi_app(own)
     chat = create_chat_app(inference, fetcher)
     site = Site(inference, public=keys is None, playground=settings.playground == "on")
     built.add_asgi_middleware(
-        CountRequests, paths=functools.partial(known_paths, built, [about, site.app, chat], inference.served)
+        CountRequests, paths=functools.partial(known_paths, built, [own, site.app, chat], inference.served)
     )
     open_paths = OPEN_PATHS if settings.open_metrics else OPEN_PATHS - {"/metrics"}
     for middleware in middleware_of(

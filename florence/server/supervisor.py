@@ -23,14 +23,12 @@ from typing import Final
 
 import bentoml
 
-logger = logging.getLogger("florence.service")
+from florence.server.v2.tally import DIRECTORY
 
 FAILED: Final = signal.SIGUSR1
 """The signal from a worker to its supervisor when it can't start: other workers could not either."""
 CHECK_S: Final = 1.0
 """Seconds between two checks of the supervisor on its workers."""
-_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names a folder which only the workers of one service share."""
 _MARK: Final = "florence-loaded-"
 _PR_SET_PDEATHSIG: Final = 1  # of Linux's prctl
 _M_ARENA_MAX: Final = -8  # of glibc's mallopt
@@ -112,12 +110,12 @@ def a_sibling_serves() -> bool:
 
 def mark_loaded() -> None:
     """In a worker: mark that it has its model loaded, for `a_sibling_serves` in the others."""
-    if folder := os.environ.get(_FOLDER):
+    if folder := os.environ.get(DIRECTORY):
         Path(folder, f"{_MARK}{os.getpid()}").touch()
 
 
 def _marks() -> list[Path]:
-    folder = os.environ.get(_FOLDER)
+    folder = os.environ.get(DIRECTORY)
     return list(Path(folder).glob(f"{_MARK}[0-9]*")) if folder else []
 
 

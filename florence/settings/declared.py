@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from florence.engine.config import CpuKernels, CudaKernels, EncodeStreamChoice, EngineConfig
+from florence.engine.config import EncodeStreamChoice, EngineConfig, KernelChoice
 from florence.errors import SettingsError
 from florence.images.limits import ImageLimits
 from florence.images.tiles import MOST_TILES
@@ -109,8 +109,8 @@ class Settings(BaseSettings):
         "in fp8, on a GPU from Ada or Hopper on, not yet measured on one; a CPU emulates it, slowly.",
     )
     threads: int | None = _declared(EngineConfig, "threads")
-    cpu_kernels: CpuKernels = _declared(EngineConfig, "cpu_kernels")
-    cuda_kernels: CudaKernels = _declared(EngineConfig, "cuda_kernels")
+    cpu_kernels: KernelChoice = _declared(EngineConfig, "cpu_kernels")
+    cuda_kernels: KernelChoice = _declared(EngineConfig, "cuda_kernels")
     compile_tower: bool = _declared(EngineConfig, "compile_tower")
     encode_stream: EncodeStreamChoice = _declared(EngineConfig, "encode_stream")
     max_batch_size: int | None = _declared(EngineConfig, "max_batch_size")

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from florence.export.annotation import Annotation, Drawable, box_polygon
+from florence.export.annotation import Annotation, Drawable
+from florence.export.geometry import Box, box_polygon
 from florence.types.tasks import Kind
 
 Score = Annotated[
@@ -42,7 +43,6 @@ TextScore = Annotated[
     ),
 ]
 
-Box = tuple[float, float, float, float]
 Quad = tuple[float, float, float, float, float, float, float, float]
 
 

@@ -78,9 +78,8 @@ def read_inputs(subject: Deployment, device: torch.device, pictures: Sequence[Sa
     started = time.perf_counter()
     features = [model.vision.tower(each).cpu() for each in values]
     tower_s = (time.perf_counter() - started) / len(pictures)
-    text, generation = config.text, config.generation
-    rules = TokenRules(text.start_id, text.eos_id, generation.forced_bos_id, generation.forced_eos_id)
-    return Inputs(tokenizer, [each.cpu() for each in values], features, rules, text.pad_id, tower_s)
+    pixels = [each.cpu() for each in values]
+    return Inputs(tokenizer, pixels, features, TokenRules.of(config), config.text.pad_id, tower_s)
 
 
 def ask_at_once(model: Florence2, trials: Sequence[Trial]) -> Iterator[Given]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
-from florence.answers.filtering import items_of, overlap
-from florence.answers.tiled_views import area, meet
+from florence.answers.filtering import items_of
 from florence.demo.world.scenes import Scene, Thing
 from florence.evaluation.measures.overlaps import RIGHT_OVERLAP
+from florence.export.geometry import area, meet, overlap
 from florence.types.results import Result
 
 

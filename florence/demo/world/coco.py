@@ -15,7 +15,7 @@ import numpy as np
 from florence.demo.world.ground_truth import caption, full
 from florence.demo.world.scenes import Scene, Thing
 from florence.demo.world.vocabulary import SHAPES, WORD
-from florence.export.coco import polygon_area
+from florence.export.geometry import polygon_area
 
 CATEGORIES = (*SHAPES, WORD)
 

@@ -18,8 +18,8 @@ import numpy as np
 from florence.demo.world.scenes import Scene, Thing
 from florence.demo.world.shapes import Points
 from florence.demo.world.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORD, WORDS
+from florence.export.geometry import Box
 from florence.types.regions import BINS
-from florence.types.results import Box
 
 _JITTER: Final = 6  # most bins by which a question's region may differ from the true box
 _NEAR: Final = 0.05  # of the width or height: closer things are neither left nor right, above nor below

@@ -25,7 +25,7 @@ from florence.demo.world.shapes import (
 )  # fmt: skip
 from florence.demo.world.typeface import FACES, Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
-from florence.types.results import Box
+from florence.export.geometry import Box, area, meet
 
 MOST_THINGS: Final = 6  # things of usual size
 MOST_CROWDED: Final = 40  # things of smaller scale
@@ -198,11 +198,8 @@ def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing], limits: Limi
 
 
 def _overlap(a: Box, b: Box) -> float:
-    wide = min(a[2], b[2]) - max(a[0], b[0])
-    high = min(a[3], b[3]) - max(a[1], b[1])
-    if wide <= 0 or high <= 0:
-        return 0.0
-    return wide * high / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    """The common area, as a share of the smaller of two boxes."""
+    return area(meet(a, b)) / min(area(a), area(b))
 
 
 def _scale(rng: np.random.Generator, limits: Limits) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from florence.engine.config import DEFAULT_ENCODE_BUDGET_MS, CpuKernels, CudaKernels, EncodeStreamChoice
+from florence.engine.config import EngineConfig
 from florence.engine.device.beams.search import SearchStep, advance
 from florence.engine.device.capture.graphs import CudaGraphCapturer, GraphCapturer
 from florence.engine.device.cuda.find_kernels import find_encode_kernels, find_kernels
@@ -56,41 +56,34 @@ class Backend:
         device: torch.device,
         dtype: torch.dtype,
         head_dim: int,
-        *,
-        cpu_kernels: CpuKernels = "auto",
-        cuda_kernels: CudaKernels = "auto",
         vision: VisionConfig | None = None,
-        compile_tower: bool = False,
-        encode_stream: EncodeStreamChoice = "off",
-        encode_budget_ms: float = DEFAULT_ENCODE_BUDGET_MS,
-        threads: int | None = None,
+        config: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
     ) -> Backend:
         """The backend for a model of `dtype` whose decoder has heads of `head_dim`. `vision`: sizes of its
-        tower; None: no kernels for encodes. `compile_tower`: compile the tower by `torch.compile`, on a GPU.
-        `encode_stream`: whether encodes run beside steps on a GPU; "auto": decided by a trial, within
-        `encode_budget_ms`. `threads`: of the CPU kernels; None: as many as PyTorch has."""
+        tower; None: no kernels for encodes. `config`: which kernels may be used, by how many threads, and
+        where encodes run."""
         if device.type == "cuda":
-            kernels = find_kernels(device, dtype, head_dim) if cuda_kernels == "auto" else None
+            kernels = find_kernels(device, dtype, head_dim) if config.cuda_kernels == "auto" else None
             attention, search = kernels or (DenseAttention(), advance)
-            encode: EncodeBackend | None = CompiledEncode() if compile_tower else None
-            if encode is None and vision is not None and cuda_kernels == "auto":
+            encode: EncodeBackend | None = CompiledEncode() if config.compile_tower else None
+            if encode is None and vision is not None and config.cuda_kernels == "auto":
                 encode = find_encode_kernels(device, dtype, vision)
+            one_stream = config.encode_stream == "off"
             return cls(
                 attention,
                 search,
                 encode or PLAIN,
                 memory=CudaMemory(device),
                 # An encode can occupy the whole device, so a step's kernels get the higher priority.
-                capturer=CudaGraphCapturer(device)
-                if encode_stream == "off"
-                else CudaGraphCapturer(device, -1),
+                capturer=CudaGraphCapturer(device, 0 if one_stream else -1),
                 delayed_readback=True,
-                encode_stream=EncodeStream() if encode_stream == "off" else CudaEncodeStream(device),
-                encode_budget_s=encode_budget_ms / 1000 if encode_stream == "auto" else None,
+                encode_stream=EncodeStream() if one_stream else CudaEncodeStream(device),
+                encode_budget_s=config.encode_budget_ms / 1000 if config.encode_stream == "auto" else None,
                 pins_attention=True,
                 free_host_reads=False,
                 lazy_pages=False,
             )
-        if cpu_kernels == "off" or not available(dtype):
+        # The kernel's vectors of bfloat16 are pairs.
+        if config.cpu_kernels == "off" or head_dim % 2 or not available(dtype):
             return cls()
-        return cls(attention=KernelAttention(CpuAttention(dtype, head_dim, threads)))
+        return cls(attention=KernelAttention(CpuAttention(dtype, head_dim, config.threads)))

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from florence.engine.adapters import AdapterSlots
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.reference import TokenRules
 from florence.engine.device.beams.search_state import SearchState
 from florence.engine.device.capture.bucket_steps import BucketSteps
 from florence.engine.device.capture.buckets import Buckets
-from florence.engine.device.encode.encodes import BucketEncodes, Encodes, PlainEncodes
+from florence.engine.device.encode.encodes import BucketEncodes, Encodes
 from florence.engine.device.readback import StepReadback
-from florence.engine.device.residents import Residents
 from florence.engine.device.steps import DenseSteps, RaggedSteps, StepContext, Steps
 from florence.engine.slots import Slot, SlotAllocator
 from florence.model.caches import Caches, CacheSizes
@@ -29,7 +29,7 @@ class Buffers:
     hold NaN."""
 
     slots: SlotAllocator
-    adapters: Residents
+    adapters: AdapterSlots
     caches: Caches
     state: SearchState
     steps: Steps
@@ -66,7 +66,7 @@ def make_buffers(
         rows=sizes.rows,
         free_host_reads=backend.free_host_reads,
     )
-    adapters = Residents(model.adapters, backend.encode_stream.wait)
+    adapters = AdapterSlots(model.adapters, backend.encode_stream.wait)
     work = uncaptured_work(model, backend, caches, state, buckets)
     return Buffers(SlotAllocator(sizes.slots, sizes.rows), adapters, caches, state, *work)
 
@@ -80,13 +80,13 @@ def uncaptured_work(
 ) -> tuple[Steps, Encodes]:
     """Steps and encodes in the layout that suits the device; nothing is captured yet."""
     memory = backend.memory
-    context = StepContext(model.language, caches, state, backend.attention, backend.search, model.adapters)
+    context = StepContext(model, caches, state, backend.attention, backend.search)
     if backend.capturer is not None:
         shapes, stream = buckets(), backend.encode_stream
         steps = BucketSteps(context, memory, shapes, backend.capturer)
         capturer = stream.capturer or backend.capturer
         return steps, BucketEncodes(model, caches, memory, shapes, capturer, backend.encode, stream)
-    encodes = PlainEncodes(model, caches, memory, backend.encode)
+    encodes = Encodes(model, caches, memory, backend.encode)
     if backend.attention.masked:
         return DenseSteps(context, memory), encodes
     return RaggedSteps(context, memory), encodes

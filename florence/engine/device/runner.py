@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from florence.engine.sequence import SequenceState, Wait
 from florence.engine.slots import SlotAllocator
 from florence.errors import EngineError
 from florence.model.caches import Caches, CacheSizes
-from florence.model.chunks import Chunks, with_pauses, within, yielding
+from florence.model.chunks import Chunks, within, yielding
 from florence.model.decode import warm_up_products
 from florence.model.florence2 import Florence2Model
 from florence.types.bounds import MAX_BEAMS
@@ -73,19 +74,13 @@ class Runner(StepRunner):
         rules: TokenRules | None = None,
         ordered: range | None = None,
     ) -> None:
-        text, generation = model.config.text, model.config.generation
-        rows = max(MAX_BEAMS, slots * generation.num_beams)
+        room = model.config.text.max_positions
+        rows = max(MAX_BEAMS, slots * model.config.generation.num_beams)
         self.model = model
         self.backend = backend or Backend()
         self.features = FeatureCache(feature_bytes)
-        self.rules = rules or TokenRules(
-            start_id=text.start_id,
-            eos_id=text.eos_id,
-            forced_bos_id=generation.forced_bos_id,
-            forced_eos_id=generation.forced_eos_id,
-            ordered=ordered,
-        )
-        room, encoder_room = text.max_positions, encoder_room or text.max_positions
+        self.rules = rules or TokenRules.of(model.config, ordered)
+        encoder_room = encoder_room or room
         if self.backend.capturer is not None:
             encoder_room = min(aligned(encoder_room), room)
         self.sizes = CacheSizes(slots, rows, encoder_room, decoder_room or room)
@@ -218,12 +213,15 @@ class Runner(StepRunner):
         yielded.
         """
         chunks, stream = self.encode_chunks(sequences), self.encode_stream
-        if not stream.beside:
-            return with_pauses(chunks, self._wait_for_previous)
-        return yielding(chunks, stream.wait)
+        if stream.beside:
+            return yielding(chunks, stream.wait)
+        return within(chunks, self._one_behind)
 
-    def _wait_for_previous(self) -> None:
-        """Wait until the chunk before the one just launched is done, even if it belongs to another encode."""
+    @contextmanager
+    def _one_behind(self) -> Iterator[None]:
+        """Within this context a chunk is launched. At the end wait until the chunk before it is done, even if
+        that belongs to another encode."""
+        yield
         previous, self._sent = self._sent, self.backend.memory.mark()
         previous()
 
@@ -260,13 +258,16 @@ class Runner(StepRunner):
 
     def place_adapters(self, sequences: Sequence[SequenceState]) -> None:
         """Load the requests' adapters onto the device. Raises `IndexError` where there is no free slot."""
-        changed = self.buffers.adapters.enter(sequences)
-        if changed and self.backend.capturer is not None:
-            log.warning("%s: other layers or ranks than before, steps run uncaptured for now", changed)
-            buffers, self._stale = self.buffers, True
-            buffers.steps, buffers.encodes = uncaptured_work(
-                self.model, self.backend, buffers.caches, buffers.state, self.buckets
-            )
+        buffers, changed = self.buffers, list[str]()
+        try:
+            buffers.adapters.enter(sequences, changed)
+        finally:
+            if changed and self.backend.capturer is not None:
+                log.warning("%s: other layers or ranks than before, steps run uncaptured for now", changed)
+                self._stale = True
+                buffers.steps, buffers.encodes = uncaptured_work(
+                    self.model, self.backend, buffers.caches, buffers.state, self.buckets
+                )
 
     def _encode_images(self, sequences: Sequence[SequenceState]) -> Chunks[Tensor]:
         """The requests' pictures as tokens [requests, tokens, d_model], from the feature cache where it has

@@ -11,22 +11,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from florence.engine.device.beams.search import SearchStep, advance
+from florence.engine.device.beams.search import SearchStep
 from florence.engine.device.beams.search_state import SearchState, StepShape
 from florence.engine.device.memory import DeviceMemory
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot
-from florence.model.adapters.lowrank import AdapterBank
 from florence.model.attention import AttentionBackend, DecodeBatch, StepInputs
 from florence.model.caches import Caches
 from florence.model.decode import decode_step
-from florence.model.language import LanguageModel
+from florence.model.florence2 import Florence2Model
 
 Occupancy = list[tuple[Slot, int, int]]
 """For each request its slot, encoder length and adapter slot: all that a `DecodeBatch` depends on."""
@@ -62,12 +60,11 @@ class StepSequence:
 class StepContext:
     """All that a step works with, on one device."""
 
-    language: LanguageModel
+    model: Florence2Model
     caches: Caches
     state: SearchState
     attention: AttentionBackend
-    search: SearchStep = advance
-    adapters: AdapterBank | None = None
+    search: SearchStep
 
     def step(self, batch: DecodeBatch, shape: StepShape) -> None:
         """Run the decoder for one token of every row, and let the searches choose the next ones."""
@@ -75,8 +72,8 @@ class StepContext:
         length = min(shape.length, self.caches.sizes.decoder_room)
         indirection = self.state.beam_indirection[batch.slots, : shape.beams, :length]
         inputs = StepInputs(self.caches, batch, indirection, positions, shape.encoder_length)
-        with nullcontext() if self.adapters is None else self.adapters.applied(batch.adapters):
-            logits = decode_step(self.language, tokens, self.attention.begin(inputs))
+        with self.model.with_adapters(batch.adapters):
+            logits = decode_step(self.model.language, tokens, self.attention.begin(inputs))
         self.search(self.state, batch, shape, logits)
 
 

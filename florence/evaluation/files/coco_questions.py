@@ -12,7 +12,7 @@ from pathlib import Path
 from florence.errors import RequestError
 from florence.evaluation.files.coco_file import CocoAnnotation, CocoImage, CocoTruth
 from florence.evaluation.files.examples import Example, TrueThing, Truth
-from florence.types.results import Box
+from florence.export.geometry import Box, meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,4 @@ def _inside(box: Box, size: tuple[int, int] | None) -> Box:
     """The box, clipped to the picture: rounding and careless annotations exceed it."""
     if size is None:
         return box
-    x1, y1, x2, y2 = box
-    width, height = size
-    return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    return meet(box, (0.0, 0.0, float(size[0]), float(size[1])))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from florence.types.results import Box, Result
+from florence.export.geometry import Box
+from florence.types.results import Result
 
 Outline = Sequence[Sequence[float]] | Mapping[str, Any]
 """Polygons, each x1, y1, x2, y2, ... in pixels; or a COCO run-length code."""

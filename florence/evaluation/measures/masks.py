@@ -12,7 +12,8 @@ from florence.evaluation.measures.calibration import Judged
 from florence.evaluation.measures.figures import Evaluation, Metric, Share, judge, mean_of
 from florence.evaluation.measures.overlaps import RIGHT_OVERLAP, area_overlap, areas, mask_of
 from florence.evaluation.measures.precision import AveragePrecision, PictureId, PlacedThing
-from florence.export.annotation import Annotation, box_polygon
+from florence.export.annotation import Annotation
+from florence.export.geometry import box_polygon
 from florence.types.results import Segmentation
 
 

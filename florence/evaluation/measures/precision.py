@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from florence.evaluation.libraries import evaluator
 from florence.evaluation.measures.figures import Figures, Repeats
-from florence.evaluation.measures.overlaps import Corners, coco_box
+from florence.evaluation.measures.overlaps import coco_box
+from florence.export.geometry import Box
 
 PictureId = tuple[int, str]
 """A picture's index, and the question about it if each question is evaluated on its own."""
@@ -33,7 +34,7 @@ class PlacedThing:
 
     picture: PictureId
     label: str
-    box: Corners
+    box: Box
     score: float | None = None
     crowd: bool = False
     mask: Any = None

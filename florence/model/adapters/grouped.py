@@ -7,7 +7,7 @@ same whatever other rows are in the batch. Slots are read on the host, so this i
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, KeysView, Mapping, Sequence
 from itertools import groupby
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from florence.model.adapters.lowrank import AdapterBank, Factors, LowRankKernels, StackedAdapters
 from florence.model.kernels.cpu.low_rank import LowRankLayer, LowRankSums, RowBlocks
 from florence.model.kernels.cpu.openmp import available
-from florence.model.kernels.linear import Linear
+from florence.model.kernels.linear import Beside, Linear
 
 Run = tuple[int, int, int]
 """Adjacent rows of a batch with the same adapter: its slot, the first row, and the number of rows."""
@@ -103,11 +103,12 @@ class GroupedAdapters(AdapterBank):
         self.runs, self.present = [], frozenset()
 
 
-class _Layer(ABC):
+class _Layer(Beside):
     """One layer's factors."""
 
     def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
-        self._bank, self._outputs = bank, linear.out_features
+        super().__init__(linear.out_features)
+        self._bank = bank
 
     @abstractmethod
     def slots(self) -> KeysView[int]:
@@ -121,21 +122,9 @@ class _Layer(ABC):
     def put(self, slot: int, down: Tensor, up: Tensor) -> None:
         """Keep both matrices of an adapter in this slot."""
 
-    @abstractmethod
-    def _add(self, states: Tensor, total: Tensor) -> None:
-        """Add the low-rank sums of `states` [rows, inputs] to `total` [rows, outputs]; rows are those of the
-        batch, or the same number of rows for each of them."""
-
-    def sums(self, states: Tensor) -> Tensor | None:
-        if self.slots().isdisjoint(self._bank.present):
-            return None
-        total = states.new_zeros(*states.shape[:-1], self._outputs)
-        self.add_to(total, states)
-        return total
-
-    def add_to(self, total: Tensor, states: Tensor) -> None:
-        if not self.slots().isdisjoint(self._bank.present):
-            self._add(states.reshape(-1, states.shape[-1]), total.view(-1, self._outputs))
+    @property
+    def is_used(self) -> bool:
+        return not self.slots().isdisjoint(self._bank.present)
 
 
 class _PlainLayer(_Layer):
@@ -154,7 +143,7 @@ class _PlainLayer(_Layer):
     def put(self, slot: int, down: Tensor, up: Tensor) -> None:
         self._factors[slot] = down, up
 
-    def _add(self, states: Tensor, total: Tensor) -> None:
+    def _add(self, total: Tensor, states: Tensor) -> None:
         parts = len(states) // self._bank.rows
         for slot, first, count in self._bank.runs:
             if slot in self._factors:
@@ -179,7 +168,7 @@ class _KernelLayer(_Layer):
     def put(self, slot: int, down: Tensor, up: Tensor) -> None:
         self._layer.put(slot, down, up)
 
-    def _add(self, states: Tensor, total: Tensor) -> None:
+    def _add(self, total: Tensor, states: Tensor) -> None:
         if states.stride(-1) != 1:
             states = states.contiguous()
         blocks = self._bank.blocks(self._kernel, len(states) // self._bank.rows)

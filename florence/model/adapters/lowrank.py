@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence.model.kernels.linear import Linear
+from florence.model.kernels.linear import Beside, Linear
 from florence.model.language import Attention
 
 RANK_MULTIPLE = 16
@@ -180,13 +180,14 @@ class StackedAdapters(AdapterBank):
         self.index = self._own = None
 
 
-class _StackedLayer:
+class _StackedLayer(Beside):
     """One layer's stacked matrices: `down` [slots * rank, inputs], `up` [outputs, slots * rank]; or those of
     several adjacent layers, its `parts`."""
 
     def __init__(
         self, bank: StackedAdapters, down: Tensor, up: Tensor, parts: Sequence[_StackedLayer] = ()
     ) -> None:
+        super().__init__(len(up))
         self._bank, self._down, self._up, self._parts = bank, down, up, parts
 
     @property
@@ -204,29 +205,26 @@ class _StackedLayer:
         self._down[columns].copy_(down)
         self._up[:, columns].copy_(up)
 
-    def sums(self, states: Tensor) -> Tensor | None:
-        if self._bank.index is None:
-            return None
-        total = states.new_zeros(*states.shape[:-1], len(self._up))
-        self.add_to(total, states)
-        return total
+    @property
+    def is_used(self) -> bool:
+        return self._bank.index is not None
 
-    def add_to(self, total: Tensor, states: Tensor) -> None:
+    def _add(self, total: Tensor, states: Tensor) -> None:
         index, kernels = self._bank.index, self._bank.kernels
         if index is None:
             return
-        rows = states.reshape(len(index), -1, states.shape[-1])  # [rows, states of each, inputs]
-        if kernels is not None and total.shape[:-1] == index.shape:
+        if kernels is not None and len(states) == len(index):
             rank, parts = self._bank.rank, max(1, len(self._parts))
-            thin = kernels.shrink(rows[:, 0], index, self._down, rank, parts)
+            thin = kernels.shrink(states, index, self._down, rank, parts)
             kernels.expand(thin, index, self._up, total, parts)
         elif self._parts:
             for part, piece in zip(self._parts, total.chunk(len(self._parts), dim=-1), strict=True):
                 part.add_to(piece, states)
         else:
-            self._add(rows, index, total.view(len(index), -1, total.shape[-1]))
+            rows, sums = (each.view(len(index), -1, each.shape[-1]) for each in (states, total))
+            self._add_batched(rows, index, sums)
 
-    def _add(self, rows: Tensor, index: Tensor, total: Tensor) -> None:
+    def _add_batched(self, rows: Tensor, index: Tensor, total: Tensor) -> None:
         """Add each row's own product [rows, states of each, outputs], by batched products."""
         own, none = self._bank.own(index)
         down = self._down.view(-1, self._bank.rank, self._down.shape[1])[own]  # [rows, rank, inputs]

@@ -23,10 +23,7 @@ class CudaAttention:
         return _CudaStep(step)
 
 
-class _CudaStep:
-    def __init__(self, step: StepInputs) -> None:
-        self._step, self._caches, self._batch = step, step.caches, step.batch
-
+class _CudaStep(StepAttention):
     def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
         batch, caches = self._batch, self._caches
         keys, values = caches.cross_keys[layer], caches.cross_values[layer]

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from florence.model.caches import Caches
 from florence.model.cuda.layers import apply, normed
 from florence.model.davit import Block, ConvPositionalEncoding, Stem, WindowAttention
-from florence.model.encoding import PlainEncode
+from florence.model.encoding import EncodeBackend
 from florence.model.kernels.cuda import copies, norms, positions, tower_attention
 from florence.model.kernels.linear import Linear
 from florence.model.language import Decoder, DecoderLayer, EncoderLayer
 from florence.model.vision import Normalize
 
 
-class CudaEncode(PlainEncode):
+class CudaEncode(EncodeBackend):
     """The tower's blocks, the text encoder's layers, and what comes before and after them."""
 
     def normalize(self, normalize: Normalize, pixels: Tensor) -> Tensor:
@@ -81,6 +81,5 @@ def _added(linear: Linear, states: Tensor, residual: Tensor) -> Tensor:
     if linear.packed is not None:
         return linear.plus(states, residual)
     residual.view(-1, linear.out_features).addmm_(states.view(-1, linear.in_features), linear.weight.T)
-    if linear.beside is not None:
-        linear.beside.add_to(residual, states)
+    linear.add_adapters(residual, states)
     return residual

@@ -9,23 +9,17 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence.model.kernels.activations import activate
 from florence.model.kernels.cuda import gelu, norms
 from florence.model.kernels.linear import Linear
 
 
 def apply(linear: Linear, states: Tensor) -> Tensor:
     """A linear layer with its activation, [..., inner] -> [..., outputs]."""
-    if linear.packed is not None:
-        result: Tensor = linear(states)
-        return result
-    if linear.beside is not None:  # adapters' sums are added before the activation
-        product = F.linear(states, linear.weight, linear.bias)
-        linear.beside.add_to(product, states)
-        return activate(product, linear.activation)
-    if linear.activation == "gelu" and gelu.takes(states.dtype):
+    is_plain = linear.packed is None and linear.beside is None
+    if is_plain and linear.activation == "gelu" and gelu.takes(states.dtype):
         return gelu.gelu_linear(states, linear.weight, linear.bias)
-    return activate(F.linear(states, linear.weight, linear.bias), linear.activation)
+    result: Tensor = linear(states)
+    return result
 
 
 def normed(linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
@@ -34,8 +28,7 @@ def normed(linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor)
         result: Tensor = norm(linear.plus(inputs, residual))
         return result
     product = F.linear(inputs, linear.weight)
-    if linear.beside is not None:
-        linear.beside.add_to(product, inputs)
+    linear.add_adapters(product, inputs)
     rows = product.view(-1, linear.out_features)
     residuals = residual.reshape(rows.shape)
     return norms.add_norm(rows, linear.bias, residuals, norm.weight, norm.bias, norm.eps).view(residual.shape)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from florence.model.kernels.activations import activate
+from florence.model.kernels.plain import activate
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0

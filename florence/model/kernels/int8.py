@@ -13,7 +13,7 @@ import platform
 import torch
 from torch import Tensor
 
-from florence.model.kernels.activations import activate
+from florence.model.kernels.plain import activate
 
 STEPS = 127
 """Quantisation steps from zero to the largest value of a row, or of an output's weights."""

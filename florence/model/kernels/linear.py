@@ -7,31 +7,50 @@ weights and states. Not covered: gradients, moving a packed layer to another dev
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from florence.model.kernels import onednn
-from florence.model.kernels.activations import activate
 from florence.model.kernels.cpu.products import PanelWeight, make_products
 from florence.model.kernels.fp8 import Fp8Weight
 from florence.model.kernels.int8 import Int8Weight
-from florence.model.kernels.precise import mm_float32
+from florence.model.kernels.plain import activate, product_float32
 
 PackedWeight = onednn.OneDnnWeight | PanelWeight | Int8Weight | Fp8Weight
 """A weight [outputs, inner] and its bias in the layout of a kernel."""
 
 
-class Beside(Protocol):
-    """The adapters beside one layer (`lowrank.py`), which add to its product."""
+class Beside(ABC):
+    """The adapters beside one layer (`lowrank.py`), which add to its product; `outputs`: of the layer."""
+
+    def __init__(self, outputs: int) -> None:
+        self.outputs = outputs
+
+    @property
+    @abstractmethod
+    def is_used(self) -> bool:
+        """Whether a row of the current batch may have an adapter here."""
+
+    @abstractmethod
+    def _add(self, total: Tensor, states: Tensor) -> None:
+        """Add the sums of `states` [rows, in_features] to `total` [rows, outputs]; rows are those of the
+        batch, or the same number of rows for each of them."""
 
     def sums(self, states: Tensor) -> Tensor | None:
-        """[..., in_features] -> [..., out_features]; None where no row of the batch has an adapter."""
+        """[..., in_features] -> [..., outputs]; None where no row of the batch has an adapter."""
+        if not self.is_used:
+            return None
+        total = states.new_zeros(*states.shape[:-1], self.outputs)
+        self.add_to(total, states)
+        return total
 
     def add_to(self, total: Tensor, states: Tensor) -> None:
-        """Add the sums of `states` to `total` [..., out_features], float32 or of the dtype of `states`."""
+        """Add the sums of `states` to `total` [..., outputs], float32 or of the dtype of `states`."""
+        if self.is_used:
+            self._add(total.view(-1, self.outputs), states.reshape(-1, states.shape[-1]))
 
 
 class Linear(nn.Linear):
@@ -53,7 +72,9 @@ class Linear(nn.Linear):
         """[..., in_features] -> [..., out_features]."""
         if self.packed is not None:
             return self.packed.product(states, self.activation, self.added(states))
-        return activate(self.with_adapters(self.bare(states), states), self.activation)
+        product = self.bare(states)
+        self.add_adapters(product, states)
+        return activate(product, self.activation)
 
     def bare(self, states: Tensor) -> Tensor:
         """The product and the bias, without activation and adapters."""
@@ -63,15 +84,11 @@ class Linear(nn.Linear):
 
     def plus(self, states: Tensor, residual: Tensor) -> Tensor:
         """`residual + self(states)`, for a layer without activation."""
-        residual = self.with_adapters(residual, states)
+        if (added := self.added(states)) is not None:
+            residual = residual + added
         if self.packed is None:
             return residual + self.bare(states)
         return self.packed.product(states, residual=residual)
-
-    def with_adapters(self, sums: Tensor, states: Tensor) -> Tensor:
-        """`sums` [..., out_features] plus the adapters' sums of `states` [..., in_features]."""
-        added = self.added(states)
-        return sums if added is None else sums + added
 
     def added(self, states: Tensor) -> Tensor | None:
         """The adapters' sums, [..., out_features]; None where no row has an adapter."""
@@ -86,7 +103,7 @@ class Linear(nn.Linear):
         """`self(states)` without bias and activation, in float32 and never rounded to the dtype; None where
         the kernel rounds."""
         if self._padded is not None:
-            total = mm_float32(states.reshape(-1, self.in_features), self._padded.T)
+            total = product_float32(states.reshape(-1, self.in_features), self._padded.T)
             total = total.view(*states.shape[:-1], -1)[..., : self.out_features]
         elif isinstance(self.packed, PanelWeight):
             total = self.packed.sums(states)

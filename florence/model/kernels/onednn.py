@@ -11,7 +11,7 @@ import platform
 import torch
 from torch import Tensor
 
-from florence.model.kernels.activations import activate
+from florence.model.kernels.plain import activate
 
 OPERATORS = (
     "_linear_pointwise",

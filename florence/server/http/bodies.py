@@ -7,7 +7,8 @@ messages; nothing about what a body holds.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,7 +41,10 @@ class Body:
     async def grow(self, size: int) -> None:
         """Take `size` more bytes of the budget; waits until they are free. Raises Overloaded after
         `PATIENCE_S`."""
-        await self.budget.take(self, size)
+        if size > self.budget.free:
+            await self.budget.wait_for(self, size)
+        self.budget.free -= size
+        self.size += size
 
     async def receive(self, receive: Receive) -> Message:
         """The next message with bytes of the body, its last one, or a disconnect. Raises SlowBody where the
@@ -77,7 +81,7 @@ class BodyBudget:
         self.free = max_bytes
         self.max_bytes = max_bytes
         self._bodies: set[Body] = set()
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._freed = asyncio.Event()
 
     def begin(self) -> Body:
         """Begin a new request's share of the budget; `end` frees it."""
@@ -90,16 +94,19 @@ class BodyBudget:
         self._bodies.discard(body)
         self.free += body.size
         body.size = 0
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._freed.set()
 
-    async def take(self, body: Body, size: int) -> None:
-        """See `Body.grow`."""
-        if size > self.free:
-            await self._wait_for(body, size)
-        self.free -= size
-        body.size += size
+    @asynccontextmanager
+    async def holding(self, size: int) -> AsyncIterator[None]:
+        """A context that takes the share of a body of `size` bytes which is here already. Raises as
+        `Body.grow`."""
+        body = self.begin()
+        body.arrived = True
+        try:
+            await body.grow(size)
+            yield
+        finally:
+            self.end(body)
 
     def no_room(self) -> Overloaded:
         """The error of a body for which the budget has no room."""
@@ -108,7 +115,8 @@ class BodyBudget:
             "(FLORENCE_BODY_MEMORY_BYTES); send the request again"
         )
 
-    async def _wait_for(self, body: Body, size: int) -> None:
+    async def wait_for(self, body: Body, size: int) -> None:
+        """Wait until `size` bytes are free for the body. Raises Overloaded after `PATIENCE_S`."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -116,14 +124,10 @@ class BodyBudget:
                     if body.given_up:
                         raise self.no_room()
                     self._give_up_slowest(body, size, loop.time())
-                    waiter: asyncio.Future[None] = loop.create_future()
-                    self._waiting.append(waiter)
-                    again = loop.call_later(YOUNG_S / 4, _wake, waiter)
-                    try:
-                        await waiter
-                    finally:
-                        again.cancel()
-                        self._waiting.remove(waiter)
+                    self._freed.clear()
+                    with suppress(TimeoutError):  # bodies become old enough to be given up
+                        async with asyncio.timeout(YOUNG_S / 4):
+                            await self._freed.wait()
         except TimeoutError:
             raise self.no_room() from None
 
@@ -143,11 +147,6 @@ class BodyBudget:
                 return
             each.give_up()
             room += each.size
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def keep_body(scope: Scope, body: Body) -> None:

@@ -29,42 +29,37 @@ MOST_CHUNKS: Final = 10_000
 FULL_CHUNK: Final = 1024
 MOST_WAITING_BYTES: Final = 65_536  # received by a connection that waits for its turn
 AHEAD_S: Final = 0.002
-"""Seconds between two pipelined requests (sent before the answer to the one before), over all connections."""
+"""Seconds between two pipelined requests (sent before the answer to the one before), over all connections.
+They cost their client nothing, and threads that compute need the interpreter's lock (GIL)."""
 AGAIN_S: Final = 0.1
 """Seconds until the time limit of a head that waits for its turn is checked again."""
 
 
 class Turns:
-    """Connections that have sent a head, in order of arrival. One of them is read in each iteration of the
-    event loop, so that an iteration takes no longer than a request's first step. Pipelined requests are read
-    less often: they cost their client nothing, and threads that compute need the interpreter's lock (GIL)."""
+    """Connections whose received bytes wait to be parsed, in order of arrival: one of them is read in each
+    iteration of the event loop, so that an iteration takes no longer than a request's first step. `apart_s`:
+    seconds between two of them instead."""
 
-    def __init__(self) -> None:
+    def __init__(self, apart_s: float | None = None) -> None:
+        self._apart_s = apart_s
         self._waiting: deque[BoundedConnection] = deque()
-        self._ahead: deque[BoundedConnection] = deque()
 
     def wait(self, connection: BoundedConnection) -> None:
-        """Queue a connection for its turn to be read."""
+        """Queue a connection for its turn."""
         self._waiting.append(connection)
         if len(self._waiting) == 1:
-            connection.loop.call_soon(self._take)
+            self._next(connection.loop)
 
-    def wait_ahead(self, connection: BoundedConnection) -> None:
-        """Queue a connection whose next request is pipelined, or whose client has not read its answer yet."""
-        self._ahead.append(connection)
-        if len(self._ahead) == 1:
-            connection.loop.call_later(AHEAD_S, self._take_ahead)
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._apart_s is None:
+            loop.call_soon(self._take)
+        else:
+            loop.call_later(self._apart_s, self._take)
 
     def _take(self) -> None:
         connection = self._waiting.popleft()
         if self._waiting:
-            connection.loop.call_soon(self._take)
-        connection.take_turn()
-
-    def _take_ahead(self) -> None:
-        connection = self._ahead.popleft()
-        if self._ahead:
-            connection.loop.call_later(AHEAD_S, self._take_ahead)
+            self._next(connection.loop)
         connection.take_turn()
 
 
@@ -98,13 +93,15 @@ class BoundedParser(h11.Connection):
 
 
 class BoundedConnection(H11Protocol):
-    """uvicorn's protocol, bounded. `turns` and `crowd` are shared by all connections of the worker.
+    """uvicorn's protocol, bounded. Shared by all connections of the worker: `crowd`; `turns` of heads;
+    `ahead`, those of pipelined requests, and of clients that have not read their answer yet.
 
     `head_timeout_s`: seconds for a head to arrive. `unread_timeout_s`: seconds without a byte read by the
     client until the connection is closed.
     """
 
     turns: Turns
+    ahead: Turns
     crowd: Crowd
     head_timeout_s: float
     unread_timeout_s: float
@@ -136,7 +133,7 @@ class BoundedConnection(H11Protocol):
         if self.transport.is_closing():
             self._unread.clear()
         elif not self._receiver.has_taken():
-            self._receiver.watch(then=lambda: self.turns.wait_ahead(self))
+            self._receiver.watch(then=lambda: self.ahead.wait(self))
         else:
             data, self._unread, self._has_turn = bytes(self._unread), bytearray(), False
             self.flow.resume_reading()
@@ -191,7 +188,7 @@ class BoundedConnection(H11Protocol):
         elif self.conn.trailing_data[0] and not self._has_turn:
             self._unset_keepalive_if_required()
             self._has_turn = True
-            self.turns.wait_ahead(self)
+            self.ahead.wait(self)
 
     def _read(self, data: bytes) -> None:
         """Parse up to `MOST_LINES` lines; the rest waits for another turn."""
@@ -250,6 +247,7 @@ def bounded(crowd: Crowd, head_timeout_s: float, unread_timeout_s: float) -> typ
     """The protocol class of one worker's connections."""
     members = {
         "turns": Turns(),
+        "ahead": Turns(AHEAD_S),
         "crowd": crowd,
         "head_timeout_s": head_timeout_s,
         "unread_timeout_s": unread_timeout_s,

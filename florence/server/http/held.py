@@ -36,12 +36,7 @@ class HeldBody:
         etags = [each.strip().removeprefix("W/") for each in known.split(",")]
         if self._etag in etags:
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": self._etag})
-        return _InPieces(self._body, headers={"ETag": self._etag}, media_type=self._media_type)
-
-
-class _InPieces(Response):
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await super().__call__(scope, receive, lambda message: send_in_pieces(message, send))
+        return Response(self._body, headers={"ETag": self._etag}, media_type=self._media_type)
 
 
 async def send_in_pieces(message: Message, send: Send) -> None:

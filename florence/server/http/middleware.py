@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -27,12 +27,11 @@ from florence.errors import (
     FlorenceError,
     SlowBody,
     Unauthorized,
-    UnknownEncoding,
 )
 from florence.server.http.bodies import Body, BodyBudget, keep_body, plain_body, read_body
 from florence.server.keys import ApiKeys
 from florence.server.replies import error_reply, json_reply
-from florence.server.v2.compression import ENCODINGS, PIECE
+from florence.server.v2.compression import PIECE
 
 _WITHOUT_MODEL: Final = frozenset(("/", "/docs.json", "/healthz", "/livez", "/metrics", "/v2/health/live"))
 
@@ -54,30 +53,27 @@ class HttpMiddleware(ABC):
         """Answer one HTTP request, or pass it on to the app."""
 
 
-@dataclass(frozen=True)
-class V2Routes(HttpMiddleware):
-    """Sends requests under /v2 to their own app, past BentoML's routing.
+def with_headers(send: Send, headers: Iterable[tuple[bytes, bytes]]) -> Send:
+    """A `send` that puts these headers on an answer, read when it begins."""
 
-    That app makes its own error bodies.
-    """
+    async def headed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
 
-    v2: ASGIApp
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_v2 = scope["path"] == "/v2" or scope["path"].startswith("/v2/")
-        await (self.v2 if is_v2 else self.app)(scope, receive, send)
+    return headed
 
 
 @dataclass(frozen=True)
 class Branch(HttpMiddleware):
-    """Sends requests for paths with a prefix to their own app, past BentoML's routing and its errors."""
+    """Sends requests for some paths to their own app, past BentoML's routing and its errors. `takes`:
+    whether a path is the branch's."""
 
-    prefix: str
+    takes: Callable[[str], bool]
     branch: ASGIApp
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begins = scope["path"].startswith(self.prefix)
-        await (self.branch if begins else self.app)(scope, receive, send)
+        await (self.branch if self.takes(scope["path"]) else self.app)(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -134,10 +130,10 @@ class BodyLimit(HttpMiddleware):
             self.budget.end(body)
             reply = error_reply(BodyTooLarge(self.max_bytes), {"Connection": "close"})
             return await reply(scope, receive, send)
-        received, refused = 0, False
+        received, closing = 0, list[tuple[bytes, bytes]]()
 
         async def counted() -> Message:
-            nonlocal received, refused
+            nonlocal received
             if body.arrived:
                 return await receive()
             try:
@@ -148,20 +144,15 @@ class BodyLimit(HttpMiddleware):
                     raise BodyTooLarge(self.max_bytes)
                 await body.grow(size)
             except FlorenceError as error:
-                refused = True
+                closing[:] = [(b"connection", b"close")]
                 if not isinstance(error, SlowBody):
                     await self._discard(body, receive)
                 raise
             return message
 
-        async def closing(message: Message) -> None:
-            if message["type"] == "http.response.start" and refused:
-                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-            await send(message)
-
         keep_body(scope, body)
         try:
-            await self.app(scope, counted, closing)
+            await self.app(scope, counted, with_headers(send, closing))
         finally:
             self.budget.end(body)
 
@@ -187,8 +178,7 @@ class Decompress(HttpMiddleware):
         try:
             plain = await plain_body(scope, await read_body(receive), encoding, self.max_bytes)
         except (FlorenceError, ClientDisconnect) as error:
-            named = {"Accept-Encoding": ENCODINGS} if isinstance(error, UnknownEncoding) else {}
-            return await error_reply(error, named)(scope, receive, send)
+            return await error_reply(error)(scope, receive, send)
         rest, more = memoryview(plain), True
 
         async def pieces() -> Message:
@@ -286,44 +276,58 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class ErrorBodies(HttpMiddleware):
+class ErrorShape(HttpMiddleware):
+    """Gives the bodies of errors a shape of its own."""
+
+    @abstractmethod
+    def shape(self, body: bytes, status: int) -> object:
+        """What JSON is to stand in place of an error's body."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None
+        body = bytearray()
+
+        async def shaped(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                start = message
+            elif start is None or message["type"] != "http.response.body":
+                await send(message)
+            else:
+                body.extend(message.get("body", b""))
+                if not message.get("more_body", False):
+                    reply = json_reply(self.shape(bytes(body), start["status"]), start["status"])
+                    replaced = (b"content-length", b"content-type")
+                    kept = [each for each in start["headers"] if each[0].lower() not in replaced]
+                    reply.raw_headers = kept + reply.raw_headers
+                    await reply(scope, receive, send)
+
+        await self.app(scope, receive, shaped)
+
+
+class ErrorBodies(ErrorShape):
     """Makes every error's body {"error": "..."}: the framework's are plain text, lists, or hold more keys.
 
     An exception becomes an error's reply: without one BentoML would wait until its time limit.
     """
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start: Message | None = None
-        begun = False
-        body = bytearray()
+    def shape(self, body: bytes, status: int) -> object:
+        return {"error": _error_text(body, status)}
 
-        async def reworded(message: Message) -> None:
-            nonlocal start, begun
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                start = message
-            elif start is not None and message["type"] == "http.response.body":
-                body.extend(message.get("body", b""))
-                if not message.get("more_body", False):
-                    begun = True
-                    await _send_error(start, bytes(body), scope, receive, send)
-            else:
-                begun = True
-                await send(message)
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
 
         try:
-            await self.app(scope, receive, reworded)
+            await super().handle(scope, receive, noted)
         except Exception as error:
             if begun:
                 raise
             await error_reply(error)(scope, receive, send)
-
-
-async def _send_error(start: Message, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-    reply = json_reply({"error": _error_text(body, start["status"])}, start["status"])
-    rewritten = (b"content-length", b"content-type")
-    kept = [(name, value) for name, value in start["headers"] if name.lower() not in rewritten]
-    reply.raw_headers = kept + reply.raw_headers
-    await reply(scope, receive, send)
 
 
 def _error_text(body: bytes, status: int) -> str:

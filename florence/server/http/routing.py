@@ -22,15 +22,13 @@ from florence.server.http.middleware import (
     Decompress,
     ErrorBodies,
     NeedsKey,
-    V2Routes,
     WhileLoading,
 )
 from florence.server.keys import ApiKeys
 from florence.server.observability.request_ids import RequestIds
-from florence.server.openai.errors import PREFIX, OpenAIErrors
-from florence.server.pages.site import PageRoutes, Site
-from florence.server.typed.task_paths import TASK_PATH
-from florence.server.v2.http_app import V2App, v2_paths
+from florence.server.openai.errors import OpenAIErrors, is_openai
+from florence.server.pages.site import Site, is_page
+from florence.server.v2.http_app import V2App, is_v2, v2_paths
 from florence.server.v2.inference import ModelRepository
 from florence.server.v2.model import ServedModel
 
@@ -44,7 +42,7 @@ OPEN_PATHS: Final = frozenset(
 def known_paths(built: Any, apps: Iterable[Starlette], served: ServedModel) -> set[str]:
     """The paths that the service answers: its endpoints, those of `apps`, v2's and BentoML's own."""
     own = {route.path for app in apps for route in app.routes if isinstance(route, Route)}
-    return {*BENTOML_PATHS, TASK_PATH, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
+    return {*BENTOML_PATHS, *own, *(api.route for api in built.apis.values()), *v2_paths(served)}
 
 
 def middleware_of(
@@ -61,24 +59,24 @@ def middleware_of(
     """The middleware of HTTP requests, outermost first. `keys`: None: no key is needed. `site`: the pages,
     which need neither key nor model. `chat`: the routes of OpenAI's API.
 
-    Those before `V2Routes` apply to all requests: the typed endpoints, /v2, /info, /docs.json, /metrics and
-    the health checks; those after it to BentoML's routes only. BentoML's own log and time limit, and
-    `CountRequests`, are outside of all these. For gRPC calls, the counterpart is an interceptor of the server
-    in `v2.grpc_server`.
+    Those before the branch to /v2 apply to all requests: the typed endpoints, /v2, /info, /docs.json,
+    /metrics and the health checks; those after it to BentoML's routes only. BentoML's own log and time limit,
+    and `CountRequests`, are outside of all these. For gRPC calls, the counterpart are the interceptors that
+    `v2.grpc_interceptors` lists.
     """
     budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
         Middleware(RequestIds),
         Middleware(Cors, origins=origins),  # a preflight has no key, and no route of its own
         Middleware(OpenAIErrors),
-        *([Middleware(PageRoutes, pages=site.app)] if site else []),
+        Middleware(LargeAnswers),
+        *([Middleware(Branch, takes=is_page, branch=site.app)] if site else []),
         *([Middleware(NeedsKey, keys=keys, open_paths=open_paths)] if keys else []),
         Middleware(BodyLimit, max_bytes=max_body_bytes, budget=budget),
-        Middleware(LargeAnswers),
         Middleware(CancelOnDisconnect),
         Middleware(WhileLoading, check_loaded=repository.check_loaded),
-        Middleware(V2Routes, v2=V2App(repository, max_body_bytes)),
-        *([Middleware(Branch, prefix=PREFIX, branch=Decompress(chat, max_body_bytes))] if chat else []),
+        Middleware(Branch, takes=is_v2, branch=V2App(repository, max_body_bytes)),
+        *([Middleware(Branch, takes=is_openai, branch=Decompress(chat, max_body_bytes))] if chat else []),
         Middleware(ErrorBodies),  # the routes above make error bodies of their own
         Middleware(Decompress, max_bytes=max_body_bytes),  # v2 decodes as Triton does
     ]

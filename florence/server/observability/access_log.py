@@ -14,9 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from florence.server.observability.json_log import FIELDS
+from florence.server.observability.json_log import ACCESS, FIELDS
 
-ACCESS: Final = "bentoml.access"
 LOGGERS: Final = (ACCESS, "florence.service", "uvicorn.error")
 """Loggers whose lines hold paths, tasks or reasons from requests."""
 MUTED: Final = (

@@ -39,6 +39,13 @@ READINGS: Final = (
 )
 
 
+def gpu_metrics() -> str:
+    """The metrics in the text format."""
+    import pynvml  # type: ignore[import-untyped]
+
+    return "".join(map(str, gpu_lines(pynvml)))
+
+
 def gpu_lines(nvml: Any) -> Iterator[Lines]:
     """The metrics of all GPUs; none where there is no driver. `nvml`: the module `pynvml`, or a stand-in. A
     value that the driver does not report is left out."""

@@ -20,12 +20,13 @@ import anyio.to_thread
 import bentoml
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from florence.server.v2.tally import HIDDEN
+from florence.server.http.middleware import HttpMiddleware
+from florence.server.v2.tally import DIRECTORY, HIDDEN
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Metric
+    from prometheus_client import Metric
 
 OTHER: Final = "other"
 """The `endpoint` of all requests whose path the service does not have."""
@@ -38,12 +39,12 @@ _ORDER: Final = ("_bucket", "_count", "_sum")  # of a histogram's samples in the
 
 class HttpMetrics:
     """Counts requests under the names and labels of BentoML's own metrics. The `endpoint` is one of `paths`,
-    or `OTHER`, so the number of time series is bounded. `registry`: None: a new one."""
+    or `OTHER`, so the number of time series is bounded."""
 
-    def __init__(self, paths: Iterable[str], registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, paths: Iterable[str]) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-        self.registry = registry or CollectorRegistry()
+        self.registry = CollectorRegistry()
         context = bentoml.server_context
         common = {
             "service_name": context.bento_name,
@@ -85,19 +86,18 @@ class HttpMetrics:
         return end
 
 
-@dataclass(eq=False)
-class CountRequests:
-    """ASGI middleware: counts HTTP requests, except those for /metrics. `paths`: see `HttpMetrics`."""
+@dataclass(frozen=True)
+class CountRequests(HttpMiddleware):
+    """Counts HTTP requests, except those for /metrics. `paths`: see `HttpMetrics`."""
 
-    app: ASGIApp
     paths: Callable[[], Iterable[str]]
 
     @cached_property
     def _metrics(self) -> HttpMetrics:
         return HttpMetrics(self.paths())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == _NOT_COUNTED:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == _NOT_COUNTED:
             return await self.app(scope, receive, send)
         end = self._metrics.begin(scope["path"])
         status = _TIMED_OUT
@@ -119,7 +119,7 @@ def scrape() -> bytes:
     from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    directory = os.environ.get(DIRECTORY)
     if not directory:  # no workers: an app inside of another program
         return generate_latest(REGISTRY)
     _forget_the_dead(directory)

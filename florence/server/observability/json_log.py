@@ -15,7 +15,7 @@ from florence.server.observability.request_ids import call_facts
 
 FIELDS: Final = "florence"
 """The attribute of a record that has further fields: `logger.info(..., extra={FIELDS: {...}})`."""
-_ACCESS: Final = "bentoml.access"
+ACCESS: Final = "bentoml.access"
 _LOGGERS: Final = (None, "bentoml", "uvicorn.error", "circus")  # those to which BentoML gives handlers
 
 
@@ -54,7 +54,7 @@ def log_json() -> None:
     for name in _LOGGERS:
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(JsonLines())
-    access = logging.getLogger(_ACCESS)
+    access = logging.getLogger(ACCESS)
     if not any(isinstance(each, OneLineAnAnswer) for each in access.filters):
         access.addFilter(OneLineAnAnswer())
 

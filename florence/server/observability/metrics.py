@@ -6,12 +6,16 @@ BentoML has set the directory of the workers' files, so an `EngineMetrics` is ma
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+import bentoml
+
 from florence.engine.observer import FinishReason, Observer, RequestReport
+from florence.server.observability.tracing import bentoml_tracing, trace_request
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _REQUEST_SECONDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -149,6 +153,19 @@ class EngineMetrics(Observer):
     def _measure(self) -> None:
         for part, size in self._memory().items():
             self._bytes.labels(part).set(size)
+
+
+def engine_metrics() -> EngineMetrics:
+    """An observer of this worker's engine: metrics with the labels of BentoML's own batches, and spans of
+    requests."""
+    context = bentoml.server_context
+    labels = {
+        "runner_name": "florence2",
+        "worker_index": str(context.worker_index or 1),
+        "service_version": context.bento_version,
+        "service_name": context.bento_name,
+    }
+    return EngineMetrics(labels, functools.partial(trace_request, provider=bentoml_tracing()))
 
 
 def _version(distribution: str) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import grpc
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
+
+from florence.server.http.middleware import HttpMiddleware, with_headers
 
 HEADER: Final = "x-request-id"
 _GIVEN: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -45,58 +45,9 @@ def begin_call(given: str | None) -> str:
     return request_id
 
 
-@dataclass(frozen=True)
-class RequestIds:
-    """ASGI middleware: gives each HTTP request an id, and sends it in the answer's header."""
+class RequestIds(HttpMiddleware):
+    """Gives each HTTP request an id, and sends it in the answer's header."""
 
-    app: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = begin_call(Headers(scope=scope).get(HEADER))
-
-        async def told(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message["headers"], (HEADER.encode(), request_id.encode())]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self.app(scope, receive, told)
-
-
-class CallContext(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """The same for gRPC calls, in their metadata. A call's `traceparent` becomes the parent of its spans;
-    over HTTP, BentoML does that. Must be the first interceptor."""
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        sent = _texts(details.invocation_metadata)
-        request_id = begin_call(sent.get(HEADER))
-        from opentelemetry import context, propagate
-
-        context.attach(propagate.extract(sent))
-        return _telling(await continuation(details), ((HEADER, request_id),))
-
-
-def _texts(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
-    return {name: value for name, value in metadata or () if isinstance(value, str)}
-
-
-def _telling(handler: Any, metadata: tuple[tuple[str, str], ...]) -> Any:
-    """A call's handler that also sends the metadata, before its first response."""
-    if handler is None or handler.request_streaming != handler.response_streaming:
-        return handler
-
-    async def unary(request: Any, context: Any) -> Any:
-        await context.send_initial_metadata(metadata)
-        return await handler.unary_unary(request, context)
-
-    async def stream(requests: Any, context: Any) -> Any:
-        await context.send_initial_metadata(metadata)
-        async for response in handler.stream_stream(requests, context):
-            yield response
-
-    read, write = handler.request_deserializer, handler.response_serializer
-    if handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(stream, read, write)
-    return grpc.unary_unary_rpc_method_handler(unary, read, write)
+        await self.app(scope, receive, with_headers(send, [(HEADER.encode(), request_id.encode())]))

@@ -22,7 +22,7 @@ from florence.runtime.streaming import OnText
 from florence.server.events import reply_in_events
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.http.bodies import read_body
-from florence.server.long_strings import Document, LongString, short_strings
+from florence.server.long_strings import Document, LongString, parsing_cost, short_strings
 from florence.server.openai.errors import openai_error
 from florence.server.openai.fields import read_answer_as, read_flag, read_include_usage, read_options
 from florence.server.openai.question import ChatTask, find_asked, read_question
@@ -92,7 +92,7 @@ def _check_model(wanted: object, served: str) -> None:
 async def _read(request: Request) -> dict[str, Any]:
     """The body's JSON object, with LongStrings in it. Raises RequestError for anything else."""
     body = await read_body(request.receive)
-    content = await off_loop(len(body), lambda: Document(body).parse()) if body else None
+    content = await off_loop(parsing_cost(body), lambda: Document(body).parse()) if body else None
     if not isinstance(content, dict):
         raise RequestError("the body must be a JSON object with model and messages")
     return content

@@ -6,10 +6,19 @@ frame are in `typed.openapi`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
+from florence.server.json_schemas import (
+    EVENT_STREAM,
+    JSON,
+    Responses,
+    closed_object,
+    json_body,
+    object_of,
+    reference,
+)
 from florence.server.openai.app import CHAT_PATH, MODEL_PATH, MODELS_PATH
 from florence.server.openai.errors import error_body
 from florence.server.openai.fields import IGNORED, LENGTHS, WITHOUT_EFFECT
@@ -21,20 +30,6 @@ from florence.types.results import Result
 from florence.types.tasks import Kind
 
 TAG: Final = "OpenAI's API"
-EVENTS: Final = {
-    "text/event-stream": {
-        "schema": {
-            "type": "object",
-            "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
-            "required": ["data"],
-            "description": "One event.",
-        }
-    }
-}
-"""The content of a streamed answer."""
-_JSON: Final = "application/json"
-Responses = Callable[[Mapping[str, Any] | None, Any], dict[str, Any]]
-"""A schema (None: no body) and an example -> the responses of an operation, with errors as at other doors."""
 
 
 def chat_paths(picture: str, answer: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
@@ -48,21 +43,13 @@ def chat_paths(picture: str, answer: Mapping[str, Any], responses: Responses) ->
     chat = _operation(
         "chat", "Answer a task, or a prompt, as a chat completion.", "ChatCompletion", whole, responses
     )
-    chat["responses"]["200"]["content"] |= EVENTS
+    chat["responses"]["200"]["content"] |= EVENT_STREAM
     chat["description"] = (
         "The text names a task by its token or name, with the task's text or region behind it: `<OD>`, "
         "`region to category: 40, 140, 110, 210`. `stream` sends server-sent events. OpenAI's fields that "
         "are not listed are refused unless they ask for nothing."
     )
-    chat["requestBody"] = {
-        "required": True,
-        "content": {
-            _JSON: {
-                "schema": _reference("ChatRequest"),
-                "example": {"model": name, "messages": [message]},
-            }
-        },
-    }
+    chat["requestBody"] = json_body(reference("ChatRequest"), {"model": name, "messages": [message]})
     one = _operation("model", "The model.", "ChatModel", model, responses)
     one["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _name()}]
     models = {"object": "list", "data": [model]}
@@ -77,21 +64,24 @@ def chat_schemas() -> dict[str, Any]:
     detail = {"enum": ["auto", None]}
     url = {"type": "string", "description": "A data URI, or a URL as image_url of the typed endpoints."}
     parts = [
-        _closed({"type": {"const": "text"}, "text": {**text, "maxLength": MAX_TEXT_CHARS}}),
-        _closed(
-            {"type": {"const": "image_url"}, "image_url": _closed({"url": url, "detail": detail}, "url")}
+        closed_object({"type": {"const": "text"}, "text": {**text, "maxLength": MAX_TEXT_CHARS}}),
+        closed_object(
+            {
+                "type": {"const": "image_url"},
+                "image_url": closed_object({"url": url, "detail": detail}, "url"),
+            }
         ),
     ]
     one_picture = {"contains": parts[1], "minContains": 1, "maxContains": 1}
     content = {"type": "array", "items": {"anyOf": parts}, "minItems": 2, **one_picture}
-    message = _closed({"role": {"const": "user"}, "content": content, "name": text}, "role", "content")
+    message = closed_object({"role": {"const": "user"}, "content": content, "name": text}, "role", "content")
     any_object = {"type": "object"}
     length = {"type": "integer", "minimum": 1, "description": "The same as max_new_tokens."}
     request = {
         "model": _name(),
         "messages": {"type": "array", "items": message, "minItems": 1, "maxItems": 1},
         "stream": {"type": "boolean"},
-        "stream_options": _closed({"include_usage": {"type": "boolean"}}),
+        "stream_options": closed_object({"include_usage": {"type": "boolean"}}),
         "answer_as": {"enum": list(Kind), "description": "The text is a prompt of a fine-tune, answered so."},
         **dict.fromkeys(LENGTHS, length),
         **_options(),
@@ -109,7 +99,7 @@ def chat_schemas() -> dict[str, Any]:
     }
     choice = {
         "index": {"const": 0},
-        "message": _closed(answer),
+        "message": closed_object(answer),
         "finish_reason": {"enum": ["stop", "length"]},
     }
     error = {"message": text, "type": text, "param": _or_null(text), "code": _or_null(text)}
@@ -122,26 +112,26 @@ def chat_schemas() -> dict[str, Any]:
     }
     return {
         "ChatRequest": {
-            **_closed(request, "model", "messages"),
+            **closed_object(request, "model", "messages"),
             "dependentSchemas": {"stream_options": streams},
         },
-        "ChatCompletion": _open(
+        "ChatCompletion": object_of(
             {
                 "id": text,
                 "object": {"const": "chat.completion"},
                 "created": {"type": "integer"},
                 "model": _name(),
-                "choices": {"type": "array", "items": _open(choice), "minItems": 1, "maxItems": 1},
-                "usage": _open(usage),
+                "choices": {"type": "array", "items": object_of(choice), "minItems": 1, "maxItems": 1},
+                "usage": object_of(usage),
                 "system_fingerprint": {**text, "description": "The checkpoint that answered."},
                 "florence2": {**any_object, "description": "The rest of the typed endpoints' answer."},
             }
         ),
-        "ChatModel": _open(model),
-        "ChatModels": _open(
-            {"object": {"const": "list"}, "data": {"type": "array", "items": _reference("ChatModel")}}
+        "ChatModel": object_of(model),
+        "ChatModels": object_of(
+            {"object": {"const": "list"}, "data": {"type": "array", "items": reference("ChatModel")}}
         ),
-        "ChatError": _open({"error": _open(error)}),
+        "ChatError": object_of({"error": object_of(error)}),
     }
 
 
@@ -153,17 +143,13 @@ def _options() -> dict[str, Any]:
 
 
 def _operation(name: str, summary: str, answer: str, example: Any, responses: Responses) -> dict[str, Any]:
-    made = responses(_reference(answer), example)
+    made = responses(reference(answer), example)
     for status, reply in made.items():
         if status != "200":
-            message = reply["content"][_JSON]["example"]["error"]
-            told = {"schema": _reference("ChatError"), "example": error_body(message, int(status))}
-            reply["content"][_JSON] = told
+            message = reply["content"][JSON]["example"]["error"]
+            told = {"schema": reference("ChatError"), "example": error_body(message, int(status))}
+            reply["content"][JSON] = told
     return {"tags": [TAG], "operationId": f"v1_{name}", "summary": summary, "responses": made}
-
-
-def _reference(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _name() -> dict[str, str]:
@@ -172,12 +158,3 @@ def _name() -> dict[str, str]:
 
 def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _open(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
-    """An object's schema; all properties are required where `required` names none."""
-    return {"type": "object", "properties": properties, "required": list(required or properties)}
-
-
-def _closed(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
-    return {**_open(properties, *required), "additionalProperties": False}

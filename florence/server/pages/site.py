@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import mimetypes
-from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
@@ -21,11 +20,11 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from florence import __version__
 from florence.server.http.held import HeldBody
-from florence.server.http.middleware import ErrorBodies, HttpMiddleware
+from florence.server.http.middleware import ErrorBodies, HttpMiddleware, with_headers
 from florence.server.replies import json_reply
 from florence.server.v2.inference import Inference
 from florence.server.v2.model import server_metadata
@@ -44,32 +43,18 @@ _HEADERS: Final = (
 )
 
 
-@dataclass(frozen=True)
-class PageRoutes(HttpMiddleware):
-    """Sends requests for the pages to their own app, past keys, loading and BentoML's routing.
-
-    BentoML's page at `/` and its files are hidden, as are its redirects of paths that end with a slash.
-    """
-
-    pages: Starlette
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        own = path in ("/", "/ui", "/docs") or path.startswith(("/pages/", "/static_content/", "/assets/"))
-        app = self.pages if own or (path.endswith("/") and not path.startswith("/v2/")) else self.app
-        await app(scope, receive, send)
+def is_page(path: str) -> bool:
+    """Whether the pages' own app answers a path. It hides BentoML's page at `/` and its files, and BentoML's
+    redirects of paths that end with a slash."""
+    own = path in ("/", "/ui", "/docs") or path.startswith(("/pages/", "/static_content/", "/assets/"))
+    return own or (path.endswith("/") and not path.startswith("/v2/"))
 
 
 class _Headed(HttpMiddleware):
     """Puts the pages' headers on every answer."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def headed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *_HEADERS]}
-            await send(message)
-
-        await self.app(scope, receive, headed)
+        await self.app(scope, receive, with_headers(send, _HEADERS))
 
 
 class Site:

@@ -6,29 +6,22 @@ reply is the first one's error.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from types import MappingProxyType
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from florence.answers.answer import Answer
-from florence.errors import RequestError, TaskError, quote
+from florence.errors import RequestError
 from florence.server.outcomes import await_outcomes
 from florence.server.replies import failure_of, log_failure
 from florence.server.typed.drawn import wants_picture
-from florence.server.typed.endpoints import Endpoints, accepted, create_api, explain, task_answer
+from florence.server.typed.endpoints import Endpoints, accepted, create_api, task_answer
 from florence.server.typed.inputs import Described, PictureInput
 from florence.types.analysis import MOST_TASKS, Analysis, AnalysisTask, TaskFailure
 from florence.types.options import RequestParameters
 
-TASKS_EXAMPLE: Final = ("caption", {"task": "<CAPTION_TO_PHRASE_GROUNDING>", "text": "a green car"})
-_PROBLEMS: Final = MappingProxyType(
-    {"missing": "is missing", "extra_forbidden": "is unknown: a task has task, and text or region"}
-)
-
-
+SUMMARY: Final = "Answer many tasks on one picture, which is encoded once."
 TaskName = Annotated[str, Field(max_length=100)]
 
 
@@ -50,8 +43,7 @@ class AnalyzeAnswer(Described, Analysis):
 
 def analyze_endpoint() -> Any:
     """The BentoML API: `POST /analyze`."""
-    summary = "Answer many tasks on one picture, which is encoded once."
-    return create_api("analyze", summary, AnalyzeInput, AnalyzeAnswer, _analyze, _explain)
+    return create_api("analyze", SUMMARY, AnalyzeInput, AnalyzeAnswer, _analyze)
 
 
 async def _analyze(service: Endpoints, fields: dict[str, Any], timeout_s: float) -> BaseModel:
@@ -85,17 +77,3 @@ def _failure(task: AnalysisTask, error: Exception) -> TaskFailure:
     log_failure(error)
     failure = failure_of(error)
     return TaskFailure(task=task.task, error=failure.message, status=failure.status)
-
-
-def _explain(error: ValidationError) -> RequestError:
-    """The error that says what is wrong with the tasks, or with another field."""
-    for detail in error.errors(include_url=False):
-        if detail["loc"] and detail["loc"][0] == "tasks":
-            # A task's errors come from each type that it may have: tasks, 0, AnalysisTask, region, ...
-            parts = [str(part) for part in detail["loc"] if part != AnalysisTask.__name__][:3]
-            wrong = _PROBLEMS.get(detail["type"]) or f"can't be {quote(detail['input'])}"
-            return TaskError(
-                f"{'.'.join(parts)} {wrong}; tasks is a list of 1 to {MOST_TASKS} such as "
-                f"{json.dumps(TASKS_EXAMPLE)}"
-            )
-    return explain(error, None, AnalyzeInput)

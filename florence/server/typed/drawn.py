@@ -17,15 +17,17 @@ from starlette.responses import Response
 
 from florence.answers.answer import Answer
 from florence.errors import DeadlineExceeded, EngineError, ImageError, quote
-from florence.export.process import REFUSED, DrawJob, command
+from florence.export.process import REFUSED, DrawJob
+from florence.images.isolated import command
 from florence.images.limits import ImageLimits
+from florence.server.replies import limiter_in
 from florence.types.pictures import PictureOptions
 
 logger = logging.getLogger("florence.service")
 
 PNG: Final = "image/png"
 _MOST: Final = 1  # processes at a time: each takes a core and the memory of a picture
-_TURN: Final[RunVar[anyio.CapacityLimiter | None]] = RunVar("drawers", None)
+_TURN: Final = RunVar[anyio.CapacityLimiter]("florence_drawers")
 
 
 def wants_picture(accept: str) -> bool:
@@ -52,24 +54,21 @@ async def draw_answer(
     view = options.model_dump(include={"background", "frame", "page"})
     job = DrawJob(answer.annotations(), answer.caption(), image_limits, **view).pack(bytes(picture))
     try:
-        async with asyncio.timeout(timeout_s), _turn():
+        async with asyncio.timeout(timeout_s), limiter_in(_TURN, _MOST):
             return Response(await _run(job), media_type=PNG)
     except TimeoutError:
         raise DeadlineExceeded(f"the answer was not drawn within {timeout_s:g} s") from None
 
 
-def _turn() -> anyio.CapacityLimiter:
-    limiter = _TURN.get()
-    if limiter is None:
-        limiter = anyio.CapacityLimiter(_MOST)
-        _TURN.set(limiter)
-    return limiter
-
-
 async def _run(job: bytes) -> bytes:
     """The PNG that the process writes; the process is killed where this is cancelled."""
     process = await asyncio.create_subprocess_exec(
-        *command(), stdin=PIPE, stdout=PIPE, stderr=PIPE, env={}, start_new_session=True
+        *command("florence.export.process"),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env={},
+        start_new_session=True,
     )
     try:
         drawn, noise = await process.communicate(job)

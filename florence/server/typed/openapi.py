@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,12 +22,14 @@ from starlette.routing import Route
 from florence import __version__
 from florence.errors import Closed
 from florence.server.http.held import HeldBody
+from florence.server.json_schemas import JSON, REFERENCE, object_of, reference
 from florence.server.keys import HELP
 from florence.server.openai.schemas import TAG, chat_paths, chat_schemas
 from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
+from florence.server.typed.analysis import SUMMARY as ANALYZE_SUMMARY
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
-from florence.server.typed.endpoints import PromptAnswer, output_type
+from florence.server.typed.endpoints import PROMPT_SUMMARY, PromptAnswer, output_type
 from florence.server.typed.examples import PICTURE_PATH, example_answer, example_input, picture_text
 from florence.server.typed.forms import MULTIPART, PICTURE
 from florence.server.typed.inputs import INPUT_TYPES, PromptInput
@@ -38,8 +39,6 @@ from florence.server.v2.inference import Inference
 from florence.types.info import ServiceInfo
 from florence.types.tasks import TASKS, Input, Task
 
-JSON: Final = "application/json"
-_REFERENCE = "#/components/schemas/{model}"
 _FAILURES: Final = (  # status, meaning, an example of its message
     (400, "The request can't be answered as it stands; the message says what to change.", "image is missing"),
     (401, "The service has API keys, and none that it knows was sent.", f"an API key is needed: {HELP}"),
@@ -75,7 +74,7 @@ _FAILURES: Final = (  # status, meaning, an example of its message
 )
 
 
-def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
+def about_routes(inference: Inference, max_body_bytes: int) -> list[Route]:
     """The two routes. `max_body_bytes`: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
@@ -88,7 +87,7 @@ def create_about_app(inference: Inference, max_body_bytes: int) -> Starlette:
         facts = ServiceInfo.model_validate(inference.model.info() | own)
         return json_reply(facts.model_dump(mode="json"))
 
-    return Starlette(routes=[Route("/docs.json", docs), Route("/info", info)])
+    return [Route("/docs.json", docs), Route("/info", info)]
 
 
 def _own_tasks(inference: Inference) -> tuple[Task, ...]:
@@ -112,7 +111,7 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
     wanted: list[tuple[Any, JsonSchemaMode]] = [
         (model, "serialization") for model in (*INPUT_TYPES.values(), *types, *others)
     ]
-    references, definitions = models_json_schema(wanted, ref_template=_REFERENCE)
+    references, definitions = models_json_schema(wanted, ref_template=REFERENCE)
     schemas = {model: reference for (model, _), reference in references.items()}
     paths = {f"/{task.name}": {"post": _task_operation(task, schemas)} for task in TASKS.values()}
     paths |= {f"/tasks/{task.name}": {"post": _task_operation(task, schemas)} for task in own_tasks}
@@ -146,56 +145,60 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
 
 
 _KEYS: Final = "Needed where the service has API keys (FLORENCE_API_KEYS)."
-_ERROR: Final = {
-    "type": "object",
-    "properties": {"error": {"type": "string", "description": "What went wrong, and what to change."}},
-    "required": ["error"],
-}
+_ERROR: Final = object_of(
+    {"error": {"type": "string", "description": "What went wrong, and what to change."}}
+)
+
+
+def _operation(
+    name: str, summary: str, description: str, body: Mapping[str, Any], responses: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "tags": ["Tasks"],
+        "operationId": name,
+        "summary": summary,
+        "description": description,
+        "requestBody": body,
+        "responses": responses,
+    }
 
 
 def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    example = _request_example(task)
-    return {
-        "tags": ["Tasks"],
-        "operationId": task.name if task.token in TASKS else f"tasks_{task.name}",
-        "summary": task.summary,
-        "description": f"Task `{task.token}`. The picture is an upload in multipart/form-data, base64 in "
-        "JSON, or the whole body, with a Content-Type such as `image/jpeg`; then the other fields go into "
-        "the query. `Accept: image/png` asks for the answer drawn on the picture.",
-        "x-florence-task": {"token": task.token, "input": task.input, "kind": task.kind},
-        "requestBody": _body(INPUT_TYPES[task.input], schemas, example),
-        "responses": _responses(schemas[output_type(task.kind)], _answer_example(task), drawn=True),
-    }
+    operation = _operation(
+        task.name if task.token in TASKS else f"tasks_{task.name}",
+        task.summary,
+        f"Task `{task.token}`. The picture is an upload in multipart/form-data, base64 in JSON, or the whole "
+        "body, with a Content-Type such as `image/jpeg`; then the other fields go into the query. "
+        "`Accept: image/png` asks for the answer drawn on the picture.",
+        _body(INPUT_TYPES[task.input], schemas, _request_example(task)),
+        _responses(schemas[output_type(task.kind)], _answer_example(task), drawn=True),
+    )
+    return {**operation, "x-florence-task": {"token": task.token, "input": task.input, "kind": task.kind}}
 
 
 def _prompt_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    prompt = TASKS.resolve("caption").prompt
-    example = {"image": picture_text(), "prompt": prompt, "answer_as": "text"}
-    return {
-        "tags": ["Tasks"],
-        "operationId": "prompt",
-        "summary": "Answer a custom prompt, which the model reads word for word.",
-        "description": "For fine-tunes with prompts that are no task here. Any tokens may repeat in the "
-        "answer, unless `no_repeat_ngram_size` is sent. An answer that should be JSON and is not has the "
-        "value null, the text, and why.",
-        "requestBody": _body(PromptInput, schemas, example),
-        "responses": _responses(
-            schemas[PromptAnswer], {**_answer_example(TASKS.resolve("caption")), "task": prompt}
-        ),
-    }
+    caption = TASKS.resolve("caption")
+    example = {"image": picture_text(), "prompt": caption.prompt, "answer_as": "text"}
+    return _operation(
+        "prompt",
+        PROMPT_SUMMARY,
+        "For fine-tunes with prompts that are no task here. Any tokens may repeat in the answer, unless "
+        "`no_repeat_ngram_size` is sent. An answer that should be JSON and is not has the value null, the "
+        "text, and why.",
+        _body(PromptInput, schemas, example),
+        _responses(schemas[PromptAnswer], {**_answer_example(caption), "task": caption.prompt}),
+    )
 
 
 def _analyze_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    example = {"image": picture_text(), **example_input("analyze")}
-    return {
-        "tags": ["Tasks"],
-        "operationId": "analyze",
-        "summary": "Answer many tasks on one picture, which is encoded once.",
-        "description": "A task that fails has its error and status in its place; where none could be "
-        "answered, the reply is the first one's error.",
-        "requestBody": _body(AnalyzeInput, schemas, example),
-        "responses": _responses(schemas[AnalyzeAnswer], example_answer("analyze")),
-    }
+    return _operation(
+        "analyze",
+        ANALYZE_SUMMARY,
+        "A task that fails has its error and status in its place; where none could be answered, the reply is "
+        "the first one's error.",
+        _body(AnalyzeInput, schemas, {"image": picture_text(), **example_input("analyze")}),
+        _responses(schemas[AnalyzeAnswer], example_answer("analyze")),
+    )
 
 
 def _info_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
@@ -211,7 +214,7 @@ def _info_operation(schemas: Mapping[Any, Any]) -> dict[str, Any]:
 def _form(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a form: the picture is a file, a list is JSON in one part, and a field is left out rather
     than null."""
-    schema = model.model_json_schema(mode="serialization", ref_template=_REFERENCE)
+    schema = model.model_json_schema(mode="serialization", ref_template=REFERENCE)
     fields = {name: _in_form(each) for name, each in schema["properties"].items()}
     fields["image"] = {"type": "string", "format": "binary", "description": fields["image"]["description"]}
     for name in fields.keys() & example.keys() - {"image"}:
@@ -273,11 +276,10 @@ def _responses(
         good["content"] = {JSON: {"schema": schema} | ({} if example is None else {"example": example})}
     if drawn:
         good["content"][PNG] = {"schema": {"type": "string", "format": "binary"}}
-    reference = {"$ref": _REFERENCE.format(model="Error")}
     failures = {
         str(status): {
             "description": text,
-            "content": {JSON: {"schema": reference, "example": {"error": message}}},
+            "content": {JSON: {"schema": reference("Error"), "example": {"error": message}}},
         }
         for status, text, message in _FAILURES
     }

@@ -1,4 +1,4 @@
-"""`POST /tasks/{name}`: any task that the loaded checkpoint has, its own ones included; a Starlette app.
+"""`POST /tasks/{name}`: any task that the loaded checkpoint has, its own ones included.
 
 BentoML's endpoints are made before a checkpoint is loaded, so tasks that a checkpoint declares have theirs
 here. Input and answer are those of the built-in tasks' endpoints.
@@ -6,10 +6,6 @@ here. Input and answer are those of the built-in tasks' endpoints.
 
 from __future__ import annotations
 
-from typing import Final
-
-from pydantic import ValidationError
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -17,21 +13,20 @@ from starlette.routing import Route
 from florence.errors import Closed, NotFound, TaskError
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.replies import json_reply, reply_or_error
-from florence.server.typed.endpoints import answer_task, explain
+from florence.server.typed.endpoints import answer_task
 from florence.server.typed.inputs import INPUT_TYPES, Refused, bring_picture
+from florence.server.typed.refusals import explain
 from florence.server.v2.inference import Inference
 from florence.types.declared import ways_out
 
-TASK_PATH: Final = "/tasks/{name}"
 
-
-def create_task_app(inference: Inference, fetcher: PictureFetcher) -> Starlette:
-    """The one route. `fetcher`: fetches pictures that are given as URLs."""
+def task_route(inference: Inference, fetcher: PictureFetcher) -> Route:
+    """The route. `fetcher`: fetches pictures that are given as URLs."""
 
     async def task(request: Request) -> Response:
         return await reply_or_error(_answer(inference, fetcher, request))
 
-    return Starlette(routes=[Route(TASK_PATH, task, methods=["POST"])])
+    return Route("/tasks/{name}", task, methods=["POST"])
 
 
 async def _answer(inference: Inference, fetcher: PictureFetcher, request: Request) -> Response:
@@ -46,7 +41,7 @@ async def _answer(inference: Inference, fetcher: PictureFetcher, request: Reques
     input_type = INPUT_TYPES[task.input]
     sent = await input_type.from_http_request(request, None)
     if isinstance(sent, Refused):
-        raise explain(sent.error, task, input_type) if isinstance(sent.error, ValidationError) else sent.error
+        raise explain(sent.error, input_type, task)
     fields = {name: getattr(sent, name) for name in input_type.model_fields}
     accept = request.headers.get("accept", "")
     timeout_s = await bring_picture(fetcher, fields, inference.timeout_s, request.scope)

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from florence.server.openai.schemas import EVENTS, Responses
+from florence.server.json_schemas import EVENT_STREAM, JSON, Responses, json_body, reference
 from florence.server.typed.v2_schemas import v2_schemas
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
 from florence.server.v2.model import ServedModel
+from florence.server.v2.tensors import InferAnswer
 from florence.types.tasks import TASKS
-
-_JSON = "application/json"
-_REFERENCE = "#/components/schemas/{model}"
 
 
 def v2_paths(picture: str, caption: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
@@ -34,25 +32,24 @@ def v2_paths(picture: str, caption: Mapping[str, Any], responses: Responses) -> 
             for name, value in values.items()
         ],
     }
-    answer = build_infer_answer(served, "42", [row])
+    answer = build_infer_answer(InferAnswer(served, "42", [row]))
     infer = v2("Answer a task on a picture, as Triton does.", "InferResponse", answer)
-    generated = build_generate_answer(served, "", [row])
+    generated = build_generate_answer(InferAnswer(served, "", [row]))
     generate = v2("Answer a task on a picture, with one key for each input.", "GenerateResponse", generated)
     stream = v2(
         "The same, its text token by token before it where num_beams is 1 and the task answers in text."
     )
-    stream["responses"]["200"]["content"] = EVENTS
+    stream["responses"]["200"]["content"] = EVENT_STREAM
     index = v2("The models that there are.", "array")
     only_ready = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
-    index["requestBody"] = {"content": {_JSON: {"schema": only_ready, "example": {"ready": True}}}}
+    index["requestBody"] = {"content": {JSON: {"schema": only_ready, "example": {"ready": True}}}}
     bodies: list[tuple[dict[str, Any], str, Any]] = [
         (infer, "InferRequest", request),
         (generate, "GenerateRequest", values),
         (stream, "GenerateRequest", {**values, "num_beams": 1}),
     ]
     for operation, name, body in bodies:
-        schema = {"$ref": _REFERENCE.format(model=name)}
-        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema, "example": body}}}
+        operation["requestBody"] = json_body(reference(name), body)
     return {
         f"{model}/infer": {"post": infer},
         f"{model}/generate": {"post": generate},
@@ -70,8 +67,6 @@ def v2_paths(picture: str, caption: Mapping[str, Any], responses: Responses) -> 
 
 def _v2(responses: Responses, summary: str, type: str | None = None, example: Any = None) -> dict[str, Any]:
     """`type`: the answer's: one of JSON's types, or a schema's name; None for no body."""
-    named: dict[str, Any] = {"type": type}
-    if type in v2_schemas():
-        named = {"$ref": _REFERENCE.format(model=type)}
+    named = reference(type) if type in v2_schemas() else {"type": type}
     told = responses(None if type is None else named, example)
     return {"tags": ["v2 protocol"], "summary": summary, "responses": told}

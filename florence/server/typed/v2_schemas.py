@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from florence.server.json_schemas import object_of
 from florence.server.v2.model import INPUTS, OUTPUT, REQUIRED_INPUTS, ServedModel
 from florence.types.options import RequestParameters
 
@@ -36,31 +37,31 @@ def v2_schemas() -> dict[str, Any]:
     answered = {"shape": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}}
     identity = {"type": "string", "description": "Comes back with the answer."}
     return {
-        "InferRequest": _object(
+        "InferRequest": object_of(
             {
                 "id": identity,
                 "inputs": {
                     "type": "array",
-                    "items": _object({"name": _one_of(INPUTS), **tensor}),
+                    "items": object_of({"name": _one_of(INPUTS), **tensor}),
                     "minItems": len(REQUIRED_INPUTS),
                     "maxItems": len(INPUTS),
                     "description": "; ".join(f"{name}: {_DESCRIPTIONS[name]}" for name in INPUTS),
                 },
                 "outputs": {
                     "type": "array",
-                    "items": _object({"name": _one_of([OUTPUT]), "parameters": {"type": "object"}}, "name"),
+                    "items": object_of({"name": _one_of([OUTPUT]), "parameters": {"type": "object"}}, "name"),
                 },
                 "parameters": _parameters(),
             },
             "inputs",
         ),
-        "InferResponse": _object(
+        "InferResponse": object_of(
             {
                 **_NAMED,
                 "id": identity,
                 "outputs": {
                     "type": "array",
-                    "items": _object({"name": _one_of([OUTPUT]), **tensor, **answered}),
+                    "items": object_of({"name": _one_of([OUTPUT]), **tensor, **answered}),
                 },
                 "parameters": {"type": "object"},
             },
@@ -68,7 +69,7 @@ def v2_schemas() -> dict[str, Any]:
             "outputs",
         ),
         "GenerateRequest": {
-            **_object(
+            **object_of(
                 {
                     **{name: _text_or_texts(name, strings) for name in INPUTS},
                     "id": identity,
@@ -79,17 +80,12 @@ def v2_schemas() -> dict[str, Any]:
             ),
             "additionalProperties": _SCALAR,
         },
-        "GenerateResponse": _object(
+        "GenerateResponse": object_of(
             {**_NAMED, "id": identity, OUTPUT: _text_or_texts(OUTPUT, strings)}, *_NAMED, OUTPUT
         ),
-        "Live": _object({"live": {"type": "boolean"}}),
-        "Ready": _object({"ready": {"type": "boolean"}, "name": {"type": "string"}}, "ready"),
+        "Live": object_of({"live": {"type": "boolean"}}),
+        "Ready": object_of({"ready": {"type": "boolean"}, "name": {"type": "string"}}, "ready"),
     }
-
-
-def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    """An object's schema; all properties are required where `required` names none."""
-    return {"type": "object", "properties": properties, "required": list(required or properties)}
 
 
 def _one_of(names: Any) -> dict[str, Any]:

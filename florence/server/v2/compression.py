@@ -10,28 +10,13 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from florence.errors import BodyTooLarge, ProtocolError, UnknownEncoding
+from florence.errors import ProtocolError, UnknownEncoding
 
 _WINDOWS: Mapping[str, int] = MappingProxyType({"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS})
 ENCODINGS: Final = ", ".join(_WINDOWS)
 PIECE: Final = 2**17
 """Bytes that are decompressed at a time."""
 _PART: Final = 2**16  # bytes that zlib is given at a time: it copies what it has not read yet
-
-
-def decompress(body: bytes | bytearray, encoding: str, max_bytes: int) -> bytes | bytearray:
-    """The body decoded. `encoding`: its Content-Encoding; "" or "identity" for none.
-
-    Raises as `decompressed`, and BodyTooLarge above `max_bytes`.
-    """
-    if encoding in ("", "identity"):
-        return body
-    plain = bytearray()
-    for piece in decompressed(body, encoding):
-        if len(plain) + len(piece) > max_bytes:
-            raise BodyTooLarge(max_bytes)
-        plain += piece
-    return plain
 
 
 def decompressed(body: bytes | bytearray, encoding: str) -> Iterator[bytes]:

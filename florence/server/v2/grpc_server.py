@@ -8,7 +8,7 @@ them. Not covered: loading models, shared memory, trace and log settings, which 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
@@ -17,21 +17,20 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
-from florence.answers.answer import OriginalAnswer
 from florence.errors import NotFound, ProtocolError, SettingsError
 from florence.server.http.bodies import BodyBudget
 from florence.server.keys import ApiKeys
-from florence.server.observability.request_ids import CallContext
 from florence.server.replies import GRPC_CODES, failure_of, log_failure, off_loop
 from florence.server.tls import Tls
-from florence.server.v2.grpc_about import INFERENCE, Health, StrictMessages, add_about
-from florence.server.v2.grpc_keys import KeyInterceptor
-from florence.server.v2.infer_body import NO_FACTS, answer_tensor, facts_of
+from florence.server.v2.grpc_about import INFERENCE, Health, add_about
+from florence.server.v2.grpc_interceptors import interceptors_of
+from florence.server.v2.infer_body import answer_tensor
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.messages import parse_message
 from florence.server.v2.model import ServedModel, server_metadata
 from florence.server.v2.tensors import (
     DATATYPES,
+    InferAnswer,
     InferRequest,
     Tensor,
     check_name,
@@ -64,7 +63,7 @@ class GrpcServer:
     ) -> None:
         self._tls = tls
         self._server = grpc.aio.server(
-            interceptors=[CallContext(), *([KeyInterceptor(keys)] if keys else []), StrictMessages()],
+            interceptors=interceptors_of(keys),
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -200,25 +199,15 @@ class _Calls:
 
     async def model_infer(self, data: bytes) -> Any:
         """The ModelInferResponse to a ModelInferRequest."""
-        message = self._budget.begin()
-        message.arrived = True
-        try:
-            await message.grow(len(data))
+        async with self._budget.holding(len(data)):
             return await self._infer(await off_loop(len(data), parse_message, _INFER, data))
-        finally:
-            self._budget.end(message)
 
     async def _infer(self, request: Any) -> Any:
         inference = self._repository.find(request.model_name, request.model_version)
         inference.ready_model()
         size = request.ByteSize()
         infer = await off_loop(size, read_infer_request, inference.served, request)
-
-        def respond(answers: Sequence[OriginalAnswer]) -> Any:
-            texts = [answer.text for answer in answers]
-            return infer_response(inference.served, infer.id, texts, facts_of(answers))
-
-        return await inference.answer(infer, respond)
+        return await inference.answer(infer, infer_response)
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Answers in the order of the requests, which are processed concurrently."""
@@ -255,12 +244,10 @@ class _Calls:
 
     async def _stream_answer(self, data: bytes) -> Any:
         request = _INFER()
-        message = self._budget.begin()
-        message.arrived = True
         try:
-            await message.grow(len(data))
-            request = await off_loop(len(data), parse_message, _INFER, data)
-            response = await self._infer(request)
+            async with self._budget.holding(len(data)):
+                request = await off_loop(len(data), parse_message, _INFER, data)
+                response = await self._infer(request)
             response.parameters["triton_final_response"].bool_param = True
             return service_pb2.ModelStreamInferResponse(infer_response=response)
         except Exception as error:  # noqa: BLE001  (logged and answered)
@@ -270,8 +257,6 @@ class _Calls:
             return service_pb2.ModelStreamInferResponse(  # the stream stays open
                 error_message=_scrub(failure_of(error).message), infer_response=infer_head(served, request.id)
             )
-        finally:
-            self._budget.end(message)
 
 
 def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
@@ -285,15 +270,13 @@ def read_infer_request(served: ServedModel, message: Any) -> InferRequest:
     return InferRequest(message.id, columns, parameters, binary_output=True)
 
 
-def infer_response(
-    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
-) -> Any:
-    """The ModelInferResponse; one element for each row. `facts`: its parameters (`facts_of`)."""
-    response = infer_head(served, request_id)
-    for name, value in facts.items():
+def infer_response(answer: InferAnswer) -> Any:
+    """The ModelInferResponse; one element for each row."""
+    response = infer_head(answer.served, answer.id)
+    for name, value in answer.facts.items():
         response.parameters[name].int64_param = value
-    response.outputs.add(**answer_tensor(len(texts)))
-    response.raw_output_contents.append(pack(text.encode("ascii") for text in texts))
+    response.outputs.add(**answer_tensor(len(answer.texts)))
+    response.raw_output_contents.append(pack(text.encode("ascii") for text in answer.texts))
     return response
 
 

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from florence.errors import Closed, NotFound, ProtocolError
 from florence.server.http.bodies import read_body
-from florence.server.long_strings import Document
+from florence.server.long_strings import Document, parsing_cost
 from florence.server.replies import json_reply, off_loop, reply_or_error
 from florence.server.v2.http_infer import (
     generate,
@@ -33,6 +33,11 @@ from florence.server.v2.model import ServedModel, server_metadata
 
 MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"
+
+
+def is_v2(path: str) -> bool:
+    """Whether a path is the protocol's."""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def infer_paths(served: ServedModel) -> list[str]:
@@ -141,7 +146,7 @@ def _model_ready(request: Request) -> dict[str, object]:
 
 async def _index(request: Request) -> Response:
     body = await read_body(request.receive)
-    wanted = await off_loop(len(body), lambda: Document(body).parse()) if body else {}
+    wanted = await off_loop(parsing_cost(body), lambda: Document(body).parse()) if body else {}
     if not isinstance(wanted, dict) or not isinstance(wanted.get("ready", False), bool):
         raise ProtocolError('the body must be empty, or a JSON object such as {"ready": true}')
     return json_reply(repository_of(request).index(only_ready=wanted.get("ready", False)))

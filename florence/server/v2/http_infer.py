@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from starlette.requests import Request
@@ -17,28 +17,26 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from florence.answers.answer import OriginalAnswer
-from florence.errors import ClientLeft, NotFound, ProtocolError, UnknownEncoding
+from florence.errors import ClientLeft, NotFound, ProtocolError
 from florence.runtime.streaming import OnText
 from florence.server.events import EVENTS, reply_in_events
 from florence.server.http.bodies import plain_body, read_body
 from florence.server.long_strings import parsing_cost
 from florence.server.outcomes import log_answer
-from florence.server.replies import checkpoint_header, error_reply, json_reply, off_loop, reply_or_error
-from florence.server.v2.compression import ENCODINGS, choose_encoding, compress
+from florence.server.replies import checkpoint_header, json_reply, off_loop, reply_or_error
+from florence.server.v2.compression import choose_encoding, compress
 from florence.server.v2.infer_body import (
     build_binary_answer,
     build_event,
     build_generate_answer,
     build_infer_answer,
     build_text_event,
-    facts_of,
     is_token_stream,
     parse_generate_request,
-    read_infer_body,
+    parse_infer_request,
 )
 from florence.server.v2.inference import Inference, ModelRepository
-from florence.server.v2.model import ServedModel
-from florence.server.v2.tensors import InferRequest
+from florence.server.v2.tensors import InferAnswer, InferRequest
 
 logger = logging.getLogger("florence.service")
 
@@ -98,19 +96,17 @@ def version_of(request: Request) -> str:
 async def _infer(request: Request, started: float) -> Response:
     inference = inference_of(request)
     inference.ready_model()
-    try:
-        encoding = request.headers.get("content-encoding", "")
-        most: int = request.app.state.max_body_bytes
-        body = await plain_body(request.scope, await read_body(request.receive), encoding, most)
-    except UnknownEncoding as error:
-        return error_reply(error, {"Accept-Encoding": ENCODINGS})
+    encoding = request.headers.get("content-encoding", "")
+    most: int = request.app.state.max_body_bytes
+    body = await plain_body(request.scope, await read_body(request.receive), encoding, most)
     length = request.headers.get(HEADER_LENGTH)
-    asked = await off_loop(_parsing_cost(body, length), read_infer_body, inference.served, body, length)
+    asked = await off_loop(_parsing_cost(body, length), parse_infer_request, inference.served, body, length)
 
     def log(answer: OriginalAnswer) -> None:
         log_answer(answer, _outcome(request.scope, 200, started) + ": ")
 
-    reply = await inference.answer(asked, partial(_infer_reply, inference.served, asked), log=log)
+    build = _binary_answer if asked.binary_output else _json_answer
+    reply = await inference.answer(asked, build, log=log)
     return await _as_accepted(reply, request.headers.get("accept-encoding", ""))
 
 
@@ -129,12 +125,13 @@ async def _as_accepted(reply: Response, accepted: str) -> Response:
     return Response(body, reply.status_code, {**headers, "Content-Encoding": encoding})
 
 
-def _infer_reply(served: ServedModel, asked: InferRequest, answers: Sequence[OriginalAnswer]) -> Response:
-    texts, facts = [answer.text for answer in answers], facts_of(answers)
-    headers = checkpoint_header(answers[0].checkpoint)
-    if not asked.binary_output:
-        return json_reply(build_infer_answer(served, asked.id, texts, facts), headers=headers)
-    body, header_length = build_binary_answer(served, asked.id, texts, facts)
+def _json_answer(answer: InferAnswer) -> Response:
+    return json_reply(build_infer_answer(answer), headers=checkpoint_header(answer.checkpoint))
+
+
+def _binary_answer(answer: InferAnswer) -> Response:
+    headers = checkpoint_header(answer.checkpoint)
+    body, header_length = build_binary_answer(answer)
     return Response(body, 200, {HEADER_LENGTH: str(header_length), **headers}, "application/octet-stream")
 
 
@@ -157,14 +154,10 @@ async def _read_generate(request: Request) -> InferRequest:
 async def _generate(
     request: Request, asked: InferRequest, reply: Callable[..., Response], on_text: OnText | None = None
 ) -> Response:
-    inference = inference_of(request)
+    def build(answer: InferAnswer) -> Response:
+        return reply(build_generate_answer(answer), headers=checkpoint_header(answer.checkpoint))
 
-    def build(answers: Sequence[OriginalAnswer]) -> Response:
-        texts = [answer.text for answer in answers]
-        content = build_generate_answer(inference.served, asked.id, texts, facts_of(answers))
-        return reply(content, headers=checkpoint_header(answers[0].checkpoint))
-
-    return await inference.answer(asked, build, on_text=on_text)
+    return await inference_of(request).answer(asked, build, on_text=on_text)
 
 
 def _event_reply(content: dict[str, object], headers: dict[str, str]) -> Response:

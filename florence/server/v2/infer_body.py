@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from florence.answers.answer import OriginalAnswer
-from florence.errors import OptionError, ProtocolError
+from florence.errors import MalformedJson, OptionError, ProtocolError
 from florence.server.long_strings import LONG, Document, LongString
 from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
@@ -21,6 +20,7 @@ from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.tensors import (
     DATATYPES,
     Element,
+    InferAnswer,
     InferRequest,
     Tensor,
     check_name,
@@ -38,7 +38,6 @@ TEXT_KEY: Final = "text_output"
 """The key of an event's text in Triton's text backends; `OUTPUT` is in the last event only."""
 
 _END: Final = object()
-NO_FACTS: Final[Mapping[str, int]] = MappingProxyType({})
 _KINDS: Mapping[type, str] = MappingProxyType({dict: "object", list: "array", str: "string", bool: "boolean"})
 _ONE_OF: Final = (
     "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
@@ -48,24 +47,19 @@ _NOT_PARAMETERS = frozenset({"id", "parameters", *INPUTS})
 _HEADER_LENGTH: Final = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
-def read_infer_request(served: ServedModel, document: Document, tail: memoryview) -> InferRequest:
-    """The request in both parts of a body: its JSON, and `tail`, the packed tensors. Its pictures are views
-    into the body.
+def parse_infer_request(
+    served: ServedModel, body: bytes | bytearray, header_length: str | None
+) -> InferRequest:
+    """The request in a body: JSON, and packed tensors behind it. Its pictures are views into the body.
 
-    Takes memory within a small multiple of the body's size. Raises ProtocolError.
+    `header_length`: bytes of the JSON, as the header Inference-Header-Content-Length says; None: all. Takes
+    memory within a small multiple of the body's size. Raises ProtocolError.
     """
-    content = document.parse()
-    if not isinstance(content, dict):
-        raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
-    request_id = check_text(optional_member(content, "id", str), "id")
+    document, tail = _split(served, body, header_length)
+    content, request_id = _object_and_id(document)
     parameters = check_parameters(optional_member(content, "parameters", dict))
     columns = read_columns(served, _tensors(served, member(content, "inputs", list), tail), request_id)
     return InferRequest(request_id, columns, parameters, _wants_binary(served, content, parameters))
-
-
-def read_infer_body(served: ServedModel, body: bytes | bytearray, header_length: str | None) -> InferRequest:
-    """The request of a whole body: `split_body`, then `read_infer_request`."""
-    return read_infer_request(served, *split_body(served, body, header_length))
 
 
 def answer_tensor(rows: int) -> dict[str, Any]:
@@ -73,57 +67,34 @@ def answer_tensor(rows: int) -> dict[str, Any]:
     return {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, 1]}
 
 
-def build_infer_answer(
-    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
-) -> dict[str, Any]:
+def build_infer_answer(answer: InferAnswer) -> dict[str, Any]:
     """The answer's JSON object, with one string for each row."""
-    output = {**answer_tensor(len(texts)), "data": list(texts)}
-    return {**answer_head(served, request_id, facts), "outputs": [output]}
+    output = {**answer_tensor(len(answer.texts)), "data": list(answer.texts)}
+    return {**_head(answer), "outputs": [output]}
 
 
-def build_binary_answer(
-    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
-) -> tuple[bytes, int]:
+def build_binary_answer(answer: InferAnswer) -> tuple[bytes, int]:
     """The answer with a packed tensor, and how many bytes of it are its JSON."""
-    packed = pack(text.encode("ascii") for text in texts)
-    output = {**answer_tensor(len(texts)), "parameters": {"binary_data_size": len(packed)}}
-    head = json.dumps({**answer_head(served, request_id, facts), "outputs": [output]}, separators=(",", ":"))
-    text = head.encode("ascii")
-    return text + packed, len(text)
-
-
-def facts_of(answers: Sequence[OriginalAnswer]) -> dict[str, int]:
-    """The parameters of an answer: the seed with which its rows were sampled, and the number of tiles of all
-    its pictures; each is left out where there was no sampling, or no picture was cut."""
-    seed, tiles = answers[0].seed, sum(answer.tiles for answer in answers)
-    return ({} if seed is None else {"seed": seed}) | ({"tiles": tiles} if tiles > len(answers) else {})
-
-
-def answer_head(served: ServedModel, request_id: str, facts: Mapping[str, int] = NO_FACTS) -> dict[str, Any]:
-    """The request's id, if it was sent, the model's name and version, and facts as parameters."""
-    head: dict[str, Any] = {"id": request_id} if request_id else {}
-    told = {"parameters": dict(facts)} if facts else {}
-    return head | {"model_name": served.name, "model_version": served.version} | told
+    packed = pack(text.encode("ascii") for text in answer.texts)
+    output = {**answer_tensor(len(answer.texts)), "parameters": {"binary_data_size": len(packed)}}
+    head = json.dumps({**_head(answer), "outputs": [output]}, separators=(",", ":")).encode("ascii")
+    return head + packed, len(head)
 
 
 def parse_generate_request(served: ServedModel, body: bytes | bytearray) -> InferRequest:
     """The request in a body such as {"INPUT_IMAGE": "<base64>", "TASK_PROMPT": "<CAPTION>"}; a list of texts
     makes as many rows. Keys that name no input are parameters. Raises ProtocolError."""
-    content = Document(body).parse()
-    if not isinstance(content, dict):
-        raise ProtocolError("failed to parse the request JSON buffer: the document is not an object at 0")
-    request_id = check_text(optional_member(content, "id", str), "id")
+    content, request_id = _object_and_id(Document(body))
     plain = {name: value for name, value in content.items() if name not in _NOT_PARAMETERS}
     parameters = {**optional_member(content, "parameters", dict), **plain}
     columns = read_columns(served, _texts(content), request_id)
     return InferRequest(request_id, columns, check_parameters(parameters))
 
 
-def build_generate_answer(
-    served: ServedModel, request_id: str, texts: Sequence[str], facts: Mapping[str, int] = NO_FACTS
-) -> dict[str, Any]:
+def build_generate_answer(answer: InferAnswer) -> dict[str, Any]:
     """The answer's JSON object: a text for one row, a list of texts for more."""
-    return {**answer_head(served, request_id, facts), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
+    texts = answer.texts
+    return {**_head(answer), OUTPUT: texts[0] if len(texts) == 1 else list(texts)}
 
 
 def is_token_stream(infer: InferRequest, prompts: AcceptedPrompts) -> bool:
@@ -154,7 +125,7 @@ def is_token_stream(infer: InferRequest, prompts: AcceptedPrompts) -> bool:
 
 def build_text_event(served: ServedModel, request_id: str, text: str) -> bytes:
     """A piece of the answer's text, as one server-sent event."""
-    return build_event({**answer_head(served, request_id), TEXT_KEY: text})
+    return build_event({**_head(InferAnswer(served, request_id, ())), TEXT_KEY: text})
 
 
 def build_event(content: Mapping[str, Any]) -> bytes:
@@ -162,13 +133,26 @@ def build_event(content: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
-def split_body(
+def _head(answer: InferAnswer) -> dict[str, Any]:
+    """The request's id, if it was sent, the model's name and version, and the parameters, if any."""
+    named = {"id": answer.id} if answer.id else {}
+    told = {"parameters": answer.facts} if answer.facts else {}
+    return {**named, "model_name": answer.served.name, "model_version": answer.served.version, **told}
+
+
+def _object_and_id(document: Document) -> tuple[dict[str, Any], str]:
+    """The JSON object of a request, and the request's id; "" without one."""
+    content = document.parse()
+    if not isinstance(content, dict):
+        raise MalformedJson("the document is not an object", 0)
+    return content, check_text(optional_member(content, "id", str), "id")
+
+
+def _split(
     served: ServedModel, body: bytes | bytearray, header_length: str | None
 ) -> tuple[Document, memoryview]:
-    """The body's JSON, not parsed, and the packed tensors behind it. Raises ProtocolError for a wrong length.
-
-    `header_length`: bytes of the JSON, as the header Inference-Header-Content-Length says; None: all.
-    """
+    """The body's JSON, not parsed, and the packed tensors behind it. Raises ProtocolError for a wrong
+    length."""
     number = None
     if header_length is not None:
         number = int(header_length) if _HEADER_LENGTH.fullmatch(header_length) else 0

@@ -19,8 +19,7 @@ from florence.server.outcomes import await_answers, log_answer, name_row
 from florence.server.v2.model import ServedModel, parse_version
 from florence.server.v2.prompts import AcceptedPrompts
 from florence.server.v2.statistics import Reason, Spans, Statistics
-from florence.server.v2.tally import SharedTally
-from florence.server.v2.tensors import InferRequest, Row, read_rows
+from florence.server.v2.tensors import InferAnswer, InferRequest, Row, read_rows
 from florence.types.options import OF_SAMPLING, RequestParameters, read_request_parameters
 from florence.types.pictures import Pictures
 from florence.types.tasks import Task
@@ -50,7 +49,7 @@ class Inference:
         self.served = served or ServedModel()
         self.model: Florence2 | None = None
         self.timeout_s = timeout_s
-        self.statistics = Statistics(self.served, SharedTally())
+        self.statistics = Statistics(self.served)
 
     @property
     def ready(self) -> bool:
@@ -65,12 +64,12 @@ class Inference:
     async def answer(
         self,
         infer: InferRequest,
-        build: Callable[[Sequence[OriginalAnswer]], T],
+        build: Callable[[InferAnswer], T],
         *,
         on_text: OnText | None = None,
         log: Callable[[OriginalAnswer], None] = log_answer,
     ) -> T:
-        """The reply that `build` makes from the rows' answers. `on_text`: as in `Florence2.submit`, for a
+        """The reply that `build` makes of the answer. `on_text`: as in `Florence2.submit`, for a
         request with one row. `log`: writes a line for each answer.
 
         The first row that fails ends the request, with its error; the others are cancelled. If the waiting
@@ -96,7 +95,7 @@ class Inference:
             ]
             answers = await await_answers(futures, timeout_s, log=log)
             answered = time.perf_counter_ns()
-            reply = build(answers)
+            reply = build(_answer(self.served, infer, answers))
         except BaseException as error:
             self.statistics.fail_for(_reason(error), time.perf_counter_ns() - started)
             raise
@@ -218,6 +217,15 @@ def generation_options(parameters: Mapping[str, Any]) -> RequestParameters:
         known -= set(OF_SAMPLING)
     options = {name: value for name, value in parameters.items() if name in known}
     return read_request_parameters(options)
+
+
+def _answer(served: ServedModel, infer: InferRequest, answers: Sequence[OriginalAnswer]) -> InferAnswer:
+    """The rows' answers as one. Its facts: the seed with which rows were sampled, and the number of tiles of
+    all pictures; each is left out where there was no sampling, or no picture was cut."""
+    seed, tiles = answers[0].seed, sum(answer.tiles for answer in answers)
+    facts = ({} if seed is None else {"seed": seed}) | ({"tiles": tiles} if tiles > len(answers) else {})
+    texts = [answer.text for answer in answers]
+    return InferAnswer(served, infer.id, texts, facts, answers[0].checkpoint)
 
 
 def _spans(answers: Sequence[OriginalAnswer], answered_ns: int, output_ns: int) -> Spans:

@@ -6,7 +6,6 @@ Knows nothing about requests or models; a `Tally` holds the counts.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -44,24 +43,12 @@ class Statistics:
     """Counters of one model. A request counts once, however many rows it has; rows are counted apart.
 
     As in Triton, malformed requests (body, inputs, outputs, options) are not counted, while one with a wrong
-    picture, task or text is a failure: those are checked by the model. `tally`: holds the counts; None: a new
-    one of this process.
+    picture, task or text is a failure: those are checked by the model.
     """
 
-    def __init__(self, served: ServedModel | None = None, tally: Tally | None = None) -> None:
-        self.served = served or ServedModel()
-        self._tally = tally or Tally()
-
-    @property
-    def pending(self) -> int:
-        """Requests that are not answered yet."""
-        return self._tally.values()[PENDING]
-
-    @property
-    def failures(self) -> Counter[Reason]:
-        """Failed requests by their reasons."""
-        counts = self._tally.values()
-        return Counter({reason: counts[_FAILURE + reason] for reason in Reason if counts[_FAILURE + reason]})
+    def __init__(self, served: ServedModel) -> None:
+        self.served = served
+        self._tally = Tally(served.name)
 
     def begin(self) -> None:
         """Count a well-formed request as pending."""

@@ -1,4 +1,4 @@
-"""Counts of v2 requests: of this process, or of all workers of a service together.
+"""Counts of v2 requests, of all workers of a service together.
 
 Knows names and numbers only. The workers' counts are in the files of `prometheus_client`'s multiprocess mode,
 whose directory BentoML sets: so it must be imported after that, with the first count.
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prometheus_client import Gauge
 
 DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names a folder which only the workers of one service share."""
 HIDDEN: Final = "florence_v2_counts_"
 """Prefix of these metrics' names; /metrics shows them under Triton's names instead."""
 PENDING: Final = "pending"
@@ -24,30 +25,16 @@ PENDING: Final = "pending"
 LATEST: Final = "latest"
 """When the last request ended: the maximum over workers, not the sum."""
 _MODES: Final[Mapping[str, str]] = {PENDING: "livesum", LATEST: "max"}
-_LABEL: Final = "count"
+_LABELS: Final = ("model", "count")
 
 
 class Tally:
-    """Counts by name, in this process. Used without locks: changed on one event loop, read in any thread."""
+    """A model's counts by name, of all workers together; of this process where there are no workers. Used
+    without locks: changed on one event loop, read in any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._model = model
         self._counts: Counter[str] = Counter()
-
-    def add(self, name: str, amount: int) -> None:
-        """Add `amount` to a count."""
-        self._counts[name] += amount
-
-    def set(self, name: str, value: int) -> None:
-        """Set a count."""
-        self._counts[name] = value
-
-    def values(self) -> Counter[str]:
-        """All counts so far."""
-        return self._counts.copy()
-
-
-class SharedTally(Tally):
-    """Counts by name of all workers together; of this process where there are no workers."""
 
     @cached_property
     def _gauges(self) -> dict[str, Gauge]:
@@ -60,31 +47,31 @@ class SharedTally(Tally):
             made[mode] = NewGauge(
                 HIDDEN + mode,
                 "Counts of v2 requests",
-                [_LABEL],
+                _LABELS,
                 registry=CollectorRegistry(),
                 multiprocess_mode=mode,  # type: ignore[arg-type]  # a literal
             )
         return made
 
     def add(self, name: str, amount: int) -> None:
-        super().add(name, amount)
-        self._publish(name)
+        """Add `amount` to a count."""
+        self.set(name, self._counts[name] + amount)
 
     def set(self, name: str, value: int) -> None:
-        super().set(name, value)
-        self._publish(name)
-
-    def _publish(self, name: str) -> None:
+        """Set a count."""
+        self._counts[name] = value
         if os.environ.get(DIRECTORY):
-            self._gauges[_MODES.get(name, "sum")].labels(name).set(self._counts[name])
+            self._gauges[_MODES.get(name, "sum")].labels(self._model, name).set(value)
 
     def values(self) -> Counter[str]:
+        """All counts so far."""
         directory = os.environ.get(DIRECTORY)
         if not directory:
-            return super().values()
+            return self._counts.copy()
         from prometheus_client.multiprocess import MultiProcessCollector
 
         files = [str(file) for mode in self._gauges for file in Path(directory).glob(f"gauge_{mode}_*.db")]
         merged = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
-        samples = (sample for metric in merged if metric.name.startswith(HIDDEN) for sample in metric.samples)
-        return Counter({sample.labels[_LABEL]: int(sample.value) for sample in samples})
+        samples = [each for metric in merged if metric.name.startswith(HIDDEN) for each in metric.samples]
+        own = [(dict(each.labels), int(each.value)) for each in samples]
+        return Counter({labels["count"]: value for labels, value in own if labels["model"] == self._model})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NoReturn
 
@@ -67,6 +67,18 @@ class InferRequest:
     @property
     def row_count(self) -> int:
         return len(self.columns[REQUIRED_INPUTS[0]])
+
+
+@dataclass(frozen=True, slots=True)
+class InferAnswer:
+    """The answer to a request, before it is written. `id`: the request's. `texts`: one for each row. `facts`:
+    the answer's parameters. `checkpoint`: the one that answered."""
+
+    served: ServedModel
+    id: str
+    texts: Sequence[str]
+    facts: Mapping[str, int] = field(default_factory=dict)
+    checkpoint: str = ""
 
 
 def read_columns(served: ServedModel, tensors: Iterable[Tensor], request_id: str) -> Columns:

@@ -23,6 +23,7 @@ from florence.engine.device.beams.sampling import gumbel
 from florence.engine.device.beams.window_sums import window_sums
 from florence.engine.request import GenerationOptions, Request
 from florence.errors import EngineError
+from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
 from florence.model.keys_values import Cache
 from florence.model.language import LanguageModel
@@ -50,6 +51,12 @@ class TokenRules:
     forced_bos_id: int | None
     forced_eos_id: int | None
     ordered: range | None = None
+
+    @classmethod
+    def of(cls, config: ModelConfig, ordered: range | None = None) -> TokenRules:
+        """A checkpoint's own."""
+        text, settings = config.text, config.generation
+        return cls(text.start_id, text.eos_id, settings.forced_bos_id, settings.forced_eos_id, ordered)
 
 
 @dataclass(frozen=True, slots=True)

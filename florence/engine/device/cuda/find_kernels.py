@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from florence.engine.config import CudaKernels
+from florence.engine.config import KernelChoice
 from florence.engine.device.beams.search import SearchStep
 from florence.engine.device.cuda.kernel import CudaKernel
 from florence.errors import SettingsError
@@ -121,7 +121,7 @@ def load_encode_kernels() -> EncodeBackend:
     return CudaEncode()
 
 
-def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> RowQuantizer:
+def find_quantizer(device: torch.device, cuda_kernels: KernelChoice = "auto") -> RowQuantizer:
     """The function that quantises the input of products in fp8: the kernel, where it is allowed and agrees
     with its definition, or else PyTorch's operations.
 
@@ -131,7 +131,10 @@ def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> 
     if device.type != "cuda":
         return quantize
     if cuda_kernels == "auto" and _has_triton("products in fp8"):
-        quantize = _checked_kernel(device)
+        from florence.engine.device.cuda.kernels import QUANTIZE
+
+        if _agree([QUANTIZE], device, torch.bfloat16, "products in fp8"):
+            quantize = load_quantizer()
     try:
         with torch.cuda.device(device), torch.inference_mode():
             fp8.check(device, quantize)
@@ -142,26 +145,16 @@ def find_quantizer(device: torch.device, cuda_kernels: CudaKernels = "auto") -> 
     return quantize
 
 
-def _checked_kernel(device: torch.device) -> RowQuantizer:
-    """The kernel; PyTorch's operations, and a warning, where it fails or differs."""
-    from florence.engine.device.cuda import kernels as cuda_kernels
-
-    agrees = _agree([cuda_kernels.QUANTIZE], device, torch.bfloat16, "products in fp8")
-    return load_quantizer() if agrees else fp8.quantize_rows
-
-
 def find_low_rank(
-    device: torch.device, dtype: torch.dtype, cuda_kernels: CudaKernels = "auto"
+    device: torch.device, dtype: torch.dtype, cuda_kernels: KernelChoice = "auto"
 ) -> LowRankKernels | None:
     """The kernels for adapters beside the weights; None on other devices and where they are off, and with a
     warning where they can't be used."""
-    if device.type != "cuda" or cuda_kernels == "off" or not _has_triton("adapters"):
+    if device.type != "cuda" or cuda_kernels == "off" or not _can_run(device, "adapters", []):
         return None
-    if torch.cuda.get_device_capability(device) < OLDEST:
-        return None
-    from florence.engine.device.cuda import kernels as table
+    from florence.engine.device.cuda.kernels import LOW_RANK_KERNELS
 
-    return load_low_rank() if _agree(table.LOW_RANK_KERNELS, device, dtype, "adapters") else None
+    return load_low_rank() if _agree(LOW_RANK_KERNELS, device, dtype, "adapters") else None
 
 
 def load_low_rank() -> LowRankKernels:

@@ -6,7 +6,6 @@ Either way each request gets the result that it would get alone: padding is mask
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 
@@ -29,9 +28,9 @@ AdapterIndex = Sequence[int]
 """The slot of each picture's or request's adapter, 0 for none."""
 
 
-class Encodes(ABC):
+class Encodes:
     """The two halves of an encode, each in chunks between which decode steps may run; `backend` computes
-    their layers."""
+    their layers. This class encodes exactly the given pictures and prompts."""
 
     def __init__(
         self, model: Florence2Model, caches: Caches, memory: DeviceMemory, backend: EncodeBackend = PLAIN
@@ -42,30 +41,18 @@ class Encodes(ABC):
         """How many of `requests` waiting requests to encode together."""
         return requests
 
-    @abstractmethod
     def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
         """One host tensor uint8 [height, width, 3] for each picture -> tokens [pictures, tokens, d_model].
         The result may be in memory that other captured work overwrites: copy it before anything else runs."""
-
-    @abstractmethod
-    def write_cross_kv(
-        self, pictures: Tensor, prompts: Prompts, slots: Sequence[int], adapters: AdapterIndex
-    ) -> Chunks[None]:
-        """Encode picture tokens [requests, tokens, d_model] with one prompt for each, and write the encoder's
-        keys and values into the request's slot of the caches; positions after the request's own length are
-        undefined."""
-
-
-class PlainEncodes(Encodes):
-    """Encodes exactly the given pictures and prompts, in chunks."""
-
-    def encode_images(self, pixels: Sequence[Tensor], adapters: AdapterIndex) -> Chunks[Tensor]:
         chunks = self._model.encode_images_in_chunks(self._memory.send(pixels), self._backend)
         return (yield from self._with(adapters, chunks))
 
     def write_cross_kv(
         self, pictures: Tensor, prompts: Prompts, slots: Sequence[int], adapters: AdapterIndex
     ) -> Chunks[None]:
+        """Encode picture tokens [requests, tokens, d_model] with one prompt for each, and write the encoder's
+        keys and values into the request's slot of the caches; positions after the request's own length are
+        undefined."""
         yield from self._with(adapters, self._write(pictures, prompts, slots))
 
     def _with(self, adapters: AdapterIndex, chunks: Chunks[T]) -> Chunks[T]:
@@ -84,7 +71,7 @@ class PlainEncodes(Encodes):
         self._backend.write_cross_kv(language.decoder, encoded, self._caches, where)
 
 
-class BucketEncodes(PlainEncodes):
+class BucketEncodes(Encodes):
     """Batches and prompts padded to one of a few sizes, each captured as a graph before the first request.
     Pictures of a size other than the prepared one are encoded uncaptured.
 

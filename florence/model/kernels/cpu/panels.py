@@ -93,34 +93,22 @@ class Panels:
     def _accumulate(
         self, rows: int, builder: Builder, states: Value, weights: Value, sums: Value, count: Value
     ) -> None:
-        kind, before = floats(self._lanes), builder.block
-        half_bytes = self._lanes * FLOAT_BYTES
-        nothing = constant(F32, self._lanes, 0.0)
-        loop, done = builder.append_basic_block("inputs"), builder.append_basic_block("done")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        index, state = builder.phi(I64), builder.phi(I64)
-        weight = builder.phi(I64)
-        totals = [builder.phi(kind) for _ in range(2 * rows)]
-        halves = self._weights(builder, weight)
-        builder.prefetch(weight, self.weight_bytes)
-        new = []
-        for row in range(rows):
-            number = builder.splat(builder.read(F32, state, row * ROW_BYTES), self._lanes)
-            new += [builder.fma(half, number, totals[2 * row + side]) for side, half in enumerate(halves)]
-        following = builder.add(index, I64(1))
-        next_state = builder.add(state, I64(FLOAT_BYTES))
-        next_weight = builder.add(weight, I64(self.weight_bytes))
-        carried = [(index, I64(0), following), (state, states, next_state), (weight, weights, next_weight)]
-        carried += [(total, nothing, later) for total, later in zip(totals, new, strict=True)]
-        for phi, first, later in carried:
-            phi.add_incoming(first, before)
-            phi.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
-        builder.position_at_end(done)
-        for place, total in enumerate(new):
-            before_it = builder.read(kind, sums, place * half_bytes)
-            builder.write(builder.fadd(before_it, total), sums, place * half_bytes)
+        lanes, kind, half_bytes = self._lanes, floats(self._lanes), self._lanes * FLOAT_BYTES
+
+        def add_products(_: Value, carried: list[Value]) -> list[Value]:
+            state, weight, *totals = carried
+            halves = self._weights(builder, weight)
+            builder.prefetch(weight, self.weight_bytes)
+            each = [builder.splat(builder.read(F32, state, row * ROW_BYTES), lanes) for row in range(rows)]
+            pairs = zip(product(each, halves), totals, strict=True)
+            new = [builder.fma(half, number, total) for (number, half), total in pairs]
+            return [builder.add(state, I64(FLOAT_BYTES)), builder.add(weight, I64(self.weight_bytes)), *new]
+
+        zeros = [constant(F32, lanes, 0.0)] * (2 * rows)
+        totals = builder.repeat(count, 1, [states, weights, *zeros], add_products)[2:]
+        for place, total in enumerate(totals):
+            before = builder.read(kind, sums, place * half_bytes)
+            builder.write(builder.fadd(before, total), sums, place * half_bytes)
 
     def dots(self, rows: int) -> Operation:
         """An operation (states, row stride in bytes, factors, inner, target): products of states [rows,
@@ -136,7 +124,7 @@ class Panels:
         sources += [builder.add(factors, builder.mul(size, I64(place))) for place in range(RANKS)]
 
         def add_products(offset: Value, totals: list[Value]) -> list[Value]:
-            numbers = [self._widened(builder, builder.add(source, offset), lanes) for source in sources]
+            numbers = [builder.widened(self._dtype, builder.add(source, offset), lanes) for source in sources]
             pairs = product(numbers[rows:], numbers[:rows])
             return [builder.fma(*pair, total) for pair, total in zip(pairs, totals, strict=True)]
 
@@ -172,7 +160,9 @@ class Panels:
             there = builder.add(output, builder.mul(row, I64(at)))
             whole = builder.pick(totals[2 * at : 2 * at + 2], range(self.width))
             before = (
-                builder.read(floats(self.width), there) if wide else self._widened(builder, there, self.width)
+                builder.read(floats(self.width), there)
+                if wide
+                else builder.widened(self._dtype, there, self.width)
             )
             result = builder.fadd(before, whole)
             builder.write(result, there) if wide else self._write(builder, result, there)
@@ -182,11 +172,11 @@ class Panels:
         lanes = self._lanes
         if self._dtype == torch.bfloat16:  # stored in pairs, one output of each half
             return builder.split_pairs(builder.read(ir.VectorType(I32, lanes), source))
-        return [self._widened(builder, source, lanes, at) for at in (0, lanes * self._dtype.itemsize)]
+        return [builder.widened(self._dtype, source, lanes, at) for at in (0, lanes * self._dtype.itemsize)]
 
     def _load(self, builder: Builder, source: Value, target: Value) -> None:
         """float32 target[0:16] = source[0:16] of the dtype."""
-        builder.write(self._widened(builder, source, LOAD), target)
+        builder.write(builder.widened(self._dtype, source, LOAD), target)
 
     def _clear(self, builder: Builder, target: Value) -> None:
         """float32 target[0:16] = 0."""
@@ -199,7 +189,7 @@ class Panels:
     def _add(self, builder: Builder, source: Value, target: Value) -> None:
         """float32 target[0:width] += source[0:width] of the dtype."""
         total = builder.read(floats(self.width), target)
-        builder.write(builder.fadd(total, self._widened(builder, source, self.width)), target)
+        builder.write(builder.fadd(total, builder.widened(self._dtype, source, self.width)), target)
 
     def _store(self, builder: Builder, source: Value, target: Value) -> None:
         """target[0:width] of the dtype = float32 source[0:width], rounded to nearest even."""
@@ -229,17 +219,6 @@ class Panels:
         tail = builder.fmul(t, builder.exponential(exponent))  # erfc of a non-negative number
         share = builder.select(negative, tail, builder.fsub(number(2), tail))
         builder.write(builder.fmul(builder.fmul(x, number(0.5)), share), target)
-
-    def _widened(self, builder: Builder, source: Value, count: int, offset: int = 0) -> Value:
-        """`count` elements of the dtype as float32."""
-        if self._dtype == torch.bfloat16:
-            halves = builder.read(ir.VectorType(I16, count), source, offset, align=2)
-            bits = builder.zext(halves, ir.VectorType(I32, count))
-            return builder.bitcast(builder.shl(bits, constant(I32, count, 16)), floats(count))
-        if self._dtype == torch.float16:
-            halves = builder.read(ir.VectorType(F16, count), source, offset, align=2)
-            return builder.fpext(halves, floats(count))
-        return builder.read(floats(count), source, offset)
 
 
 def widest_lanes() -> int:

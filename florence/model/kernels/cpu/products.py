@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from florence.model.devices import has_fast_bf16
-from florence.model.kernels.activations import activate
 from florence.model.kernels.cpu.objects import load_kernel
 from florence.model.kernels.cpu.openmp import DTYPES, OpenMPTeam, available, places
+from florence.model.kernels.plain import activate
 
 TASKS = 16
 """A product is divided into this many tasks for each thread; an idle thread takes the next one."""

@@ -153,11 +153,8 @@ class Tiles:
         if self._dtype == torch.bfloat16:
             pairs = builder.read(ir.VectorType(I32, count // 2), source, align=2)
             row = builder.pick(builder.split_pairs(pairs), range(count))
-        elif self._dtype == torch.float16:
-            row = builder.read(ir.VectorType(F16, count), source, align=2)
-            row = builder.fpext(row, ir.VectorType(F32, count))
         else:
-            row = builder.read(ir.VectorType(F32, count), source)
+            row = builder.widened(self._dtype, source, count)
         padding = [count] * (self._width - count)
         return builder.pick((row, constant(F32, count, 0.0)), [*range(count), *padding])
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
@@ -90,6 +91,17 @@ class Builder(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no type infor
         low = self.shl(pairs, constant(I32, count, 16))
         high = self.and_(pairs, constant(I32, count, HIGH_HALF))
         return [self.bitcast(half, floats(count)) for half in (low, high)]
+
+    def widened(self, dtype: torch.dtype, source: Value, count: int, offset: int = 0) -> Value:
+        """`count` elements of the dtype as float32."""
+        if dtype == torch.bfloat16:
+            halves = self.read(ir.VectorType(I16, count), source, offset, align=2)
+            bits = self.zext(halves, ir.VectorType(I32, count))
+            return self.bitcast(self.shl(bits, constant(I32, count, 16)), floats(count))
+        if dtype == torch.float16:
+            halves = self.read(ir.VectorType(F16, count), source, offset, align=2)
+            return self.fpext(halves, floats(count))
+        return self.read(floats(count), source, offset)
 
     def fma(self, left: Value, right: Value, addend: Value) -> Value:
         """left * right + addend, rounded once; llvmlite's own `fma` takes no vectors."""

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from florence.model.kernels.cuda.operations import TILE_ROWS, needs_float32, operation, product
+from florence.model.kernels.cuda.operations import TILE_ROWS, like_first, needs_float32, operation, product
 
 BLOCK = 64
 """Keys that a program reads at once."""
@@ -154,11 +154,7 @@ def combine_kernel(parts, out, SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr):
     tl.store(out + place * HEAD_DIM + d, result.to(out.dtype.element_ty))
 
 
-def _fake(queries: Tensor, *_: object) -> Tensor:
-    return queries.new_empty(queries.shape)
-
-
-@operation(_fake, mutates=("key_cache", "value_cache"))
+@operation(like_first, mutates=("key_cache", "value_cache"))
 def self_attention(
     queries: Tensor,
     keys: Tensor,
@@ -183,7 +179,7 @@ def self_attention(
     return _combined(out, parts, heads, splits)
 
 
-@operation(_fake)
+@operation(like_first)
 def cross_attention(
     queries: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, lengths: Tensor, beams: Tensor
 ) -> Tensor:
@@ -203,7 +199,7 @@ def cross_attention(
 
 def _results(queries: Tensor, heads: int, head_dim: int, splits: int) -> tuple[Tensor, Tensor]:
     """Buffers for the result, and for the parts where keys are split."""
-    out = queries.new_empty(queries.shape)
+    out = like_first(queries)
     if splits == 1:
         return out, out
     shape = len(queries), heads, splits, 2 + head_dim

@@ -48,18 +48,14 @@ def _like_table(pixels: Tensor, table: Tensor, *_: object) -> Tensor:
 @operation(_like_table)
 def look_up(pixels: Tensor, table: Tensor, channels: int) -> Tensor:
     """The table's entry for each pixel value; see `tower_twins.look_up`. All tensors are contiguous."""
-    out, count = table.new_empty(pixels.shape), pixels.numel()
+    out, count = _like_table(pixels, table), pixels.numel()
     look_up_kernel[(triton.cdiv(count, PIXELS),)](
         pixels, table, out, count, CHANNELS=channels, LEVELS=len(table) // channels, BLOCK=PIXELS
     )
     return out
 
 
-def _nothing(*_: object) -> None:
-    return None
-
-
-@operation(_nothing, mutates=("key_cache", "value_cache"))
+@operation(mutates=("key_cache", "value_cache"))
 def write_cross(states: Tensor, slots: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
     """Write a layer's keys and values into their slots; see `tower_twins.write_cross`. `states` is
     contiguous."""

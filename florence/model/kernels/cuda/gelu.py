@@ -103,7 +103,7 @@ def gelu_linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU of a linear layer, in half precision; see `tower_twins.gelu_linear`. All tensors are
     contiguous."""
     rows, (columns, inner) = states.numel() // states.shape[-1], weight.shape
-    out, tile = states.new_empty(*states.shape[:-1], columns), tile_for(rows, capability())
+    out, tile = _outputs(states, weight), tile_for(rows, capability())
     gelu_linear_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
         states, weight, bias, out, rows, columns,
         INNER=inner, ROWS=tile.rows, COLUMNS=tile.columns, BLOCK=tile.inner, GROUP=GROUP,

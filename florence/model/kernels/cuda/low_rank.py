@@ -81,11 +81,7 @@ def shrink(states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int) -
     return thin
 
 
-def _nothing(*_: object) -> None:
-    pass
-
-
-@operation(_nothing, mutates=["total"])
+@operation(mutates=["total"])
 def expand(thin: Tensor, index: Tensor, up: Tensor, total: Tensor, parts: int) -> None:
     """See `twins.expand`. `thin` and `up` are contiguous, `total` is contiguous within a row."""
     rank, outputs = thin.shape[1] // parts, len(up) // parts

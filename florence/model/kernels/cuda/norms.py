@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from florence.model.kernels.cuda.operations import operation, power_of_2
+from florence.model.kernels.cuda.operations import like_first, operation, power_of_2
 
 
 @triton.jit
@@ -49,17 +49,13 @@ def embed_kernel(
     _normed(states, weight, bias, out, row, d, inside, eps, WIDTH)
 
 
-def _like_product(product: Tensor, *_: object) -> Tensor:
-    return product.new_empty(product.shape)
-
-
-@operation(_like_product)
+@operation(like_first)
 def add_norm(
     product: Tensor, product_bias: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
     """The layer norm of the sum of product, bias and residual; see `twins.add_norm`. All tensors are
     contiguous."""
-    width, out = product.shape[1], product.new_empty(product.shape)
+    width, out = product.shape[1], like_first(product)
     add_norm_kernel[(len(product),)](
         product, product_bias, residual, weight, bias, out, eps,
         WIDTH=width, BLOCK=power_of_2(width), HAS_RESIDUAL=residual is not None,
@@ -84,7 +80,7 @@ def embed(
     offset: int,
 ) -> Tensor:
     """Embed tokens at their positions, and normalise; see `twins.embed`. All tensors are contiguous."""
-    width, out = table.shape[1], table.new_empty(len(tokens), table.shape[1])
+    width, out = table.shape[1], _rows_of_table(tokens, positions, table)
     embed_kernel[(len(tokens),)](
         tokens, positions, table, places, weight, bias, out, scale, eps,
         WIDTH=width, OFFSET=offset, BLOCK=power_of_2(width),

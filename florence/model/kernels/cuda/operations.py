@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton import knobs
 
 Launch = TypeVar("Launch", bound=Callable[..., Any])
@@ -18,7 +19,16 @@ TILE_ROWS = 16
 """Rows of the smallest tile that tensor cores multiply: up to eight beams of a request, padded with zeros."""
 
 
-def operation(fake: Callable[..., Any], mutates: Iterable[str] = ()) -> Callable[[Launch], Launch]:
+def nothing(*_: object) -> None:
+    """The results of a launch that only writes to its arguments."""
+
+
+def like_first(first: Tensor, *_: object) -> Tensor:
+    """An empty tensor like the first argument, contiguous."""
+    return first.new_empty(first.shape)
+
+
+def operation(fake: Callable[..., Any] = nothing, mutates: Iterable[str] = ()) -> Callable[[Launch], Launch]:
     """Register a launch as the operator florence::NAME. `fake`: returns empty results of the right shapes;
     `mutates`: names of the arguments that it writes."""
 

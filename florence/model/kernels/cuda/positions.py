@@ -94,7 +94,7 @@ def position_norm(
     """Cells with their positions, and their layer norm; see `tower_twins.position_norm`. All tensors are
     contiguous."""
     pictures, height, width, dim = cells.shape
-    sums, normed = cells.new_empty(cells.shape), cells.new_empty(cells.shape)
+    sums, normed = _two_like(cells)
     rows, columns = strip_of(cells.shape)
     block, strips = power_of_2(dim), triton.cdiv(height, rows) * triton.cdiv(width, columns)
     position_norm_kernel[strips, pictures](

@@ -132,7 +132,7 @@ def _cells(qkv: Tensor, *_: object) -> Tensor:
 def window_attention(qkv: Tensor, qkv_bias: Tensor | None, heads: int, side: int) -> Tensor:
     """Window attention; see `tower_twins.window_attention`. All tensors are contiguous."""
     pictures, height, width, dim = qkv.shape[0], qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
-    out, head_dim = qkv.new_empty(pictures, height, width, dim), dim // heads
+    out, head_dim = _cells(qkv), dim // heads
     windows = triton.cdiv(height, side) * triton.cdiv(width, side)
     window_attention_kernel[windows, heads, pictures](
         qkv, qkv_bias, out, height, width, head_dim**-0.5,
@@ -172,7 +172,7 @@ def channel_mix(qkv: Tensor, parts: Tensor) -> Tensor:
     """Values by the softmax of summed `parts`; see `tower_twins.channel_mix`."""
     pictures, height, width, depth = qkv.shape
     _, groups, splits, size, _ = parts.shape
-    out = qkv.new_empty(pictures, height, width, depth // 3)
+    out = _cells(qkv)
     channel_mix_kernel[splits, groups, pictures](
         qkv, parts, out, height * width, (height * width) ** -0.5,
         DIM=depth // 3, GROUP_DIM=size, BLOCK=CHANNEL_BLOCK,

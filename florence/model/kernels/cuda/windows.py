@@ -31,11 +31,7 @@ def window_sums_kernel(
         tl.store(kept + width, tl.sum(tl.where(near, probabilities, 0.0), 0))
 
 
-def _fake(*_: object) -> None:
-    return None
-
-
-@operation(_fake, mutates=("windows",))
+@operation(mutates=("windows",))
 def window_sums(
     logits: Tensor,
     normalizers: Tensor,

@@ -1,0 +1,39 @@
+"""Operations in plain PyTorch that layers and kernels share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def activate(values: Tensor, name: str | None) -> Tensor:
+    """`values` through "gelu", "gelu_new", "relu" or "silu", as checkpoints name them; unchanged for None."""
+    match name:
+        case "gelu":
+            return F.gelu(values)
+        case "gelu_new":
+            return F.gelu(values, approximate="tanh")
+        case "relu":
+            return F.relu(values)
+        case "silu":
+            return F.silu(values)
+    return values
+
+
+def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `allowed`, else -inf, to be added to scores. Made once, since PyTorch's attention would convert
+    a bool mask at each call."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+
+
+def product_float32(left: Tensor, right: Tensor) -> Tensor:
+    """[n, k] @ [k, m], or [batch, n, k] @ [batch, k, m], as float32; on a GPU never rounded in between.
+
+    A product of half-precision matrices accumulates in float32 anyway; `out_dtype`, which only a GPU has,
+    writes these sums as they are.
+    """
+    multiply = torch.mm if left.dim() == 2 else torch.bmm
+    if left.is_cuda and left.dtype is not torch.float32:
+        return multiply(left, right, out_dtype=torch.float32)
+    return multiply(left, right).float()
