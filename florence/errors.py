@@ -227,10 +227,10 @@ class SettingsError(FlorenceError):
 
 
 def words_of(error: Exception) -> str:
-    """The error in one line: of an OSError about a file, its name and what is wrong."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{str(error.filename)[:200]}: {error.strerror}"
-    return str(error)
+    """The error in one line: of an OSError what is wrong, with the name of the file where it has one."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{str(error.filename)[:200]}: {error.strerror}"
 
 
 def is_foreseen(error: Exception) -> bool:
