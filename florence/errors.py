@@ -101,8 +101,8 @@ class MalformedJson(ProtocolError):
     """The body is not JSON. `reason` and `position`: what is wrong, and where; None: that is not known."""
 
     def __init__(self, reason: str, position: int | None = None) -> None:
-        place = "" if position is None else f" at {position}"
-        super().__init__(f"failed to parse the request JSON buffer: {reason}{place}")
+        told = reason if position is None else f"{reason.removesuffix(' at')} at {position}"
+        super().__init__(f"failed to parse the request JSON buffer: {told}")
         self.reason, self.position = reason, position
 
 
