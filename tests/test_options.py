@@ -6,7 +6,6 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 import pytest
-from pydantic import BaseModel
 
 from florence.cli.arguments import make_parser
 from florence.cli.asking import read_options
@@ -20,19 +19,9 @@ from florence.server.typed.analysis import AnalyzeInput
 from florence.server.typed.inputs import INPUT_TYPES, PictureInput, PromptInput
 from florence.server.typed.openapi import openapi_document
 from florence.server.v2.inference import generation_options
-from florence.types.adapters import AdapterKeywords, AdapterOption
-from florence.types.filters import FilterKeywords, ItemFilter
 from florence.types.info import GenerationSettings
-from florence.types.options import (
-    GenerationKeywords,
-    GenerationParameters,
-    RequestKeywords,
-    RequestParameters,
-    allowed_values,
-)
-from florence.types.pictures import PictureKeywords, PictureOptions
+from florence.types.options import GenerationParameters, RequestKeywords, RequestParameters, allowed_values
 from florence.types.tasks import Input
-from florence.types.tiling import TileKeywords, TileOptions
 
 OPTIONS = RequestParameters.model_fields
 INPUTS = (*INPUT_TYPES.values(), PromptInput, AnalyzeInput)
@@ -83,23 +72,6 @@ def test_keyword_arguments_have_the_models_names_and_types() -> None:
     assert {name: hint for name, hint in get_type_hints(CallOptions).items() if name in OPTIONS} == hints
     assert get_type_hints(RunOptions).keys() - OPTIONS.keys() >= {"region", "timeout_s"}
     assert get_type_hints(CallOptions).keys() - OPTIONS.keys() == {"timeout_s"}
-
-
-@pytest.mark.parametrize(
-    ("keywords", "model"),
-    [
-        (GenerationKeywords, GenerationParameters),
-        (PictureKeywords, PictureOptions),
-        (TileKeywords, TileOptions),
-        (FilterKeywords, ItemFilter),
-        (AdapterKeywords, AdapterOption),
-    ],
-    ids=lambda each: each.__name__,
-)
-def test_each_group_of_keywords_is_one_groups_model(keywords: type, model: type[BaseModel]) -> None:
-    """Keys, types and order of a TypedDict are those of the model beside it."""
-    declared = get_type_hints(model)
-    assert list(get_type_hints(keywords).items()) == [(name, declared[name]) for name in model.model_fields]
 
 
 @pytest.mark.parametrize("model", INPUTS, ids=lambda model: model.__name__)

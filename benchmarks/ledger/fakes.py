@@ -256,15 +256,14 @@ def mean_length(length: int) -> float:
 
 def gpu_backend(model: Florence2Model) -> Backend:
     """What the service takes on a GPU, without the parts that ask for one."""
-    head_dim = model.config.text.decoder_head_dim
+    sizes, config = model.config, EngineConfig(encode_stream="off")
     absent = {"CudaMemory": lambda _: AbsentMemory(), "CudaGraphCapturer": lambda *_: None}
     found = {
         "find_kernels": lambda *_: load_kernels(),
         "find_encode_kernels": lambda *_: load_encode_kernels(),
     }
     with patch.multiple(backends, **absent, **found):
-        config = EngineConfig(encode_stream="off")
-        backend = Backend.for_device(DEVICE, DTYPE, head_dim, model.config.vision, config)
+        backend = Backend.for_device(DEVICE, DTYPE, sizes.text.decoder_head_dim, sizes.vision, config)
     return replace(backend, pins_attention=False)  # trying attentions needs their values
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ledger.own import own_kernels
+from ledger.own import kernel_table
 from random_models import SIDE, SIZES, VOCAB
 from torch import Tensor
 
@@ -150,7 +150,7 @@ def scaled(bench: Bench, add: Add) -> None:
 
 def own(bench: Bench, add: Add) -> None:
     """Each kernel of the project against its plain twin and what runs without it."""
-    for kernel in own_kernels():
+    for kernel in kernel_table():
         try:
             case = kernel.case(bench.device, bench.dtype, real=bench.on_gpu)
             ways: dict[str, Work] = {"kernel": case.kernel, "twin": case.twin}
