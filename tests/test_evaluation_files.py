@@ -219,7 +219,7 @@ def test_files_that_are_none(images: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestError, match=said):
             SUBJECTS["captions"].read(files, caption)
-    with pytest.raises(TaskError, match="<CAPTION> answers in text; this subject measures boxes"):
+    with pytest.raises(TaskError, match="<CAPTION> answers with text; this subject measures boxes"):
         SUBJECTS["detection"].measure_for(caption)
     with pytest.raises(RequestError, match="is empty"):
         SUBJECTS["prompts"].read(Files(images, rows=written(images, "\n")), caption)
