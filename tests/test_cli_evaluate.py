@@ -323,7 +323,7 @@ def test_sides_change_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
         (("captions", "--images", "."), 2, "this needs --coco"),
         (("vqa", "--images", "."), 2, "needs a --task, or a --prompt with {input}"),
         (("captions", "--images", ".", "--task", "sing"), 2, "sing"),
-        (("detection", "--images", ".", "--task", "caption"), 2, "<CAPTION> answers in text"),
+        (("detection", "--images", ".", "--task", "caption"), 2, "<CAPTION> answers with text"),
         (("songs", "--images", "."), 2, "invalid choice: 'songs'"),
         (("captions", "--images", ".", "--limit", "0"), 2, "must be a whole number from 1"),
     ],
