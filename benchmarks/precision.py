@@ -25,8 +25,8 @@ from florence.engine.device.beams.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.model.devices import keep_freed_memory
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
-from florence.model.kernels.linear import pack, quantize
+from florence.model.kernels.linear import pack
+from florence.model.quantized import multiply_in_fp8, multiply_in_int8
 from florence.model.vision import Normalize
 
 TIMED = ("bfloat16", "float32", "int8")
@@ -40,7 +40,7 @@ def load(folder: Path, precision: str) -> Florence2Model:
     normalize = Normalize((0.5,) * 3, (0.5,) * 3, 1 / 255)
     model = load_model(folder, read_config(folder), normalize, VOCAB, torch.device("cpu"), dtype)
     if precision == "int8":
-        quantize(model.vision.tower, model.language.encoder, model.language.decoder)
+        multiply_in_int8(model)
     if precision == "fp8":
         multiply_in_fp8(model)
     pack(model)

@@ -22,8 +22,8 @@ from florence.engine.device.backend import Backend
 from florence.engine.device.beams.reference import TokenRules
 from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack
+from florence.model.quantized import multiply_in_fp8
 from florence.model.vision import Normalize
 
 SIZES = {  # d_model, layers, heads, ffn_dim, tower dimensions

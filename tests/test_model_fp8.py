@@ -20,11 +20,11 @@ from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.errors import SettingsError
 from florence.model.devices import pick_dtype
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels import fp8
 from florence.model.kernels.fp8 import Fp8Weight, quantize_rows
 from florence.model.kernels.linear import Linear
 from florence.model.kernels.onednn import ACTIVATIONS
+from florence.model.quantized import multiply_in_fp8
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 WIDE = {  # all sizes of the tower's third stage and the text encoder are multiples of 16

@@ -13,8 +13,9 @@ from tiny import make_native
 
 from florence.model.devices import has_vnni
 from florence.model.kernels.int8 import Int8Weight, can_quantize
-from florence.model.kernels.linear import Linear, pack, quantize
+from florence.model.kernels.linear import Linear, pack
 from florence.model.kernels.onednn import ACTIVATIONS
+from florence.model.quantized import multiply_in_int8
 
 CPU = torch.device("cpu")
 needs_int8 = pytest.mark.skipif(not (can_quantize(CPU) and has_vnni()), reason="no int8 here")
@@ -22,7 +23,7 @@ needs_int8 = pytest.mark.skipif(not (can_quantize(CPU) and has_vnni()), reason="
 
 def quantised(plain: Linear) -> Linear:
     layer = copy.deepcopy(plain)
-    quantize(layer)
+    layer.use(Int8Weight(layer.weight.detach(), layer.bias))
     assert layer.weight is None  # int8 is all that is held
     return layer
 
@@ -88,7 +89,7 @@ def test_a_quantised_model_runs_from_pixels_to_logits(tmp_path: Path) -> None:
     """Tower, encoder and decoder in int8, other layers packed; picture tokens are near those of float32."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     plain, model = (load_float32(tmp_path, vocab) for _ in range(2))
-    quantize(model.vision.tower, model.language.encoder, model.language.decoder)
+    multiply_in_int8(model)
     pack(model)
     pixels = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     tokens, expected = model.encode_images(pixels), plain.encode_images(pixels)
