@@ -42,7 +42,7 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.adapters.grouped import make_bank
 from florence.model.adapters.lowrank import RANK_MULTIPLE, Factors, linear_layers
-from florence.model.encoding import PLAIN, EncodeBackend
+from florence.model.encoding import EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.linear import pack
 from florence.model.quantized import multiply_in_fp8
@@ -195,10 +195,6 @@ class FakeEngine:
             tokens = self.runner.model.encode_images(pixels, backend)
         return ledger, tokens
 
-    def eager_tower(self, pictures: int) -> Ledger:
-        """Count the tower as PyTorch's operations compute it."""
-        return self.tower(pictures, PLAIN)[0]
-
     def _between(self, pictures: int) -> tuple[int, int]:
         """Kernels launched, and bytes sent, around the graphs of an encode."""
         engine = FakeEngine(replace(self.shape, encode_batch=pictures), self.runner.model)
@@ -252,9 +248,10 @@ def fakes() -> Iterator[None]:
         yield
 
 
-def mean_length(length: int, shortest: int = 64) -> float:
-    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below."""
-    return length / 2 if length <= shortest else 0.75 * length
+def mean_length(length: int) -> float:
+    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below; the one
+    of 64 is the lowest."""
+    return length / 2 if length <= 64 else 0.75 * length
 
 
 def gpu_backend(model: Florence2Model) -> Backend:
