@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -111,6 +112,18 @@ def test_workers_that_are_gone_keep_their_counts_and_no_room(directory: Path) ->
         [sys.executable, "-c", scraped], env=dict(os.environ), capture_output=True, check=True
     )
     assert b"florence_seen_total 10.0" in shown.stdout
+
+
+def test_a_file_that_is_mapped_elsewhere_is_replaced_and_not_cut(directory: Path) -> None:
+    """As by a worker of another container, whose process id is none here: a cut would end it by SIGBUS."""
+    file = directory / "counter_999999999.db"
+    file.write_bytes((24).to_bytes(4, sys.byteorder) + b"x" * 60_000)
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        reserve_files()
+        assert file.stat().st_size == 24
+        mapped[50_000:50_001] = b"y"
+        assert os.fstat(opened.fileno()).st_size == 60_004
+    assert not list(directory.glob("*.[0-9]*"))
 
 
 def test_a_request_counts_under_its_task_and_its_end() -> None:
