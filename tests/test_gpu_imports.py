@@ -39,8 +39,8 @@ BETWEEN = "=== and now they run ==="
 def test_the_tests_with_the_mark_are_found_and_no_others_and_run_on_a_cpu(
     forks: Forker, tmp_path: Path
 ) -> None:
-    """In a process that can't import what is absent: `pytest -m gpu` imports no module that needs the
-    service."""
+    """`pytest -m gpu` imports no module that needs the service's packages, and collects exactly the GPU
+    tests, which also run on a CPU."""
     program = tmp_path / "program.py"
     program.write_text(RUN.format(absent=ABSENT, between=BETWEEN))
     ran = forks.run([str(program)], PATIENCE_S, TESTS.parent)

@@ -1,4 +1,4 @@
-"""Connections of a real HTTP server that are many, silent, or do not read: others are served beside them."""
+"""Connections of a real HTTP server that are many, silent, or do not read, while others are served."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LARGE = bytes(4_000_000)  # more than both systems take for a client that does n
 
 
 class Served:
-    """An app: `/large` is answered with much, `/wait` when the test says so, others with 204. `asked`: the
-    paths, in order."""
+    """An app with a large answer at `/large`, one that waits for the test at `/wait`, and 204 elsewhere.
+    `asked` has the paths in order."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -45,7 +45,7 @@ Scenario = Callable[[Served, int], Coroutine[Any, Any, Any]]
 def served(
     scenario: Scenario, most: int = 10_000, silent_s: float = PATIENCE_S, unread_s: float = PATIENCE_S
 ) -> Any:
-    """What the scenario returns, beside a server; it gets the app and the port."""
+    """The result of a scenario that runs with a server, and gets the app and the port."""
     crowd = Crowd(most)
 
     async def run() -> Any:
@@ -72,7 +72,7 @@ def served(
 async def opened(
     app: Served, port: int, sent: bytes = b""
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection that has sent this; closed with the app."""
+    """A connection that has sent these bytes, and is closed with the app."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     app.clients.append(writer)
     writer.write(sent)
@@ -81,7 +81,7 @@ async def opened(
 
 
 async def first_line(app: Served, port: int, sent: bytes) -> bytes:
-    """Of the answer to a request on a connection of its own."""
+    """The first line of the answer to a request on its own connection."""
     reader, writer = await opened(app, port, sent)
     line = await reader.readline()
     writer.close()
@@ -89,13 +89,14 @@ async def first_line(app: Served, port: int, sent: bytes) -> bytes:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for it."""
+    """Wait until the condition holds."""
     while not holds():
         await asyncio.sleep(0.01)
 
 
 def test_silent_connections_beyond_the_limit_make_room() -> None:
-    """Ten times as many as may be: the oldest are closed, a new caller is answered, the newest are left."""
+    """Over the limit the oldest silent connections are closed; a new client is answered, and the newest
+    stay."""
 
     async def scenario(app: Served, port: int) -> None:
         silent = [await opened(app, port) for _ in range(SPARE + 200)]
@@ -108,7 +109,8 @@ def test_silent_connections_beyond_the_limit_make_room() -> None:
 
 
 def test_the_one_that_has_been_idle_longest_makes_room() -> None:
-    """Of half heads and connections that were answered; those whose request is under way stay."""
+    """The connection that is idle longest is closed, with a partial head or after an answer; a connection
+    with a request in progress stays."""
 
     async def scenario(app: Served, port: int) -> None:
         busy = await opened(app, port, GET % b"wait")
@@ -124,8 +126,9 @@ def test_the_one_that_has_been_idle_longest_makes_room() -> None:
     served(scenario, most=10)
 
 
-def test_where_all_are_busy_a_new_one_is_told_so_and_a_probe_is_answered() -> None:
-    """503 with Retry-After, and what to change."""
+def test_where_all_are_busy_a_new_one_gets_a_503_and_a_probe_is_answered() -> None:
+    """Where all connections are busy, a new one gets a 503 with Retry-After and what to change; a probe is
+    answered."""
 
     async def scenario(app: Served, port: int) -> bytes:
         for _ in range(5):
@@ -145,6 +148,8 @@ def test_where_all_are_busy_a_new_one_is_told_so_and_a_probe_is_answered() -> No
 
 
 def test_a_silent_connection_is_closed_in_time() -> None:
+    """A connection without a byte is closed after the time limit."""
+
     async def scenario(app: Served, port: int) -> bytes:
         reader, _ = await opened(app, port)
         return await reader.read()
@@ -153,7 +158,7 @@ def test_a_silent_connection_is_closed_in_time() -> None:
 
 
 def test_a_probe_goes_before_connections_that_came_first() -> None:
-    """Two hundred that have sent their heads before the server looks at any of them."""
+    """A probe is answered before most of two hundred connections that sent their heads first."""
 
     async def scenario(app: Served, port: int) -> int:
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(201)]
@@ -168,7 +173,8 @@ def test_a_probe_goes_before_connections_that_came_first() -> None:
 
 
 def test_a_client_that_does_not_read_is_asked_no_further_work_for() -> None:
-    """Ten large answers are asked at once: one is made, until it is read; then the next."""
+    """Ten large answers that a client asks for at once are made one at a time, each after the client has
+    read the one before."""
 
     async def scenario(app: Served, port: int) -> None:
         with socket.create_connection(("127.0.0.1", port)) as client:
@@ -187,7 +193,8 @@ def test_a_client_that_does_not_read_is_asked_no_further_work_for() -> None:
 
 
 def test_a_client_that_takes_nothing_is_given_up() -> None:
-    """After the time limit; one that reads slowly all the while gets the whole answer."""
+    """A client that reads nothing loses its connection after the time limit; one that reads slowly gets
+    the whole answer."""
 
     async def scenario(app: Served, port: int) -> int:
         loop = asyncio.get_running_loop()
@@ -215,7 +222,7 @@ def test_a_client_that_takes_nothing_is_given_up() -> None:
 
 @pytest.mark.parametrize("count", [2, 40])
 def test_requests_sent_at_once_are_answered_in_their_order(count: int) -> None:
-    """Each of them, whatever its turn."""
+    """Requests sent at once are all answered, in their order."""
 
     async def scenario(app: Served, port: int) -> list[str]:
         reader, writer = await opened(app, port, b"".join(GET % b"%d" % index for index in range(count)))
@@ -228,5 +235,5 @@ def test_requests_sent_at_once_are_answered_in_their_order(count: int) -> None:
 
 
 def test_what_a_client_may_leave_unread_is_small() -> None:
-    """Less than a window of TCP: it says whether the client reads."""
+    """The limit on unread bytes is below a TCP window, so it shows whether the client reads."""
     assert MOST_UNREAD < 65_536
