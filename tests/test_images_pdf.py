@@ -123,7 +123,7 @@ def test_a_renderer_that_ends_fails_one_request(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ImageError, match=r"its process ended \(exit status -11\)"):
         render_page_apart(pdf(), 1, DEFAULT_LIMITS)
     starts("import time; time.sleep(1000)")
-    monkeypatch.setattr(apart, "_WALL_S", 0.2)
+    monkeypatch.setattr(apart, "WALL_S", 0.2)
     with pytest.raises(ImageError, match="not read within"):
         render_page_apart(pdf(), 1, DEFAULT_LIMITS)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from serving import ROOT
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch's documentation
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

@@ -18,7 +18,7 @@ from absent_gpu import AbsentMemory, Capture, move
 from kernel_count import KernelCount
 from tiny import make_native
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch's documentation
 
 from florence.checkpoint.config import read_config
 from florence.engine.device.backend import Backend

@@ -134,11 +134,11 @@ def test_a_compiler_that_fails_is_left_alone(
     """A failing compiler gives one warning; then the plain blocks run."""
     backend, tried = CompiledEncode(), list[int]()
 
-    def fail(*_: Any) -> Tensor:
+    def fail(*_: Any, **options: Any) -> None:
         tried.append(1)
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(backend, "_compiled", fail)
+    monkeypatch.setattr(torch, "compile", fail)
     with caplog.at_level(logging.WARNING):
         made = encoded(model, backend)
     assert len(tried) == 1

@@ -12,7 +12,7 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch's documentation
 
 from florence import Florence2
 from florence.engine.device.cuda import find_kernels as find_cuda_kernels
@@ -178,7 +178,7 @@ def test_which_devices_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             with pytest.raises(SettingsError, match=r"compute capability 8\.9"):
                 pick_dtype("fp8", GPU)
-    monkeypatch.delattr(torch, "_scaled_mm")
+    monkeypatch.delattr(torch, "_scaled_mm")  # the product in fp8, which has no public name
     with pytest.raises(SettingsError):
         pick_dtype("fp8", GPU)
 

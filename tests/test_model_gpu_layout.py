@@ -13,7 +13,7 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch's documentation
 
 from florence.checkpoint.weights import count_parameters
 from florence.engine.device.beams.reference import generate_alone

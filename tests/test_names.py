@@ -10,7 +10,7 @@ from pathlib import Path
 from florence.types.tasks import TASKS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "florence"
-FOREIGN = {"_active", "_buffers", "_cdata", "_parameters", "_patch_lang", "_replace", "_scheduled", "_schema"}
+FOREIGN = {"_active", "_buffers", "_cdata", "_parameters", "_patch_lang", "_replace", "_schema"}
 """Private names of other libraries that tests read."""
 NAMES = {key for task in TASKS.values() for key in (task.token, task.name)}
 

@@ -93,7 +93,7 @@ def answer_then_stop(
             runner.gate.clear()
         return outcomes.pop(0)
 
-    monkeypatch.setattr(runner, "_outcome", outcome)
+    monkeypatch.setattr(runner, "outcome", outcome)
 
 
 def test_each_tile_is_a_request_and_the_answer_comes_with_the_last(

@@ -104,7 +104,7 @@ def test_a_section_that_hangs_ends_the_process_and_names_what_is_left() -> None:
     report = Report()
     rest = [Section("two", 60, fine), Section("three", 60, fine)]
     with pytest.raises(Lost) as lost:
-        Sections(report, soon()).run([Section("one", 0.2, hang_here), *rest])
+        Sections(report, soon()).run([Section("one", 1.0, hang_here), *rest])
     let_go.set()
     assert lost.value.args[0] == rest
     assert "hang_here" in report.figures["one"]["failed"]

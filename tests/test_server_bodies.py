@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from clocked import run_clocked, skip
 from starlette.types import Message
 
 from florence.errors import BodyTooLarge, Overloaded, SlowBody
@@ -94,10 +95,9 @@ def test_without_room_in_time_a_body_is_refused(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(scenario())
 
 
-def test_the_slowest_body_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slowest_body_makes_room() -> None:
     """A client that stops in the middle of its body gets a 503 when another needs its room; the faster of
     two stays."""
-    monkeypatch.setattr(bodies, "YOUNG_S", 0.0)
 
     async def scenario() -> None:
         budget = BodyBudget(100, LONG_S)
@@ -105,7 +105,8 @@ def test_the_slowest_body_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
             for body, size in ((slow, 40), (fast, 60)):
                 await body.grow(size)
             receiving = [asyncio.ensure_future(body.receive(parts())) for body in (slow, fast)]
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            skip(2 * bodies.YOUNG_S)
             growing = asyncio.ensure_future(new.grow(30))
             with pytest.raises(Overloaded):
                 await receiving[0]
@@ -114,20 +115,21 @@ def test_the_slowest_body_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not receiving[1].done()
             receiving[1].cancel()
 
-    asyncio.run(scenario())
+    run_clocked(scenario())
 
 
 def test_a_body_that_stops_is_given_up() -> None:
     """A body that is not complete in its time is a SlowBody error."""
 
     async def scenario() -> None:
-        async with bodies_of(BodyBudget(100, 0.01), 1) as (body,):
+        async with bodies_of(BodyBudget(100, LONG_S), 1) as (body,):
             receive = parts(b"some", whole=False)
             await body.receive(receive)
+            skip(LONG_S)
             with pytest.raises(SlowBody, match="FLORENCE_BODY_TIMEOUT_S"):
                 await body.receive(receive)
 
-    asyncio.run(scenario())
+    run_clocked(scenario())
 
 
 def answered(

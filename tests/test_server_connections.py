@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 import uvicorn
+from clocked import run_clocked, skip
+from waiting import PATIENCE_S
 
 from florence.server.http.accepting import Crowd
 from florence.server.http.bodies import read_body
 from florence.server.http.connections import MOST_CHUNKS, MOST_LINES, BoundedParser, bounded
 from florence.server.observability.access_log import MOST_CHARS, EscapeControls
 
-PATIENCE_S = 120.0
+HEAD_S = 30.0
 HEAD = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nConnection: close\r\nHost: a\r\n\r\n"
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -68,30 +71,40 @@ def test_a_head_that_does_not_arrive_is_given_up(sent: bytes, expected: bytes) -
     """An incomplete head gets a 408; a connection without a byte is closed."""
 
     async def scenario() -> bytes:
-        async with serving(answer, 0.05) as port:
-            return await said(port, sent)
+        async with serving(answer, HEAD_S) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            await said(port, LAST)  # the server has read both
+            skip(HEAD_S)
+            text = await asyncio.wait_for(reader.read(), PATIENCE_S)
+            writer.close()
+            return text
 
-    assert asyncio.run(scenario()).startswith(expected)
+    assert run_clocked(scenario()).startswith(expected)
 
 
 def test_a_byte_at_a_time_gets_no_more_time() -> None:
     """The time limit is for the whole head, also if it comes byte by byte."""
 
     async def scenario() -> bytes:
-        async with serving(answer, 0.2) as port:
+        async with serving(answer, HEAD_S) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             reading = asyncio.ensure_future(reader.read())
             writer.write(b"GET / HTTP/1.1\r\nX: ")
-            while not reading.done():
+            for _ in range(5):
+                await said(port, LAST)  # the server has read both
+                assert not reading.done()
                 writer.write(b"x")
-                await asyncio.wait([reading], timeout=0.02)
+                skip(HEAD_S / 6)
+            skip(HEAD_S)
+            await asyncio.wait_for(asyncio.wait([reading]), PATIENCE_S)
             writer.close()
             try:
                 return await reading
             except ConnectionResetError:  # caused by a byte sent after the answer
                 return b"HTTP/1.1 408 "
 
-    assert asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S)).startswith(b"HTTP/1.1 408 ")
+    assert run_clocked(scenario()).startswith(b"HTTP/1.1 408 ")
 
 
 def test_requests_one_after_the_other_and_in_one_piece_are_answered() -> None:
@@ -99,15 +112,15 @@ def test_requests_one_after_the_other_and_in_one_piece_are_answered() -> None:
     time."""
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(0.1)
+        skip(HEAD_S)
+        await asyncio.sleep(0)
         await answer(scope, receive, send)
 
     async def scenario() -> bytes:
-        async with serving(slow, 0.08) as port:
-            last = b"GET / HTTP/1.1\r\nConnection: close\r\nHost: a\r\n\r\n"
-            return await said(port, HEAD % b"1" + HEAD % b"2", last)
+        async with serving(slow, HEAD_S) as port:
+            return await said(port, HEAD % b"1" + HEAD % b"2", LAST)
 
-    assert asyncio.run(scenario()).count(b"HTTP/1.1 204") == 3
+    assert run_clocked(scenario()).count(b"HTTP/1.1 204") == 3
 
 
 def test_a_probe_goes_before_a_burst() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpcore
 import pytest
+from clocked import run_clocked, skip
 from fake_web import BROKEN, HOST, PICTURE, PUBLIC, FakeWeb, answer, redirect
 
 from florence.errors import (
@@ -236,13 +237,19 @@ def test_what_is_no_picture_is_not_read_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout_s", "arrive_s", "said"), [(0.01, 60, "request has"), (60, 0.01, "BODY_TIMEOUT_S")]
+    ("timeout_s", "arrive_s", "said"), [(60, 600, "request has"), (600, 60, "BODY_TIMEOUT_S")]
 )
 def test_a_host_that_never_answers_costs_the_requests_time_only(
     timeout_s: float, arrive_s: float, said: str
 ) -> None:
     """A host that never answers is a 504 that names the limit, and its connection is closed."""
-    web = FakeWeb(pages={URL: [answer()[:60], asyncio.Event()]})
+
+    async def stuck() -> bytes:
+        skip(60)
+        await asyncio.Event().wait()
+        return b""
+
+    web = FakeWeb(pages={URL: [answer()[:60], stuck]})
     fetcher = web.fetcher(arrive_s=arrive_s)
 
     async def late() -> None:
@@ -250,7 +257,7 @@ def test_a_host_that_never_answers_costs_the_requests_time_only(
             await fetcher.fetch(URL, timeout_s=timeout_s)
         assert (web.closed, fetcher.running) == (1, 0)
 
-    asyncio.run(late())
+    run_clocked(late())
 
 
 def test_a_cancelled_request_ends_its_fetch_while_the_loop_runs_on() -> None:
@@ -288,9 +295,6 @@ def test_a_cancelled_request_ends_its_fetch_while_the_loop_runs_on() -> None:
 def test_a_pictures_bytes_count_against_the_budget_of_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fetched bytes count in the budget of bodies until the request ends; without room the request is
     refused."""
-
-    monkeypatch.setattr(bodies, "PATIENCE_S", 0.01)
-
     monkeypatch.setattr(bodies, "PATIENCE_S", 0.01)
 
     async def counted() -> None:

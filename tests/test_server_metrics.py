@@ -154,8 +154,6 @@ def test_a_ready_worker_says_what_runs_and_what_it_holds() -> None:
 class NvmlError(Exception):
     """An error of the driver's library."""
 
-    pass
-
 
 def fake_nvml(gpus: int, missing: str = "") -> Any:
     """The driver's library with this many GPUs, on which the function `missing` is not supported."""

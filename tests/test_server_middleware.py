@@ -10,11 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
+from clocked import ClockedLoop, run_clocked, skip
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from waiting import PATIENCE_S
 
 from florence.answers.answer import Answer
 from florence.errors import Closed
@@ -181,9 +183,9 @@ def test_a_client_that_leaves_cancels_its_work() -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await receive()
             asyncio.get_running_loop().call_soon(client.leaves.set)
-            await await_answer(future, 5.0)
+            await await_answer(future, PATIENCE_S)
 
-        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), 5)
+        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), PATIENCE_S)
         return future, client.messages
 
     future, messages = asyncio.run(scenario())
@@ -208,7 +210,7 @@ def test_work_after_the_answer_is_not_cancelled() -> None:
                 await asyncio.sleep(0)
             finished = True
 
-        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), 5)
+        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), PATIENCE_S)
         return finished
 
     assert asyncio.run(scenario())
@@ -234,18 +236,18 @@ def test_a_future_cancelled_by_the_model_is_a_503_and_not_a_cancelled_caller() -
     future: Future[Answer] = Future()
     future.cancel()
     with pytest.raises(Closed, match="send the request again"):
-        asyncio.run(await_answer(future, 5.0))
+        asyncio.run(await_answer(future, PATIENCE_S))
 
 
-def limited(app: Any, timeout_s: float) -> list[Any]:
-    """The messages that an app sends behind the time limit."""
+def limited(app: Any) -> list[Any]:
+    """The messages that an app sends behind a time limit of `PATIENCE_S`."""
     messages: list[Any] = []
 
     async def collect(message: Any) -> None:
         messages.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/"}
-    asyncio.run(TimeLimit(app, timeout_s)(scope, _never, collect))
+    run_clocked(TimeLimit(app, PATIENCE_S)(scope, _never, collect))
     return messages
 
 
@@ -253,25 +255,27 @@ def test_an_answer_that_does_not_begin_in_time_is_a_504() -> None:
     """An answer that does not begin in time is a 504."""
 
     async def hangs(scope: Any, receive: Any, send: Any) -> None:
+        skip(PATIENCE_S)
         await receive()
 
-    start, body = limited(hangs, 0.01)
+    start, body = limited(hangs)
     assert (start["status"], b"not finished within" in body["body"]) == (504, True)
 
 
 def test_an_answer_that_has_begun_may_take_its_time() -> None:
     """An answer that has begun has no time limit, and leaves no timer, which would keep the request in
     memory."""
-    loops: list[Any] = []
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
-        loops.append(asyncio.get_running_loop())
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await asyncio.sleep(0.05)
+        skip(PATIENCE_S)
+        await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"x"})
-        assert not [timer for timer in loops[0]._scheduled if not timer.cancelled()]
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ClockedLoop)
+        assert all(timer.cancelled() for timer in loop.timers)
 
-    assert [message["type"] for message in limited(slow, 0.01)] == [
+    assert [message["type"] for message in limited(slow)] == [
         "http.response.start",
         "http.response.body",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.configuration.containers import BentoMLContainer  # no public way to set CORS
 from fake_model import FakeModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware

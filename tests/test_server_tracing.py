@@ -185,6 +185,7 @@ def test_spans_go_where_bentoml_s_configuration_says(tmp_path: Path) -> None:
     yaml = text[text.index("services:\n  tracing:") :].partition("```")[0]
     config = tmp_path / "bentoml.yaml"
     config.write_text(yaml.replace("type: otlp", "type: in_memory").replace("rate: 0.1", "rate: 1.0"))
+    # OpenTelemetry has no public way to list a provider's span processors.
     code = (
         "from reports import report\n"
         "from florence.server.service import service_of_environment\n"

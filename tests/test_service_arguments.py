@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from bentoml._internal.utils.args import set_arguments
+from bentoml._internal.utils.args import set_arguments  # `bentoml serve` calls it; nothing public does
 from serving import ROOT, serving
 
 from florence.server.service import service_of_environment

@@ -117,9 +117,3 @@ def test_a_prompt_of_ones_own_is_a_task_that_is_read_as_it_is() -> None:
             prompt_task(prompt)  # type: ignore[arg-type]
     with pytest.raises(TaskError, match=r"answer_as must be one of text, tags, json, boxes.*, got 'table'"):
         prompt_task("x", "table")
-
-
-def test_a_token_with_its_text_behind_it_is_refused_with_the_right_place() -> None:
-    """The error for a token followed by its text says where to send the text."""
-    with pytest.raises(TaskError, match=r"send <CAPTION_TO_PHRASE_GROUNDING> alone.*TEXT_PROMPT"):
-        TASKS.resolve("<CAPTION_TO_PHRASE_GROUNDING>a red moon")

@@ -3,7 +3,6 @@ position."""
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
@@ -150,12 +149,6 @@ def test_packed_answers_come_back(answers: list[dict[str, str]]) -> None:
     assert output["parameters"]["binary_data_size"] == len(body) - header
     packed = unpack(memoryview(body)[header:], "PARSED_JSON", len(answers))
     assert [json.loads(bytes(row)) for row in packed] == answers
-
-
-def test_base64_in_packed_form_is_taken() -> None:
-    """Base64 text in a packed tensor, as Triton's clients send it to the replaced deployment, is accepted."""
-    body, header = packed_request({"INPUT_IMAGE": [base64.b64encode(JPEG)], "TASK_PROMPT": [b"<OD>"]})
-    assert read_rows(parse_infer_request(body, str(header)).columns)[0].image() == JPEG
 
 
 def test_raw_bytes_go_in_and_packed_answers_come_out() -> None:

@@ -13,7 +13,7 @@ from fake_model import FakeModel
 from grpc_calls import caption, listening, message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from v2 import failures, pending, picture
-from waiting import until
+from waiting import PATIENCE_S, until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
 from florence.server.v2.grpc_server import STREAM_AHEAD, GrpcServer
@@ -181,13 +181,17 @@ def test_a_call_that_its_client_ends_frees_its_place(model: FakeModel, ending: s
     model.held = True
 
     async def check(stub: Any, inference: Inference) -> None:
-        call = stub.ModelInfer(caption(), timeout=0.3 if ending == "deadline" else None)
-        await until(lambda: pending(inference))
-        if ending == "cancel":
-            call.cancel()
-        assert (await call.code()).name == {"deadline": "DEADLINE_EXCEEDED", "cancel": "CANCELLED"}[ending]
+        for timeout_s in (0.3, 1.0, 3.0) if ending == "deadline" else (None,):
+            call = stub.ModelInfer(caption(), timeout=timeout_s)
+            if ending == "cancel":
+                await until(lambda: pending(inference))
+                call.cancel()
+            name = {"deadline": "DEADLINE_EXCEEDED", "cancel": "CANCELLED"}[ending]
+            assert (await call.code()).name == name
+            if model.calls:  # else the machine was too busy for this deadline
+                break
         await until(lambda: not pending(inference) and model.calls[0].future.cancelled())
-        assert failures(inference) == {"CANCELED": 1}
+        assert set(failures(inference)) == {"CANCELED"}
 
     run(model, check)
 
@@ -209,10 +213,9 @@ def test_a_requests_own_timeout_is_its_deadline(model: FakeModel) -> None:
 
 def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> None:
     """A stop answers a stream's request and ends the stream; an idle stream does not delay it."""
-    model.delay_s = 0.3
 
     async def checked() -> None:
-        inference = Inference(timeout_s=5.0)
+        inference = Inference(timeout_s=PATIENCE_S)
         inference.model = model
         server = GrpcServer(ModelRepository([inference]), 10_000_000, shared=False)
         port = await server.start("127.0.0.1", 0)
@@ -221,9 +224,13 @@ def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> 
             idle, busy = stub.ModelStreamInfer(), stub.ModelStreamInfer()
             await idle.write(caption(id="i"))
             assert (await idle.read()).infer_response.id == "i"
+            model.held = True
             await busy.write(caption(id="b"))
             await until(lambda: pending(inference))
-            await asyncio.wait_for(server.stop(60), 5)
+            stopping = asyncio.ensure_future(server.stop(2 * PATIENCE_S))
+            await asyncio.sleep(0)
+            model.release.set()
+            await asyncio.wait_for(stopping, PATIENCE_S)
             assert (await busy.read()).infer_response.id == "b"
             assert await busy.read() is await idle.read() is grpc.aio.EOF
             assert await busy.code() == await idle.code() == grpc.StatusCode.OK

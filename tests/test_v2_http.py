@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,12 +130,15 @@ def test_every_answer_is_logged_with_its_checkpoint(app: Starlette, caplog: pyte
     assert "<CAPTION> answered by fake: stop, 3 tokens" in caplog.text
 
 
-def test_one_failed_row_gives_up_the_others(app: Starlette, model: FakeModel) -> None:
+def test_one_failed_row_gives_up_the_others(app: Starlette, model: FakeModel, tmp_path: Path) -> None:
     """A failed row cancels the rows that still wait, since their answers would not be sent."""
-    model.delay_s = 0.05
-    rows = request([base64.b64encode(b"no picture").decode()] + [PICTURE] * 20, ["<CAPTION>"] * 21)
+    (tmp_path / "OCR").touch()
+    model.until = tmp_path  # only this task ends
+    rows = request(
+        [base64.b64encode(b"no picture").decode()] + [PICTURE] * 20, ["<OCR>"] + ["<CAPTION>"] * 20
+    )
     assert send(app, "POST", INFER, json=rows).json()["error"].startswith("row 0: ")
-    assert all(call.future.cancelled() for call in model.calls[2:])
+    assert all(call.future.cancelled() for call in model.calls[1:])
 
 
 @pytest.mark.parametrize(

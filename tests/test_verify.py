@@ -80,6 +80,7 @@ def verify(
     monkeypatch.setattr(proof, "make_trials", some)
     monkeypatch.setattr(Transformers, "answer", remember)
     monkeypatch.setattr(proof, "read_model", read_once)
+    # The command has no option that leaves speeds out, which take most of its time.
     monkeypatch.setattr(proof, "_TIMED_QUICK", 1)
 
     def run(model: object, *arguments: str, timed: bool = False) -> tuple[int, dict[str, Any], str]:
