@@ -15,7 +15,6 @@ greedy search are is printed beside how far the two programs' numbers are.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import sys
@@ -26,17 +25,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command import parser_of
 from random_models import (
-    MEAN,
-    RESCALE,
     SIDE,
     SIZES,
-    STD,
     VOCAB,
     backend_of,
     convert,
     decide,
     make_native,
+    native_inputs,
     picture_tokens,
 )
 from transformers import Florence2ForConditionalGeneration
@@ -117,16 +115,10 @@ def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> li
 @torch.inference_mode()
 def generate_alone(native: Florence2ForConditionalGeneration, request: Request) -> Theirs:
     """One request through transformers' own `generate`."""
-    options, device = request.options, native.device
-    pixels = torch.from_numpy(request.pixels)[None].permute(0, 3, 1, 2).to(device)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-    marks = [native.config.image_token_id] * (1 + (pixels.shape[-1] // 32) ** 2)
-    ids = torch.tensor([[*marks, *request.prompt_ids]], device=device)
+    options = request.options
     search = {"early_stopping": True, "length_penalty": options.length_penalty}
     found = native.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=(pixels * RESCALE - mean) / std,
+        **native_inputs([request], native.device, image=native.config.image_token_id),
         do_sample=False,
         num_beams=options.num_beams,
         max_new_tokens=options.max_new_tokens,
@@ -154,9 +146,7 @@ def generate_alone(native: Florence2ForConditionalGeneration, request: Request) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--tokens", type=int, default=20, help="most tokens of an answer")
     parser.add_argument("--beams", type=int, nargs="+", default=(1, 3, 5))

@@ -12,6 +12,7 @@ from florence.answers.answer import Answer
 from florence.engine.observer import Observer
 from florence.errors import EngineError
 from florence.server import service as real
+from florence.server.supervisor import end_worker
 from florence.settings import Settings, read_settings
 
 
@@ -20,7 +21,7 @@ class BreakingModel(FakeModel):
     """Its device breaks at the first request."""
 
     def _answer(self, call: Call) -> Answer:
-        real.end_worker()
+        end_worker()
         raise EngineError("the device is gone")
 
 

@@ -136,6 +136,12 @@ def test_a_page_of_another_origin_is_refused(over_http: str) -> None:
         )
 
 
+def test_a_stream_on_which_nothing_comes_is_refused(over_http: str) -> None:
+    """A GET for a stream is a 405, since its connection would stay open without use and delay the stop."""
+    reply = httpx.get(over_http, headers={"Accept": "text/event-stream"}, timeout=60)
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+
+
 def test_the_command_says_what_is_wrong(florence: Any, tmp_path: Path) -> None:
     """A missing folder, a wrong port and a missing service give an error and its exit status."""
     assert florence("mcp", "--url", "http://127.0.0.1:9", "--root", tmp_path / "no")[0] == 2

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from v2 import INFER, request, send
+from v2 import INFER, request, roomy, send
 
 from florence.server.http.routing import middleware_of
 from florence.server.v2.inference import Inference, ModelRepository
@@ -51,7 +51,7 @@ def guarded(model: FakeModel) -> Starlette:
     """The service's middleware behind an authentication; routes outside /v2 are stand-ins."""
     inference = Inference(5.0)
     inference.model = model
-    middleware = middleware_of(ModelRepository([inference]), 100_000)
+    middleware = middleware_of(ModelRepository([inference]), 100_000, budget=roomy())
     routes = [Route("/{path:path}", _other, methods=["GET", "POST"])]
     return Starlette(routes=routes, middleware=[Middleware(NeedsKey), *middleware])
 
@@ -114,5 +114,5 @@ def _with_origins(model: FakeModel, origins: str | None) -> Starlette:
     """The service's middleware with these CORS origins."""
     inference = Inference(5.0)
     inference.model = model
-    middleware = middleware_of(ModelRepository([inference]), 100_000, origins=origins)
+    middleware = middleware_of(ModelRepository([inference]), 100_000, origins=origins, budget=roomy())
     return Starlette(routes=[Route("/{path:path}", _other, methods=["GET", "POST"])], middleware=middleware)

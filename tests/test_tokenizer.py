@@ -198,6 +198,13 @@ def swapped(content: dict[str, Any]) -> dict[str, Any]:
     return with_added(content, tokens)
 
 
+def panicking(content: dict[str, Any]) -> dict[str, Any]:
+    """A file that makes the library panic: it cuts a prefix off a merge's second half without a look at
+    its length."""
+    changes = {"merges": [["a", "b"]], "continuing_subword_prefix": "xx"}
+    return {**content, "model": {**content["model"], **changes}}
+
+
 def without_bos(content: dict[str, Any]) -> dict[str, Any]:
     """The file without the token <s>."""
     return json.loads(json.dumps(content).replace("<s>", "<S>"))  # type: ignore[no-any-return]
@@ -214,6 +221,7 @@ def without_bos(content: dict[str, Any]) -> dict[str, Any]:
         (without_bos, SMALL_SIZE, "no <s> token"),
         (lambda file: {**file, "post_processor": None}, SMALL_SIZE, "between <s> and </s>: expected"),
         (lambda file: {"version": "1.0"}, SMALL_SIZE, "can't be read"),
+        (panicking, SMALL_SIZE, "can't be read"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_is_refused(

@@ -28,13 +28,6 @@ Attack = Callable[[Target], object]
 """Attacks, and returns what came of it; runs in a process of its own."""
 
 
-def connected(target: Target) -> socket.socket:
-    """A connection that waits no longer than its patience."""
-    made = socket.create_connection(("127.0.0.1", target.port), PATIENCE_S)
-    made.settimeout(PATIENCE_S)
-    return made
-
-
 def held(target: Target, count: int, sent: bytes, seconds: float, *, small: bool = False) -> str:
     """So many connections that send this and read nothing, for so long. small: each can be sent little before
     its client would have to read."""
@@ -68,14 +61,6 @@ def _is_closed(client: socket.socket) -> bool:
     except OSError:
         return True
     return True
-
-
-def answer(client: socket.socket) -> str:
-    """The first line of an answer, or the error that came instead."""
-    try:
-        return client.recv(4096).split(b"\r\n")[0].decode("latin-1") or "closed"
-    except OSError as error:
-        return type(error).__name__
 
 
 def counted(outcomes: Iterable[object]) -> str:

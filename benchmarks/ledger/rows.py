@@ -7,13 +7,10 @@ and HTTP count only as far as the times that are given contain them.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from closed_loop import Rates
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.capture.buckets import ENCODE_HALVES, doubling, round_down
@@ -34,15 +31,6 @@ EXTRA_STEPS = 1
 
 ROUNDS = 12
 """Answers that count, in multiples of the requests under way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Answers a second, and latencies in seconds."""
-
-    rate: float
-    p50: float
-    p99: float
 
 
 class _Decoding:
@@ -141,7 +129,7 @@ def closed_loop(
     encode_s: EncodeTime,
     step_s: StepTime,
     slowdown: Slowdown | None = None,
-) -> Row:
+) -> Rates:
     """One task of so many tokens, `concurrency` requests at once. `slowdown`: of encodes beside steps; None:
     encodes run between steps."""
     steps = tokens + EXTRA_STEPS
@@ -155,4 +143,4 @@ def closed_loop(
     warm = loop.done[concurrency - 1 :]  # a first answer's latency is that of a cold start
     latencies = sorted(seconds for _, seconds in warm[1:])
     rate = (len(warm) - 1) / (warm[-1][0] - warm[0][0])
-    return Row(rate, latencies[len(latencies) // 2], latencies[int(0.99 * (len(latencies) - 1))])
+    return Rates(rate, latencies[len(latencies) // 2], latencies[int(0.99 * (len(latencies) - 1))])
