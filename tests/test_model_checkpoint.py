@@ -76,7 +76,7 @@ def test_shards_load_as_one_file_does(
 
     index.write_text(json.dumps({"weight_map": weight_map | {HEAD: "../model.safetensors"}}))
     with pytest.raises(
-        CheckpointError, match=r"names files other than safetensors files beside it: \.\./model\.safetensors"
+        CheckpointError, match=r"names files other than safetensors files beside it: '\.\./model\.safetensors"
     ):
         load_float32(directory)
 
