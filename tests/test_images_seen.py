@@ -100,16 +100,16 @@ def test_every_way_to_store_a_value_shows_the_same_ramp(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "samples"),
     [
         (np.zeros((4, 4, 3), np.float32), "3 floating-point samples of 32 bits a pixel"),
         (np.zeros((4, 4), np.float64), "1 floating-point sample of 64 bits"),
         (np.zeros((4, 4, 3), np.int16), "3 signed samples of 16 bits"),
     ],
 )
-def test_what_is_not_read_is_refused_by_its_name(values: NDArray[np.generic], told: str) -> None:
+def test_what_is_not_read_is_refused_by_its_name(values: NDArray[np.generic], samples: str) -> None:
     """An unsupported sample format is named in the error, which does not call the file damaged."""
-    with pytest.raises(ImageError, match=f"the TIFF picture has {told}.*not read"):
+    with pytest.raises(ImageError, match=f"the TIFF picture has {samples}.*not read"):
         opened(tiff_of(values, photometric=2 if values.ndim == 3 else 1))
 
 

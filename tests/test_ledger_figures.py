@@ -119,9 +119,9 @@ def test_a_task_that_misses_its_aim_is_listed(
     """A task that misses its aim is listed; its rate agrees with its steps and one encode, one after the
     other."""
     off = by_setting["off"]
-    times, told = ratios(off, "different pictures"), missed_text(off)
+    times, listed = ratios(off, "different pictures"), missed_text(off)
     for task, reached in times.items():
-        assert (f"- {task}: " in told) == (reached < least(task))
+        assert (f"- {task}: " in listed) == (reached < least(task))
         serial = off["encode"]["ms a picture"] + off["steps of an answer at 30, ms"][task]
         rate = off["rows"]["30"]["different pictures"][task]["rate"]
         assert 1e3 / rate == pytest.approx(serial, rel=0.05)

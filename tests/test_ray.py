@@ -120,7 +120,7 @@ def test_other_numbers_of_actors_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--actors", "2"], "give --ray"),
         (["--gpus-per-actor", "1"], "give --ray"),
@@ -130,14 +130,14 @@ def test_other_numbers_of_actors_are_refused(text: str) -> None:
     ],
 )
 def test_what_can_not_be_together_is_refused(
-    words: list[str], told: str, florence: Any, tmp_path: Path
+    words: list[str], message: str, florence: Any, tmp_path: Path
 ) -> None:
     """Conflicting options are refused before a cluster is contacted, with what to change."""
     picture = tmp_path / "a.png"
     picture.write_bytes(saved(drawn(9, 9), "PNG"))
     status, _, err = florence("bulk", picture, "--task", "caption", "--out", tmp_path / "r.jsonl", *words)
     assert status == 2
-    assert told in err
+    assert message in err
 
 
 def archive(path: Path, names: Sequence[str]) -> bytes:
@@ -209,8 +209,8 @@ def test_parts_are_those_of_plain_bulk(tmp_path: Path) -> None:
     assert sink.result.answers == 4
     assert [json.loads(line)["error"] for line in sink.result.failures] == ["no picture"] * 2
     assert [path.name for path in sorted(out.iterdir())] == [f"part-{n:06}.parquet" for n in range(3)]
-    told = [(row["picture"], row["task"]) for row in read_columns(out)]
-    assert told == [
+    written = [(row["picture"], row["task"]) for row in read_columns(out)]
+    assert written == [
         ("before", "<CAPTION>"),
         *[(name, q.task.token) for name in "ac" for q in (CAPTION, BOXES)],
     ]

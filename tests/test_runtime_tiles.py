@@ -59,7 +59,7 @@ def reader(library: Florence2) -> Noting:
 @pytest.fixture
 def shares() -> Shares:
     """Shares of one owner, which may have six waiting requests."""
-    return Shares(6, lambda: "somebody")
+    return Shares(6, lambda: "an owner")
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_picture_of_one_tile_is_an_ordinary_request(tiled: Dispatcher, task: s
 
 def test_tiles_that_find_no_room_are_refused_together(tiled: Dispatcher, runner: FakeRunner) -> None:
     """Tiles over the queue or the owner's share are refused together, and all their places are free again."""
-    for owner in ("", "somebody"):
+    for owner in ("", "an owner"):
         tiled.shares.owner = lambda owner=owner: owner  # type: ignore[misc]
         runner.gate.clear()
         runner.started.clear()
