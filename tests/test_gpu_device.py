@@ -41,6 +41,7 @@ class Suspicious(EagerCapturer):
     """A capturer that refuses marked work, as CUDA refuses work that reads a value on the host."""
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """Capture the work, unless it is marked."""
         if getattr(work, "reads", False):
             raise RuntimeError("operation not permitted when stream is capturing")
         return super().capture(work)

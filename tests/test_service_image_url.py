@@ -18,6 +18,7 @@ class Pictures(BaseHTTPRequestHandler):
     """A host with a picture at every path except /none."""
 
     def do_GET(self) -> None:
+        """Reply with the picture, or 404 at /none."""
         found = self.path != "/none"
         self.send_response(200 if found else 404)
         self.end_headers()
