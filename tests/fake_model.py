@@ -1,4 +1,4 @@
-"""A model that needs no checkpoint: it checks what it is sent as the real one does; its answers are canned.
+"""A model that needs no checkpoint: it checks requests as the real one does, and gives canned answers.
 
 `fake_service` puts it into a real server process.
 """
@@ -66,7 +66,7 @@ RESULT = {
 
 @dataclass
 class Call:
-    """One request as the model got it. task: its token; asked: the `Task`, where one was given."""
+    """One request as the model got it. task: its token; asked: the `Task`, if one was given."""
 
     image: Any
     task: str
@@ -80,12 +80,12 @@ class Call:
 
 @dataclass
 class FakeModel:
-    """Stands for `florence.Florence2` behind the endpoints. A stream gets the words of `PIECES`.
+    """A stand-in for `florence.Florence2` behind the endpoints. A stream gets the words of `PIECES`.
 
-    error: what every request fails with. held: requests stay open until `release` is set. delay_s: each takes
-    that long, one after the other. until: a folder; no request ends before a file of its task's name is
-    there. fails_late: `error` comes after a stream's text. trace: a file that gets a line for each event.
-    own: rows of declared tasks.
+    error: every request fails with it. held: requests stay open until `release` is set. delay_s: each takes
+    this long, one after the other. until: a folder; a request ends only when it holds a file with the task's
+    name. fails_late: `error` comes after a stream's text. trace: a file that gets a line for each event. own:
+    rows of declared tasks.
     """
 
     ready: bool = True
@@ -149,7 +149,7 @@ class FakeModel:
         return []
 
     def info(self) -> dict[str, Any]:
-        """Of the same shape as the real one's."""
+        """Information in the shape of the real model's."""
         return {
             "checkpoint": self.checkpoint,
             "revision": None,
@@ -177,6 +177,7 @@ class FakeModel:
         self.pool.shutdown(wait=True)
 
     def note(self, event: str) -> None:
+        """Append an event to the trace file, if there is one."""
         if self.trace is not None:
             with self.trace.open("a") as file:
                 file.write(event + "\n")
@@ -233,6 +234,7 @@ class FakeModel:
 
 
 def _names(task: str | Task) -> tuple[str, Task | None]:
+    """The task's token, and the task itself if one was given."""
     return (task.token, task) if isinstance(task, Task) else (task, None)
 
 
@@ -250,8 +252,10 @@ def original_of(answer: Answer) -> OriginalAnswer:
 
 
 def load_fake(settings: Settings, device: str, observer: Observer) -> FakeModel:
-    """A fake as `FLORENCE_MODEL` describes it: JSON of its fields, `threads` of its pool, and
-    `load_until`, a file that ends its loading once it is there."""
+    """A fake with the fields that `FLORENCE_MODEL` gives as JSON.
+
+    `threads`: of its pool; `load_until`: a file whose appearance ends the loading.
+    """
     fields = json.loads(settings.model)
     loaded = Path(fields.pop("load_until", os.sep))
     while not loaded.exists():

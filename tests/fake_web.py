@@ -1,4 +1,4 @@
-"""Hosts that are not there: names, addresses and HTTP answers for `PictureFetcher`, without a network."""
+"""Simulated hosts: names, addresses and HTTP answers for `PictureFetcher`, without a network."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from florence.server.fetching.allowed import read_allow_list
 from florence.server.fetching.fetcher import FetchLimits, PictureFetcher
 
 HOST = "pictures.test"
-PUBLIC = "93.184.216.34"  # an address of the public internet, which no test asks
+PUBLIC = "93.184.216.34"  # a public address, to which no test connects
 PICTURE = saved(drawn(64, 48))
 
 Piece = bytes | Exception | asyncio.Event | Callable[[], Awaitable[bytes]]
-"""Bytes of an answer, an error in their place, an event to wait for, or what makes bytes."""
+"""Bytes of an answer, an error in their place, an event to wait for, or a function that makes bytes."""
 
 
 def answer(
     body: bytes = PICTURE, status: int = 200, headers: Mapping[str, str] | None = None, **more: str
 ) -> bytes:
-    """An HTTP answer; `more`: headers, with _ for -."""
+    """An HTTP answer; `more`: headers, with _ in place of -."""
     named = {name.replace("_", "-"): value for name, value in more.items()} | dict(headers or {})
     lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
     return f"HTTP/1.1 {status} Fine\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode("latin-1") + body
 
 
 def redirect(location: str, status: int = 302) -> bytes:
-    """An HTTP answer that leads elsewhere."""
+    """An HTTP answer that redirects to this location."""
     return answer(b"", status, location=location)
 
 
 @dataclass
 class FakeWeb(AsyncNetworkBackend):
-    """names: a host's addresses; pages: an answer's pieces by its URL, as scheme, Host header and target make
-    it; dead: addresses that take no connection.
+    """A simulated network.
 
-    `lookups`, `connections` (address, port), `greeted` (the names in TLS) and `requests` (the bytes) are what
-    happened.
+    names: the addresses of each host; pages: the pieces of an answer by its URL (scheme, Host header and
+    target); dead: addresses that accept no connection. `lookups`, `connections` (address, port), `greeted`
+    (server names in TLS) and `requests` (bytes) record what happened.
     """
 
     names: dict[str, Sequence[str]] = field(default_factory=lambda: {HOST: [PUBLIC]})
@@ -55,7 +55,7 @@ class FakeWeb(AsyncNetworkBackend):
     closed: int = 0
 
     def fetcher(self, hosts: str = HOST, networks: str | None = None, **limits: Any) -> PictureFetcher:
-        """Before these hosts, with these settings."""
+        """A fetcher that may reach these hosts, with these limits."""
         allowed = read_allow_list(hosts, networks)
         return PictureFetcher(
             allowed, FetchLimits(**limits), self.resolve, self, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -83,7 +83,7 @@ class FakeWeb(AsyncNetworkBackend):
 
 @dataclass
 class FakeStream(AsyncNetworkStream):
-    """One connection: an answer for what was written."""
+    """One connection, which gives the answer for the request that was written to it."""
 
     web: FakeWeb
     scheme: str = "http"

@@ -1,6 +1,6 @@
 """A model hub on 127.0.0.1 with the few routes that `huggingface_hub` calls to download a repository.
 
-It counts what is asked of it, and can fall silent in the middle of a file. Knows nothing about florence.
+It records the requests, and can stop in the middle of a file. Knows nothing about florence.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Repository:
-    """`revisions` maps a revision's name to its files, and those to their bytes; a commit is told by its
-    files."""
+    """A repository. `revisions`: name -> files, each with its bytes. A commit is the digest of its files."""
 
     revisions: dict[str, dict[str, bytes]]
     gated: bool = False
 
     def commit(self, files: dict[str, bytes]) -> str:
+        """The commit id of these files."""
         names = json.dumps(
             {name: hashlib.sha1(data).hexdigest() for name, data in files.items()}, sort_keys=True
         )
         return hashlib.sha1(names.encode()).hexdigest()
 
     def files(self, revision: str) -> dict[str, bytes] | None:
+        """The files of a revision, given by its name or commit id."""
         if revision in self.revisions:
             return self.revisions[revision]
         return next((files for files in self.revisions.values() if self.commit(files) == revision), None)
@@ -36,8 +37,8 @@ class Repository:
 
 @dataclass
 class Cut:
-    """The next `times` downloads of a file end after `after` bytes; with `then_down`, all calls after that
-    fail."""
+    """The next `times` downloads of a file end after `after` bytes; with `then_down`, all later
+    calls fail."""
 
     after: int
     times: int = 1
@@ -46,7 +47,7 @@ class Cut:
 
 @dataclass
 class HubServer:
-    """Serves `repositories` until the `with` block ends; `log` holds (method, path, Range header) of each
+    """A server of `repositories` until the `with` block ends. `log`: the (method, path, Range header) of each
     call."""
 
     repositories: dict[str, Repository]
@@ -69,10 +70,11 @@ class HubServer:
 
     @property
     def endpoint(self) -> str:
+        """The hub's URL."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def downloads(self) -> list[str]:
-        """Names of the files whose bytes were asked for, in order."""
+        """The names of the downloaded files, in order."""
         return [
             path.rsplit("/", 1)[1] for method, path, _ in self.log if method == "GET" and "/resolve/" in path
         ]
@@ -83,6 +85,7 @@ class HubServer:
 
 
 def _tree(files: dict[str, bytes]) -> list[dict[str, object]]:
+    """The files in the form of the hub's tree route."""
     return [
         {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
         for name, data in files.items()
@@ -90,11 +93,13 @@ def _tree(files: dict[str, bytes]) -> list[dict[str, object]]:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Answer the hub's routes."""
+
     protocol_version = "HTTP/1.1"
     hub: HubServer
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is printed; `hub.log` has it."""
+        """Print nothing, since `hub.log` has the requests."""
 
     def do_HEAD(self) -> None:
         self._answer()

@@ -1,4 +1,4 @@
-"""Copies of checkpoints that go by where they came from, and when a packed one is what is served."""
+"""Copies of checkpoints that keep the name of their origin, and when a packed one is served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEEDED = ("config.json", "preprocessor_config.json", "tokenizer.json")
 
 
 def lay(directory: Path, *names: str) -> Path:
-    """A directory with files of these names, each with its name in it."""
+    """Make a directory with files of these names."""
     directory.mkdir()
     for name in names:
         (directory / name).write_text("{}" if name.endswith(".json") else name)
@@ -31,7 +31,7 @@ def lay(directory: Path, *names: str) -> Path:
 
 @pytest.fixture
 def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As in a Bento that was built with the demo checkpoint's files under a hub id."""
+    """The packed checkpoint of a Bento that was built with the demo checkpoint's files under a hub id."""
     directory = tmp_path / "packed"
     directory.mkdir()
     copy_checkpoint(Checkpoint(NAME, COMMIT, DEMO), directory)
@@ -40,7 +40,8 @@ def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_only_what_is_read_is_copied(tmp_path: Path) -> None:
-    """JSON, the vocabulary's merges and the weights: no code, no pickle, no second copy of the weights."""
+    """A copy has the JSON files, the vocabulary's merges and the weights: no code, no pickle, no second copy
+    of the weights."""
     kept = [*NEEDED, "merges.txt", "model.safetensors"]
     unread = ("modeling.py", "pytorch_model.bin", "other.safetensors", "README.md")
     source = lay(tmp_path / "source", *kept, *unread)
@@ -52,7 +53,7 @@ def test_only_what_is_read_is_copied(tmp_path: Path) -> None:
 
 
 def test_shards_are_copied_by_the_index(tmp_path: Path) -> None:
-    """All that it names, and no others."""
+    """All shards that the index names are copied, and no others."""
     source = lay(tmp_path / "source", *NEEDED, "a.safetensors", "b.safetensors", "c.safetensors")
     (source / "model.safetensors.index.json").write_text(
         '{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}'
@@ -71,7 +72,7 @@ def store(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_builds_of_the_same_checkpoint_share_one_copy(tmp_path: Path, store: Path) -> None:
-    """A checkpoint with other files has one of its own."""
+    """Builds of the same checkpoint share one copy; a checkpoint with other files gets its own."""
     source = lay(tmp_path / "my-finetune", *NEEDED, "model.safetensors")
     tags = [store_checkpoint(Checkpoint(str(source), None, source)).tag for _ in range(2)]
     assert tags[0] == tags[1]
@@ -82,7 +83,7 @@ def test_builds_of_the_same_checkpoint_share_one_copy(tmp_path: Path, store: Pat
 
 
 def test_a_copy_goes_by_name_and_commit_of_its_origin(packed: Path) -> None:
-    """Also a copy of the copy."""
+    """A copy, and a copy of a copy, has the name and commit of its origin."""
     found = resolve_checkpoint(str(packed))
     assert (found.label, found.directory) == (f"{NAME}@{COMMIT[:12]}", packed)
     again = lay(packed.parent / "again")
@@ -91,7 +92,7 @@ def test_a_copy_goes_by_name_and_commit_of_its_origin(packed: Path) -> None:
 
 
 def test_a_copy_of_a_directory_goes_by_its_last_name(tmp_path: Path) -> None:
-    """Its label does not show where it lay on the machine that built the Bento."""
+    """A copy's label does not show its path on the machine that built the Bento."""
     target = lay(tmp_path / "target")
     copy_checkpoint(Checkpoint(str(tmp_path / "my-finetune"), None, DEMO), target)
     assert resolve_checkpoint(str(target)).label == "my-finetune"
@@ -99,7 +100,7 @@ def test_a_copy_of_a_directory_goes_by_its_last_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("origin", ["", "[]", '{"name": "x"}', "null"])
 def test_an_origin_that_says_nothing_is_refused(packed: Path, origin: str) -> None:
-    """With the file's name."""
+    """An unusable origin file is an error that names the file."""
     (packed / ORIGIN).write_text(origin)
     with pytest.raises(CheckpointError, match=ORIGIN):
         resolve_checkpoint(str(packed))
@@ -111,7 +112,7 @@ def test_an_origin_that_says_nothing_is_refused(packed: Path, origin: str) -> No
 def test_the_packed_checkpoint_is_served_when_nothing_else_is_asked(
     packed: Path, asked: dict[str, str]
 ) -> None:
-    """Without a name, or by its own name and commit."""
+    """The packed checkpoint is served without a name, or by its own name and commit."""
     settings = packed_settings(Settings(timeout_s=7, **asked))
     assert (settings.model, settings.revision, settings.timeout_s) == (str(packed), None, 7)
 
@@ -128,13 +129,13 @@ def test_the_packed_checkpoint_is_served_when_nothing_else_is_asked(
 def test_another_checkpoint_or_revision_is_taken_at_its_word(
     packed: Path, asked: dict[str, str], name: str
 ) -> None:
-    """A branch may have moved on since the build, so it is asked of the hub."""
+    """Another name or revision is resolved by the hub, since a branch may have moved since the build."""
     settings = packed_settings(Settings(**asked))
     assert (settings.model, settings.revision) == (name, asked.get("revision"))
 
 
 def test_without_a_packed_checkpoint_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As everywhere outside of such a Bento."""
+    """Without a packed checkpoint the settings stay unchanged."""
     monkeypatch.setattr(weights, "_packed_directory", lambda: None)
     settings = Settings()
     assert packed_settings(settings) is settings
