@@ -1,4 +1,4 @@
-"""Which module may import which: read from the sources, so an import inside a function counts too."""
+"""The allowed imports between modules, read from the sources, so an import inside a function counts too."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "florence"
 
-# Node -> rooms of other nodes that it may import. A room is a module or a folder; it is a node by itself, but
-# for those in PARTS.
+# Node -> rooms of other nodes that it may import. A room is a module or a folder; it is a node of its own,
+# except the rooms in PARTS.
 DOORS: dict[str, set[str]] = {
     "images": set(),
     "answers": {"errors", "export"},
@@ -76,7 +76,7 @@ DOORS: dict[str, set[str]] = {
         "types",
     },
 }
-# Rooms that are one node together. Each may import those that stand before it.
+# Rooms that form one node. Each may import the rooms before it.
 PARTS: dict[str, tuple[str, ...]] = {
     "images": ("errors", "images", "readers", "export"),
     "answers": ("types", "answers"),
@@ -86,7 +86,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "cli": ("mcp", "cli"),
     "server": ("bento", "server", "service"),
 }
-# Room -> all rooms that it may import, where that is less than its node may.
+# Room -> all rooms that it may import, where its node may import more.
 NARROW: dict[str, set[str]] = {
     "export": {"errors", "images"},
     "settings": {"engine", "errors", "images", "types"},
@@ -97,7 +97,7 @@ NARROW: dict[str, set[str]] = {
     "bento": {"checkpoint", "errors", "settings"},
     "service": {"server"},
 }
-# Room -> what it may import beside the standard library.
+# Room -> libraries that it may import beside the standard library.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "images": {"PIL", "pillow_heif", "pypdfium2"},
@@ -117,9 +117,9 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime": {"PIL", "numpy"},
     "verification": {"PIL", "peft", "safetensors", "timm", "torch", "transformers"},
     "ray": {"pandas", "pyarrow", "ray"},
-    "cli": {"PIL", "ray", "tqdm"},  # ray: whether it is installed
+    "cli": {"PIL", "ray", "tqdm"},  # ray: only to find out whether it is installed
     "florence": set(),
-    "evaluation": {"numpy", "pydantic"},  # the evaluators: by name, where they are needed
+    "evaluation": {"numpy", "pydantic"},  # the evaluators are imported by name, where they are needed
     "server": {
         "anyio",
         "bentoml",
@@ -146,21 +146,21 @@ LIBRARIES: dict[str, set[str]] = {
 
 
 def room_of(path: Path) -> str:
-    """`florence/model/vision.py` is in "model", `florence/errors.py` in "errors", `florence/__init__.py` in
-    "florence"."""
+    """The room of a file: `florence/model/vision.py` is in "model", `florence/errors.py` in "errors",
+    `florence/__init__.py` in "florence"."""
     parts = path.relative_to(PACKAGE).parts if path.is_relative_to(PACKAGE) else (path.name,)
     return "florence" if parts == ("__init__.py",) else parts[0].removesuffix(".py")
 
 
 @cache
 def sources() -> list[Path]:
-    """All product modules; the demo world is a user of the package, not one of its rooms."""
+    """All product modules. The demo world uses the package and is not one of its rooms."""
     return [path for path in [*PACKAGE.rglob("*.py"), ROOT / "service.py"] if room_of(path) != "demo"]
 
 
 @cache
 def rooms() -> set[str]:
-    """All that there are."""
+    """All rooms."""
     return {room_of(path) for path in sources()}
 
 
@@ -170,7 +170,7 @@ def node_of(room: str) -> str:
 
 
 def may_import(room: str) -> set[str]:
-    """The rooms that a room may import, itself among them."""
+    """The rooms that a room may import, including itself."""
     node = node_of(room)
     own = PARTS.get(node, (room,))
     return {room} | NARROW.get(room, DOORS[node].union(own[: own.index(room)]))
@@ -178,11 +178,12 @@ def may_import(room: str) -> set[str]:
 
 @cache
 def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imported(path: Path) -> Iterator[tuple[str, int]]:
-    """(module, line) of each import in a file, those under `if TYPE_CHECKING` too."""
+    """(module, line) of each import in a file, including those under `if TYPE_CHECKING`."""
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -194,7 +195,8 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def imported_room(module: str) -> str | None:
-    """The room of a module of this package; None for others and for names that `florence` itself offers."""
+    """The room of one of this package's modules; None for other modules and for names that
+    `florence` offers."""
     if module == "florence":
         return "florence"
     owner, _, rest = module.partition(".")
@@ -204,7 +206,7 @@ def imported_room(module: str) -> str | None:
 
 @pytest.mark.parametrize("room", sorted(rooms()))
 def test_imports_go_one_way(room: str) -> None:
-    """Each module imports only rooms behind its own, and only the libraries that its room is about."""
+    """Each module imports only rooms that its room may import, and only its room's libraries."""
     assert node_of(room) in DOORS, "it is a new room: say in DOORS what it may import"
     for path in sources():
         for module, line in imported(path) if room_of(path) == room else ():
@@ -217,7 +219,8 @@ def test_imports_go_one_way(room: str) -> None:
 
 @pytest.fixture(scope="module")
 def grown() -> list[list[str]]:
-    """Modules that a fresh Python holds: first of the engine, then also of service, build and library."""
+    """The modules of a new Python process: after importing the engine, and then also the service, build and
+    library."""
     engine = ["engine.device.runner", "model.florence2", "checkpoint.weights", "checkpoint.preprocessing"]
     rest = ["server.service", "bento.weights", "runtime.florence2"]
     return modules_after(
@@ -227,8 +230,10 @@ def grown() -> list[list[str]]:
 
 @pytest.mark.slow
 def test_only_convert_opens_a_pickle(grown: list[list[str]]) -> None:
-    """Pickle can run code: one room unpickles, in a program that nothing imports, and only its command leads
-    there. Service, build and library never load that room."""
+    """Pickle can run code, so only one room unpickles, and only its command imports that room.
+
+    Service, build and library never load it.
+    """
     openers = {
         path.relative_to(ROOT).as_posix()
         for path in sources()
@@ -249,7 +254,7 @@ def test_only_convert_opens_a_pickle(grown: list[list[str]]) -> None:
 
 
 def modules_after(*statements: str) -> list[list[str]]:
-    """Modules that a fresh Python holds after each statement."""
+    """The modules that a new Python process holds after each statement."""
     program = "".join(f"{statement}\nimport sys\nprint(*sys.modules)\n" for statement in statements)
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600
@@ -259,7 +264,7 @@ def modules_after(*statements: str) -> list[list[str]]:
 
 
 def test_the_doors_have_no_ring() -> None:
-    """No room can be reached from itself."""
+    """No room can reach itself by imports."""
     for start in sorted(DOORS.keys() | {room for rooms in PARTS.values() for room in rooms}):
         seen: set[str] = set()
         waiting = may_import(start) - {start}
@@ -271,11 +276,12 @@ def test_the_doors_have_no_ring() -> None:
 
 
 def loaded_after(statement: str) -> set[str]:
-    """Top-level names of the modules that a fresh Python holds after a statement."""
+    """Top-level names of the modules that a new Python process holds after a statement."""
     return tops(modules_after(statement)[0])
 
 
 def tops(modules: list[str]) -> set[str]:
+    """The top-level names of modules."""
     return {name.split(".")[0] for name in modules}
 
 
@@ -288,20 +294,20 @@ def tops(modules: list[str]) -> set[str]:
     ],
 )
 def test_parsing_needs_no_torch(statement: str) -> None:
-    """The package, its parser and its tables load neither torch nor anything that takes seconds to import."""
+    """The package, its parser and its tables load neither torch nor other slow libraries."""
     heavy = {"torch", "timm", "transformers", "bentoml", "huggingface_hub", "tokenizers", "PIL", "numpy"}
     assert not heavy & loaded_after(statement)
 
 
 def test_the_client_needs_no_torch() -> None:
-    """A program that asks a service far away loads nothing of the model's or the server's."""
+    """The client and the commands for a remote service load no library of the model or the server."""
     heavy = {"torch", "timm", "transformers", "bentoml", "starlette", "huggingface_hub", "numpy"}
     assert not heavy & loaded_after("import florence.client")
     assert not heavy & loaded_after("import florence.cli.asking, florence.cli.bulk, florence.cli.serving")
 
 
 def test_the_edges_need_no_torch() -> None:
-    """Reading pictures, tokens and names needs their own libraries only."""
+    """Reading pictures, tokens and names loads neither torch nor transformers."""
     assert not {"torch", "transformers"} & loaded_after(
         "import florence.checkpoint.hub, florence.images.decode, florence.checkpoint.tokenizer"
     )
@@ -309,13 +315,14 @@ def test_the_edges_need_no_torch() -> None:
 
 @pytest.mark.slow
 def test_a_model_runs_without_the_services_packages(grown: list[list[str]]) -> None:
-    """Engine, model and checkpoint load neither pydantic nor BentoML: a machine with a GPU that has neither
-    can run them."""
+    """Engine, model and checkpoint load neither pydantic nor BentoML, so a GPU machine without them can run
+    the model."""
     assert not {"pydantic", "bentoml"} & tops(grown[0])
 
 
 def test_importing_does_no_work() -> None:
-    """At module level stand definitions and constants: no loops, no `with`, no bare calls, no files read."""
+    """Modules have only definitions and constants at their top level: no loops, `with`, calls or
+    file access."""
     bodies = ((path, parsed(path).body) for path in PACKAGE.rglob("*.py"))
     for path, node in ((path, node) for path, body in bodies for node in body):
         assert not isinstance(node, ast.For | ast.While | ast.With | ast.Try | ast.Delete), (

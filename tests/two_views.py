@@ -1,4 +1,4 @@
-"""A second stream on a machine that has none: steps find nothing of what encodes write until they end."""
+"""A simulated second stream: steps do not see what encodes write until the encodes end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from florence.engine.device.encode.stream import EncodeStream
 
 @dataclass
 class _View:
-    """What encodes have written to a buffer since they were done: `values` where `written`."""
+    """An encode's unfinished writes to a buffer: `values` where `written`."""
 
     buffer: ref[Tensor]
     written: Tensor
@@ -24,9 +24,11 @@ class _View:
 
 
 class TwoViews(EncodeStream):
-    """Encodes work at once, but what they wrote to buffers that are held is taken back until they are done;
-    steps find numbers that are none in its place. `polls`: how often an encode is asked in vain whether it
-    is. `asked`: how often that was. `waits`: how often the host waited."""
+    """A stream whose encodes work at once, but whose writes to held buffers are hidden until they are done.
+
+    Steps find NaN in their place. `polls`: how often an encode is reported as unfinished. `asked`: the number
+    of such reports. `waits`: how often the host waited.
+    """
 
     beside = True
 

@@ -1,4 +1,4 @@
-"""Waiting for what happens elsewhere: until it has, and never for ever."""
+"""Wait for events elsewhere, with a limit that only a hung test reaches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STEP_S = 0.005
 
 
 def wait_until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
-    """Return once the condition holds; AssertionError if it does not in so many seconds."""
+    """Return once the condition holds; AssertionError if it does not within this number of seconds."""
     end = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < end, f"it did not happen within {patience_s:g} s"
@@ -19,7 +19,7 @@ def wait_until(condition: Callable[[], object], patience_s: float = PATIENCE_S) 
 
 
 async def until(condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
-    """`wait_until` beside other tasks of the loop."""
+    """Wait like `wait_until`, while the loop's other tasks run."""
     end = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < end, f"it did not happen within {patience_s:g} s"
