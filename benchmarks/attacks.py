@@ -46,10 +46,11 @@ GROUPS: tuple[tuple[Mapping[str, str], Mapping[str, Attack]], ...] = (
     ),
     ({"FLORENCE_API_KEYS": f"caller:{'k' * 64}"}, doors.KEYS),
 )
-"""Settings of a service, with the port of the host of `image_url` as {web}, and what it is attacked with."""
+"""Settings of a service, with {web} for the port of the host of `image_url`, and its attacks."""
 
 
 def main() -> None:
+    """Run the attacks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,14 +81,14 @@ def main() -> None:
 
 
 def row(name: str, figures: Mapping[str, float], said: object) -> str:
-    """One attack's line."""
+    """The line of one attack."""
     marks = {name: "!" if value > BOUNDS.get(name, value) else "" for name, value in figures.items()}
     told = [f"{name} {value:.2f}{marks[name]}" for name, value in figures.items()]
     return f"{name:40} {' '.join(told)}  {str(said)[:200]}"
 
 
 def measured(server: Server, target: Target, attack: Attack) -> tuple[dict[str, float], object]:
-    """The figures of `BOUNDS`, and what the attack got."""
+    """The figures of `BOUNDS`, and the attack's summary."""
     begun, over = FORK.Event(), FORK.Event()
     told: Any = FORK.SimpleQueue()
     waits = [
@@ -122,13 +123,13 @@ def measured(server: Server, target: Target, attack: Attack) -> tuple[dict[str, 
 
 
 class Processes:
-    """A process and all below it, those that end among them."""
+    """A process and its descendants, including those that have ended."""
 
     def __init__(self, root: psutil.Process) -> None:
         self._root, self._spent = root, dict[tuple[int, float], float]()
 
     def memory(self) -> float:
-        """MiB now."""
+        """The memory now, in MiB."""
         total = 0
         for process in [self._root, *self._root.children(recursive=True)]:
             try:
@@ -140,13 +141,13 @@ class Processes:
         return total / 2**20
 
     def cpu(self) -> float:
-        """Seconds so far."""
+        """CPU seconds so far."""
         self.memory()
         return sum(self._spent.values())
 
 
 def longest(port: int, ask: Callable[[int], None], begun: Event, over: Event, told: Any) -> None:
-    """The longest of its waits in seconds, one after the other until it is over."""
+    """Measure the longest of the consecutive waits, in seconds, until `over` is set."""
     wait = 0.0
     while not over.is_set():
         started = time.perf_counter()
@@ -158,17 +159,18 @@ def longest(port: int, ask: Callable[[int], None], begun: Event, over: Event, to
 
 
 def probe(port: int) -> None:
-    """A health probe over a new connection."""
+    """Send a health probe over a new connection."""
     _ask(port, "GET", "/v2/health/live", None)
 
 
 def call(port: int) -> None:
-    """Another caller's caption."""
+    """Ask for another caller's caption."""
     image = connections.image()
     _ask(port, "POST", "/caption", json.dumps({"image": image, "max_new_tokens": 3, "num_beams": 1}))
 
 
 def _ask(port: int, method: str, path: str, body: str | None) -> None:
+    """Send a request and read the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     try:
         connection.request(method, path, body, dict(CALLER))

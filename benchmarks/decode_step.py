@@ -44,20 +44,20 @@ from florence.model.florence2 import Florence2Model
 
 ENCODER_LENGTH = 590
 PICTURES = 4
-"""Of an encode, as many as the service encodes together on a CPU."""
+"""The pictures of an encode, as many as the service encodes together on a CPU."""
 SIZE = 0.02
-"""Of an adapter's numbers: as small as those of a trained one, so that states stay as they are."""
+"""The scale of an adapter's numbers, as small as in a trained one, so that states change little."""
 ADAPTED = re.compile(r"^language.*(q_proj|k_proj|v_proj|fc2)$|^vision.*fc2$|lm_head$")
 
 FIRST, LAST = 8, 24
-"""Steps that count: the first ones warm up."""
+"""The range of steps that count; the first ones warm up."""
 
 Cost = tuple[float, float]
 """CPU seconds, wall seconds."""
 
 
 class Clock(StoppingCriteria):
-    """Looks at the time after each step and never stops anything."""
+    """Records the time after each step and never stops the generation."""
 
     def __init__(self) -> None:
         self.marks: list[Cost] = []
@@ -67,6 +67,7 @@ class Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
     def costs(self) -> list[Cost]:
+        """The costs of the steps that count."""
         pairs = zip(self.marks[FIRST:LAST], self.marks[FIRST + 1 : LAST + 1], strict=False)
         return [(after[0] - before[0], after[1] - before[1]) for before, after in pairs]
 
@@ -75,7 +76,7 @@ class Clock(StoppingCriteria):
 def steps_of_transformers(
     native: Florence2ForConditionalGeneration, encoded: Tensor, beams: int
 ) -> list[Cost]:
-    """`generate` over a static batch."""
+    """The costs of the steps of `generate` over a static batch."""
     clock = Clock()
     native.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -97,7 +98,7 @@ def steps_of_transformers(
 def steps_of_engine(
     runner: Runner, encoded: Tensor, beams: int, adapters: Sequence[EngineAdapter | None] = (None,)
 ) -> list[Cost]:
-    """The engine's step, the searches of all requests in it, which have these adapters in turn."""
+    """The costs of the engine's steps, including all searches; requests use these adapters in turn."""
     options = GenerationOptions(beams, LAST + 2, LAST + 2, 3, True, 1.0)
     request = Request(np.zeros((32, 32, 3), np.uint8), (0, 2), options)
     taken = [runner.slots.take(beams) for _ in encoded]
@@ -149,6 +150,7 @@ def encode_cost(model: Florence2Model, side: int, index: Tensor) -> Cost:
 
 
 def _print_adapters(runner: Runner, encoded: Tensor, arguments: argparse.Namespace) -> None:
+    """Print what adapters add to a step and to an encode."""
     plain, adapted = list[list[Cost]](), list[list[Cost]]()
     adapters = make_adapters(runner.model, arguments.adapters, arguments.rank)
     for _ in range(arguments.turns):
@@ -164,6 +166,7 @@ def _print_adapters(runner: Runner, encoded: Tensor, arguments: argparse.Namespa
 
 
 def _print_share(name: str, plain: list[list[Cost]], adapted: list[list[Cost]]) -> None:
+    """Print the costs without and with adapters."""
     medians = [
         min(tuple(statistics.median(values) for values in zip(*turn, strict=True)) for turn in turns)
         for turns in (plain, adapted)
@@ -176,7 +179,7 @@ def _print_share(name: str, plain: list[list[Cost]], adapted: list[list[Cost]]) 
 
 @torch.inference_mode()
 def scores_of_step(runner: Runner, requests: int, beams: int) -> Cost:
-    """What the window sums of one step take: the median of many, the first ones left out."""
+    """The cost of a step's window sums: the median of many, without the first ones."""
     state, text = runner.state, runner.model.config.text
     ordered, window_sums = runner.rules.ordered, state.window_sums
     if ordered is None or window_sums is None:
@@ -196,8 +199,8 @@ def scores_of_step(runner: Runner, requests: int, beams: int) -> Cost:
 
 
 def rate_of_products(rows: int, width: int, dtype: torch.dtype) -> float:
-    """FLOP a CPU-second of the best product of that many rows with a matrix of 4 * width by width, and of a
-    large one."""
+    """FLOP per CPU-second of the best product of `rows` rows with a matrix of 4 * width by width, and of a
+    large product."""
     best = 0.0
     for count, inner, outer in ((rows, width, 4 * width), (4096, 4096, 4096)):
         left, right = torch.randn(count, inner).to(dtype), torch.randn(outer, inner).to(dtype)
@@ -211,7 +214,7 @@ def rate_of_products(rows: int, width: int, dtype: torch.dtype) -> float:
 
 
 def flops_of_step(model: Florence2Model, rows: int) -> float:
-    """Of the products with weights; attention is a twentieth of that."""
+    """FLOP of the products with weights; attention needs a twentieth of that."""
     config = model.config.text
     width, decoder = config.d_model, config.decoder
     layer = 6 * width * width + 2 * width * decoder.ffn_dim
@@ -219,6 +222,7 @@ def flops_of_step(model: Florence2Model, rows: int) -> float:
 
 
 def _print_scores(steps: list[Cost], scores: Cost) -> None:
+    """Print the costs of a step and of its window sums."""
     step = [statistics.median(values) for values in zip(*steps, strict=True)]
     print(f"{'step':13} {1e3 * step[0]:8.2f} CPU-ms {1e3 * step[1]:8.2f} ms wall")
     print(f"{'scores':13} {1e3 * scores[0]:8.2f} CPU-ms {1e3 * scores[1]:8.2f} ms wall")
@@ -226,6 +230,7 @@ def _print_scores(steps: list[Cost], scores: Cost) -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -243,7 +248,7 @@ def main() -> None:
     model = convert(native, torch.device("cpu"), dtype)
     if arguments.adapters:
         model.adapters = make_bank(model, arguments.adapters, fixed_shapes=False)
-    ordered = range(100, 1100)  # a thousand ids, wherever they are
+    ordered = range(100, 1100)  # any thousand ids
     runner = Runner(model, arguments.requests, backend=backend_of(model), ordered=ordered)
     width = SIZES[arguments.size][0]
     encoded = torch.randn(arguments.requests, ENCODER_LENGTH, width).to(dtype)

@@ -34,7 +34,7 @@ Ask = tuple[Image.Image, str, str | None]
 
 
 def questions() -> Iterator[Ask]:
-    """All questions about sixty scenes, over and over."""
+    """All questions about sixty scenes, repeated without end."""
     asked = [
         (image, question.task, question.text)
         for _, image, questions in held_out(7, 60, Limits())
@@ -45,7 +45,7 @@ def questions() -> Iterator[Ask]:
 
 
 def run(model: Florence2, asked: Iterable[Ask], under_way: int) -> tuple[int, float]:
-    """Answer all of them, so many at once; how many, and in how many seconds."""
+    """Answer all questions, `under_way` at once; return their number and the seconds."""
     waiting: deque[Future[Answer]] = deque()
     started, count = time.perf_counter(), 0
     for ask in asked:
@@ -59,12 +59,13 @@ def run(model: Florence2, asked: Iterable[Ask], under_way: int) -> tuple[int, fl
 
 
 def resident_bytes() -> int:
-    """Memory of this process."""
+    """The memory of this process, in bytes."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * 4096
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

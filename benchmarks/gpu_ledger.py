@@ -27,6 +27,7 @@ from random_models import SIZES
 
 
 def main() -> None:
+    """Print the estimates."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

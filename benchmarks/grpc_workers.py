@@ -24,6 +24,7 @@ BOTH_S = 120.0
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def wait_for_both(server: Server) -> None:
-    """Until each worker has said that it is ready."""
+    """Wait until each worker has logged that it is ready."""
     end = time.monotonic() + BOTH_S
     while server.log.read_text(errors="replace").count("ready: demo") < 2:
         if time.monotonic() > end:
@@ -51,7 +52,7 @@ def wait_for_both(server: Server) -> None:
 def share(
     server: Server, options: list[tuple[str, int]] | None, clients: int, requests: int
 ) -> tuple[float, list[float]]:
-    """Requests a second, and each worker's CPU seconds."""
+    """Requests per second, and each worker's CPU seconds."""
     inputs = caption_inputs()
     address = f"127.0.0.1:{server.grpc_port}"
 
@@ -68,12 +69,13 @@ def share(
 
 
 def cpu_seconds(server: Server) -> list[float]:
-    """Of each worker, without its readers."""
+    """The CPU seconds of each worker, without its readers."""
     times = [worker.cpu_times() for worker in psutil.Process(server.process.pid).children()]
     return [each.user + each.system for each in times]
 
 
 def caption_inputs() -> list[triton.InferInput]:
+    """The inputs of a request for a caption."""
     values = {"INPUT_IMAGE": (ROOT / "data" / "scene_02.png").read_bytes(), "TASK_PROMPT": b"<CAPTION>"}
     inputs = []
     for name, value in values.items():

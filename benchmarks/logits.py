@@ -28,7 +28,7 @@ PICTURES, TOKENS = 2, 24
 
 @torch.inference_mode()
 def states_of(model: Florence2Model, size: str) -> dict[str, Tensor]:
-    """What the model makes of random pictures and forced random tokens, in float32 on the CPU."""
+    """The model's states for random pictures and forced random tokens, in float32 on the CPU."""
     dice, device = torch.Generator().manual_seed(0), model.device
     pixels = torch.from_numpy(np.stack([each.pixels for each in requests(size, 1, PICTURES)])).to(device)
     ids = torch.randint(100, VOCAB - 1100, (PICTURES, TOKENS), generator=dice).to(device)
@@ -41,8 +41,8 @@ def states_of(model: Florence2Model, size: str) -> dict[str, Tensor]:
 
 
 def apart(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
-    """Root of the mean square of each difference over that of what is exact about its mean, and the share of
-    equal first choices."""
+    """The root mean square of each difference, divided by the standard deviation of the exact values, and the
+    share of equal first choices."""
     parts = {
         name: float((found[name] - values).square().mean().sqrt() / values.std())
         for name, values in exact.items()
@@ -52,6 +52,7 @@ def apart(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str,
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -21,7 +21,7 @@ from florence.types.tasks import TRITON_TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = tuple(token.strip("<>") for token in TRITON_TASKS)
-# As perf_analyzer says it, after its name for it; times in microseconds.
+# perf_analyzer's lines for each figure; times are in microseconds.
 NUMBERS = {
     "Throughput": r"Throughput: ([\d.]+) infer/sec",
     "Avg latency": r"Avg latency: (\d+) usec",
@@ -35,7 +35,7 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One task over one protocol. milliseconds: by the names of NUMBERS, but the first."""
+    """The figures of one task over one protocol. milliseconds: by the names of NUMBERS, except the first."""
 
     task: str
     protocol: str
@@ -48,7 +48,7 @@ class Row:
 
 
 def run(arguments: argparse.Namespace, task: str, protocol: str) -> Row | None:
-    """One run of perf_analyzer; None where it failed, which is printed."""
+    """Run perf_analyzer once; print the failure and return None if it fails."""
     command = [
         arguments.perf_analyzer, "-m", "florence2", "-v",
         "--measurement-mode", "time_windows",
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace, task: str, protocol: str) -> Row | None:
 
 
 def read(task: str, protocol: str, printed: str) -> Row:
-    """What perf_analyzer printed."""
+    """The figures in perf_analyzer's output."""
     summary = printed[printed.index("  Client:") :]
     found = {name: re.search(pattern, summary) for name, pattern in NUMBERS.items()}
     values = {name: float(match.group(1)) for name, match in found.items() if match}
@@ -78,7 +78,7 @@ def read(task: str, protocol: str, printed: str) -> Row:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

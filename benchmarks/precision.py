@@ -34,7 +34,7 @@ PRECISIONS = (*TIMED, "fp8")
 
 
 def load(folder: Path, precision: str) -> Florence2Model:
-    """A model as the service would run it on a CPU; int8 with float32 around it, and fp8 emulated, with
+    """A model as the service would run it on a CPU. int8 is used within float32, and fp8, emulated, within
     bfloat16."""
     dtype = torch.bfloat16 if precision in ("bfloat16", "fp8") else torch.float32
     normalize = Normalize((0.5,) * 3, (0.5,) * 3, 1 / 255)
@@ -48,6 +48,7 @@ def load(folder: Path, precision: str) -> Florence2Model:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +71,7 @@ def main() -> None:
         for precision, model in models.items():
             began = time.process_time()
             generate_alone(model, request, RULES)
-            if round_:  # the first makes kernels and touches memory
+            if round_:  # the first round compiles kernels and touches memory
                 costs[precision].append(time.process_time() - began)
     medians = {precision: statistics.median(found) for precision, found in costs.items()}
     print(f"{arguments.size}, {arguments.tokens} tokens x 3 beams, {arguments.threads} threads")

@@ -1,7 +1,7 @@
-"""How long a health probe waits while the service is asked much, or for something large.
+"""Measure how long a health probe waits while the service gets many requests, or large ones.
 
-Probes come over connections that stay and over new ones, from a process of their own, so that they don't wait
-for the load's Python.
+Probes use lasting and new connections, each in a process of its own, so that they do not wait for the load's
+Python.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Body = tuple[str, bytes, dict[str, str]]
 
 
 def measure(server: Server, burst: int, mib: int) -> Iterator[tuple[str, float, str]]:
-    """Of each load: its name, the longest wait of a probe in seconds, and what the load got as answers.
+    """For each load: its name, the longest wait of a probe in seconds, and the load's answers.
 
-    burst: requests at once; mib: of each large body.
+    burst: requests at once; mib: the size of each large body.
     """
     yield _probed(server, "nothing", lambda: time.sleep(CALM_S) or "")
     for name, make in BODIES.items():
@@ -45,6 +45,7 @@ def measure(server: Server, burst: int, mib: int) -> Iterator[tuple[str, float, 
 
 
 def _probed(server: Server, name: str, load: Callable[[], str]) -> tuple[str, float, str]:
+    """Run a load and measure the probes meanwhile."""
     context = multiprocessing.get_context("fork")  # a new interpreter would load torch
     begun, over, told = context.Event(), context.Event(), context.SimpleQueue()
     ways = (True, False)
@@ -63,7 +64,7 @@ def _probed(server: Server, name: str, load: Callable[[], str]) -> tuple[str, fl
 
 
 def _probe(address: str, keep: bool, begun: Event, over: Event, told: Any) -> None:
-    """The longest wait in seconds; over one connection, or a new one each time."""
+    """Measure the longest wait in seconds, over one connection (`keep`) or a new one each time."""
     longest, connection = 0.0, http.client.HTTPConnection(address, timeout=ANSWER_S)
     while not over.is_set():
         started = time.perf_counter()
@@ -78,6 +79,7 @@ def _probe(address: str, keep: bool, begun: Event, over: Event, told: Any) -> No
 
 
 def _post(server: Server, path: str, body: bytes, headers: Mapping[str, str]) -> str:
+    """Post a body and return the status."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=ANSWER_S)
     with contextlib.closing(connection):
         connection.request("POST", path, body, dict(headers))
@@ -85,7 +87,7 @@ def _post(server: Server, path: str, body: bytes, headers: Mapping[str, str]) ->
 
 
 async def _burst(server: Server, count: int) -> str:
-    """The statuses of so many requests whose connections are opened at the same time."""
+    """The statuses of `count` requests whose connections are opened at the same time."""
     image = base64.b64encode(_picture()).decode()
     body = json.dumps({"image": image, "num_beams": 1}).encode()
     head = f"POST /caption HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -103,22 +105,26 @@ async def _burst(server: Server, count: int) -> str:
 
 
 def _picture() -> bytes:
+    """A small PNG."""
     file = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(file, "PNG")
     return file.getvalue()
 
 
 def _upload(mib: int) -> Body:
+    """A form with a large picture."""
     part = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     body = part + _picture() + os.urandom(mib * MIB) + b"\r\n--edge--\r\n"
     return "/caption", body, {"Content-Type": "multipart/form-data; boundary=edge"}
 
 
 def _text(mib: int) -> str:
+    """A large picture as base64."""
     return base64.b64encode(_picture() + os.urandom(mib * MIB * 3 // 4)).decode()
 
 
 def _inputs(image: str) -> dict[str, object]:
+    """The body of a v2 request."""
     values = {"INPUT_IMAGE": image, "TASK_PROMPT": "<CAPTION>"}
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
@@ -128,6 +134,7 @@ def _inputs(image: str) -> dict[str, object]:
 
 
 def _lines(mib: int) -> Body:
+    """A JSON body with base64 in lines."""
     text = base64.encodebytes(os.urandom(mib * MIB * 5 // 7)).decode()
     return "/caption", json.dumps({"image": text}).encode(), {}
 
@@ -147,4 +154,4 @@ BODIES: Mapping[str, Callable[[int], Body]] = MappingProxyType(
         "many objects": lambda mib: (INFER, b'{"inputs":[' + b"{}," * (mib * MIB // 3) + b"0]}", {}),
     }
 )
-"""Large bodies: by name, what makes one of so many MiB."""
+"""Name -> a function that makes a body of this number of MiB."""

@@ -30,7 +30,7 @@ TURNS = 3
 def make_layers(
     pack: Callable[[Tensor, Tensor], PackedWeight], inner: int, outputs: int, dtype: torch.dtype, in_all: int
 ) -> list[PackedWeight]:
-    """As many layers as have `in_all` bytes."""
+    """Layers with `in_all` bytes of weights together."""
     count = max(1, in_all // (inner * outputs * dtype.itemsize))
     bias = torch.randn(outputs).to(dtype)
     return [pack((torch.randn(outputs, inner) * inner**-0.5).to(dtype), bias) for _ in range(count)]
@@ -46,6 +46,7 @@ def cost(layers: list[PackedWeight], states: Tensor) -> tuple[float, float]:
 
 @torch.inference_mode()
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -69,6 +69,7 @@ class AbsentMemory(DeviceMemory):
 
 def move(model: Florence2Model, dtype: torch.dtype) -> None:
     """Replace the model's parameters and buffers by fake tensors on the GPU."""
+    # Public methods would copy values, which fake tensors do not have.
     for module in model.modules():
         for owned in (module._parameters, module._buffers):
             for name, value in owned.items():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import interrupted_if_hung
 
 from florence.answers import parse_answer
 from florence.errors import RequestError
@@ -81,13 +81,11 @@ def test_the_original_answers_or_refuses_a_number(task: str, text: str) -> None:
     "unit", ["<loc_1>", "a", "<", "<loc_1", "<poly>", "a<sep>", "<s>", "a<loc_1>\n", "</poly>"]
 )
 def test_hostile_texts_take_linear_time(unit: str) -> None:
-    """Four hundred thousand characters of any kind become a typed result; quadratic code would reach the
-    limit for hung tests."""
+    """A hundred thousand characters of any kind become a typed result; quadratic code would take minutes."""
     text = unit * (100_000 // len(unit))
-    for task in TASKS:
-        start = time.process_time()
-        parse_answer(task, text, image_size=(640, 480))
-        assert time.process_time() - start < 10.0, task
+    with interrupted_if_hung():
+        for task in TASKS:
+            parse_answer(task, text, image_size=(640, 480))
 
 
 @given(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import bentoml
 import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models.model import ModelStore
 from bentos import DEMO
 
-from florence.bento import weights
-from florence.bento.weights import packed_settings, store_checkpoint
+from florence.bento.weights import ALIAS, packed_settings, store_checkpoint
 from florence.checkpoint.files import ORIGIN, checkpoint_files
 from florence.checkpoint.hub import Checkpoint, copy_checkpoint, resolve_checkpoint
 from florence.errors import CheckpointError
@@ -30,13 +30,20 @@ def lay(directory: Path, *names: str) -> Path:
 
 
 @pytest.fixture
-def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(tmp_path: Path) -> Iterator[Path]:
+    """The folder of BentoML's model store; only BentoML's own container can replace the store."""
+    folder = lay(tmp_path / "store")
+    BentoMLContainer.model_store.set(ModelStore(folder))
+    yield folder
+    BentoMLContainer.model_store.reset()
+
+
+@pytest.fixture
+def packed(store: Path) -> Path:
     """The packed checkpoint of a Bento that was built with the demo checkpoint's files under a hub id."""
-    directory = tmp_path / "packed"
-    directory.mkdir()
-    copy_checkpoint(Checkpoint(NAME, COMMIT, DEMO), directory)
-    monkeypatch.setattr(weights, "_packed_directory", lambda: directory)
-    return directory
+    with bentoml.models.create(ALIAS) as model:
+        copy_checkpoint(Checkpoint(NAME, COMMIT, DEMO), Path(model.path))
+    return Path(bentoml.models.get(ALIAS).path)
 
 
 def test_only_what_is_read_is_copied(tmp_path: Path) -> None:
@@ -60,15 +67,6 @@ def test_shards_are_copied_by_the_index(tmp_path: Path) -> None:
     )
     found = {file.name for file in checkpoint_files(source)}
     assert found == {*NEEDED, "model.safetensors.index.json", "a.safetensors", "b.safetensors"}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Path]:
-    """The folder of BentoML's model store."""
-    folder = lay(tmp_path / "store")
-    BentoMLContainer.model_store.set(ModelStore(folder))
-    yield folder
-    BentoMLContainer.model_store.reset()
 
 
 def test_builds_of_the_same_checkpoint_share_one_copy(tmp_path: Path, store: Path) -> None:
@@ -134,8 +132,7 @@ def test_another_checkpoint_or_revision_is_taken_at_its_word(
     assert (settings.model, settings.revision) == (name, asked.get("revision"))
 
 
-def test_without_a_packed_checkpoint_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_packed_checkpoint_settings_stay(store: Path) -> None:
     """Without a packed checkpoint the settings stay unchanged."""
-    monkeypatch.setattr(weights, "_packed_directory", lambda: None)
     settings = Settings()
     assert packed_settings(settings) is settings

@@ -54,7 +54,7 @@ def test_each_job_comes_once(ordered: bool, concurrency: int) -> None:
     waits = {f"{number}.png": source.random() / 500 for number in range(60)}
 
     def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> Any:
-        time.sleep(waits[item.picture])
+        time.sleep(waits[item.picture])  # only the order of the outcomes depends on it
         return echo(item, questions)
 
     with Running(jobs(60), ask, concurrency=concurrency, ordered=ordered) as running:
@@ -80,10 +80,14 @@ def test_few_jobs_are_taken_ahead(ordered: bool) -> None:
             release.wait(60)
         return echo(item, questions)
 
+    def release_when_full() -> None:
+        wait_until(lambda: most >= 7)
+        release.set()
+
     with Running(endless(), ask, concurrency=4, ordered=ordered) as running:
         came = iter(running)
         if ordered:
-            threading.Timer(0.2, release.set).start()
+            threading.Thread(target=release_when_full).start()
         next(came)
         assert most <= 9 + (not ordered) * 9
         release.set()
@@ -247,7 +251,7 @@ def test_a_run_that_is_killed_again_and_again_is_completed(tmp_path: Path, out: 
         enough = progress() + 2000
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
         wait_until(lambda enough=enough: progress() > enough)
-        time.sleep(source.random() / 50)
+        time.sleep(source.random() / 50)  # the kill may come at any moment
         process.send_signal(signal.SIGKILL)
         process.communicate()
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from florence.bulk.services import Services, ThreadClients
 from florence.client import ConnectionLost, Unreachable
@@ -187,7 +188,12 @@ def test_a_stopped_run_waits_for_no_service() -> None:
     stopped = threading.Event()
     (a, b), services, _, _ = make("a", "b", stopped=stopped)
     a.error = b.error = Unreachable("gone")
-    threading.Timer(0.02, stopped.set).start()
+
+    def stop_when_both_were_asked() -> None:
+        wait_until(lambda: (a.asked, b.asked) == (1, 1))
+        stopped.set()
+
+    threading.Thread(target=stop_when_both_were_asked).start()
     with pytest.raises(Unavailable):
         ask(services)  # the clock stands still: no service is tried again
     assert (a.asked, b.asked) == (1, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -133,12 +132,12 @@ def test_tries_end(ask: Ask) -> None:
 
 def test_no_wait_beyond_the_time_given(ask: Ask) -> None:
     """The client does not wait for a Retry-After beyond the call's own time limit."""
-    replies = Replies(busy(**{"Retry-After": "60"}))
-    began = time.monotonic()
+    replies = Replies(busy(**{"Retry-After": "600"}))
     with pytest.raises(Unavailable):
-        ask(replies, {"timeout_s": 5})
+        ask(replies, {"timeout_s": 500})
     assert len(replies.requests) == 1
-    assert time.monotonic() - began < 5
+    _, waits = steps_until([busy(**{"Retry-After": "600"})], timeout_s=500)
+    assert waits == []
 
 
 @pytest.mark.parametrize(
@@ -292,14 +291,14 @@ NO_DATES = ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", f"Mon, 01 Jan 2020 
 
 def test_retry_after_may_be_seconds_or_a_date() -> None:
     """Retry-After is read as seconds and as a date; any other value is ignored."""
-    when = format_datetime(datetime.now(UTC) + timedelta(seconds=50), usegmt=True)
+    when = format_datetime(datetime.now(UTC) + timedelta(seconds=5000), usegmt=True)
     past = format_datetime(datetime.now(UTC) - timedelta(seconds=50), usegmt=True)
     replies: list[AttemptOutcome] = [
         busy(**{"Retry-After": value}) for value in ("3", when, past, "soon", "-1", "", *NO_DATES)
     ]
     _, waits = steps_until([*replies, httpx.Response(200, json=ANSWER)])
     assert waits[0] == 3
-    assert 45 < waits[1] <= 50
+    assert 4000 < waits[1] <= 5000
     assert waits[2] == 0
     assert all(2 <= wait_s <= 30 for wait_s in waits[3:])
 

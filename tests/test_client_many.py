@@ -6,13 +6,13 @@ import asyncio
 import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from waiting import PATIENCE_S
 
 from florence.client import AsyncPictureMap, PictureMap
 from florence.errors import ImageError, RequestError, SettingsError
@@ -21,11 +21,14 @@ CONCURRENCY = 4
 
 
 class Asker:
-    """A fake that answers a name in capitals, fails names that begin with "bad", and counts
-    concurrent calls."""
+    """A fake that answers a name in capitals, fails names that begin with "bad", and counts running calls.
 
-    def __init__(self) -> None:
+    Calls end in groups: each waits until `together` of them are running.
+    """
+
+    def __init__(self, together: int = 1) -> None:
         self.lock = threading.Lock()
+        self.all_here = threading.Barrier(together)
         self.now = self.most = self.asked = 0
 
     def __call__(self, picture: Any) -> str:
@@ -33,7 +36,7 @@ class Asker:
             self.asked += 1
             self.now += 1
             self.most = max(self.most, self.now)
-        time.sleep(0.005)
+        self.all_here.wait(PATIENCE_S)
         with self.lock:
             self.now -= 1
         if picture.startswith("bad"):
@@ -87,8 +90,8 @@ def test_answers_can_come_in_the_pictures_order(mapping: Any) -> None:
 
 def test_no_more_at_once_than_was_said(mapping: Any) -> None:
     """As many requests as allowed run concurrently, and never more."""
-    asker = Asker()
-    list(mapping(asker, [f"p{number}" for number in range(40)], concurrency=CONCURRENCY))
+    asker = Asker(together=CONCURRENCY)
+    list(mapping(asker, [f"p{number}" for number in range(10 * CONCURRENCY)], concurrency=CONCURRENCY))
     assert asker.most == CONCURRENCY
 
 
@@ -177,7 +180,7 @@ def test_leaving_early_cancels_what_is_awaited(left_by: str) -> None:
         if picture == "quick":
             return "QUICK"
         try:
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             stopped.append(picture)
             raise

@@ -1,5 +1,4 @@
-"""What work costs on a card: the one table of costs, each with its source. Measurements change it, nothing
-else does.
+"""The costs of work on a card: the one table of costs, each with its source. Only measurements change it.
 
 Knows seconds, bytes and FLOP; knows nothing about models.
 """
@@ -64,8 +63,7 @@ all differ; its steps were longer than those that are counted now."""
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How well a class of kernels uses the bandwidth and the products' rate, each in its own share of a
-    card's published peak."""
+    """The shares of a card's published bandwidth and product rate that a class of kernels reaches."""
 
     bandwidth: float
     products: float
@@ -76,7 +74,7 @@ CLASSES: Mapping[str, Shares] = MappingProxyType(
         "product": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),
         "fp8 product": Shares(BANDWIDTH_SHARE, FP8_SHARE),
         "memory": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # element by element, copies, reductions
-        "own": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # a kernel of the project's that names no other class
+        "own": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # a kernel of the project without another class
         "own product": Shares(BANDWIDTH_SHARE, OWN_PRODUCT * PRODUCT_SHARE),
         "depthwise": Shares(0.55 * BANDWIDTH_SHARE, PRODUCT_SHARE),
         "batched product": Shares(0.60 * BANDWIDTH_SHARE, PRODUCT_SHARE),  # skinny ones
@@ -91,8 +89,8 @@ attention of small heads 180 to 350 TFLOP/s, and 2.0 TB/s where it has fewer que
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A card's published peaks: bytes a second, and dense 16-bit FLOP a second that are summed in float32;
-    `fp8`: the same of products in fp8, 0 where the card has none."""
+    """A card's published peaks: bytes per second, and dense 16-bit FLOP per second summed in float32. `fp8`:
+    the rate of fp8 products, 0 if the card has none."""
 
     name: str
     bandwidth: float
@@ -101,7 +99,7 @@ class Card:
     fp8: float = 0.0
 
     def seconds(self, kind: str, kernels: int, moved: float, flop: float) -> float:
-        """Reckoned time of one operation of a class: the longest of launches, memory and products."""
+        """Estimated time of one operation of a class: the longest of launches, memory and products."""
         shares, rate = CLASSES[kind], self.fp8 if kind == "fp8 product" else self.products
         return max(
             kernels * SMALL_KERNEL_S,
@@ -110,8 +108,8 @@ class Card:
         )
 
     def floor_s(self, needed: float, flop: float, fp8_flop: float = 0.0) -> float:
-        """The least time for so many bytes and FLOP, and others in fp8: what a copy and the best product
-        reach."""
+        """The least time for these bytes and FLOP, and others in fp8, at the rates of a copy and of the best
+        product."""
         products = flop / self.products + (fp8_flop / self.fp8 if fp8_flop else 0.0)
         return max(needed / (self.bandwidth * BANDWIDTH_SHARE), products / BEST_PRODUCT)
 
@@ -127,7 +125,7 @@ CARDS: Mapping[str, Card] = MappingProxyType(
 
 
 def whole_peaks(card: Card) -> Card:
-    """The same card, of whose published peaks a copy and a product get all."""
+    """The same card, with copies and products at its full published peaks."""
     return replace(card, bandwidth=card.bandwidth / BANDWIDTH_SHARE, products=card.products / PRODUCT_SHARE)
 
 

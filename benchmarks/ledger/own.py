@@ -63,7 +63,7 @@ class OwnKernel(Protocol):
 
 
 def own_kernels(package: str = PACKAGE) -> Sequence[OwnKernel]:
-    """The list; empty where there are no kernels, or no Triton for them."""
+    """The list of kernels; empty without kernels or without Triton."""
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError:
@@ -77,7 +77,7 @@ Calls = list[tuple[OwnKernel, tuple[Any, ...]]]
 
 
 def rules_of(kernels: Sequence[OwnKernel], load: Load, calls: Calls | None = None) -> Mapping[str, Rule]:
-    """How the ledger counts these kernels under a load. `calls`: gets those that are counted."""
+    """The rules for counting these kernels under a load. `calls`: gets the counted calls."""
 
     def rule(kernel: OwnKernel) -> Rule:
         def operation(arguments: tuple[Any, ...], result: Any) -> Operation:
@@ -91,7 +91,7 @@ def rules_of(kernels: Sequence[OwnKernel], load: Load, calls: Calls | None = Non
 
 
 def under_load(ledger: Ledger, calls: Calls, load: Load) -> Ledger:
-    """The same work, of whose own kernels these are the calls, under another load."""
+    """The same work under another load; `calls` are those of its own kernels."""
     names, left = {kernel.name for kernel, _ in calls}, iter(calls)
     return Ledger(
         [_operation(*next(left), load) if each.name in names else each for each in ledger.operations]
@@ -99,5 +99,6 @@ def under_load(ledger: Ledger, calls: Calls, load: Load) -> Ledger:
 
 
 def _operation(kernel: OwnKernel, arguments: tuple[Any, ...], load: Load) -> Operation:
+    """The cost of a call of a kernel."""
     moved, flop, *done = kernel.cost(load, *arguments)
     return Operation(kernel.name, kernel.kind, 1, moved, flop, *(done or [flop]))
