@@ -1,12 +1,12 @@
-"""What requests that look valid and cost too much do to a service, and to its other callers.
+"""Measure the effect of valid-looking requests that cost too much on a service and on its other callers.
 
     python benchmarks/attacks.py [--only SUBSTRING,SUBSTRING] [--scale 0.01]
 
-Starts `bentoml serve` with the demo checkpoint in float32 for each group of attacks, and attacks it from a
-process of its own. Prints of each attack: how long it took, the service's CPU seconds meanwhile, how far its
-memory (proportional set size) rose, the longest wait of a health probe over new connections and of another
-caller's caption, bytes of the log, and what the attack got. What is above a bound of those that the service
-keeps for two requests at once is marked; some of these send thousands.
+It starts `bentoml serve` with the demo checkpoint in float32 for each group of attacks, and attacks it from a
+separate process. For each attack it prints the duration, the service's CPU seconds meanwhile, the growth of
+its memory (proportional set size), the longest wait of a health probe over new connections and of another
+caller's caption, bytes of the log, and the attack's answers. A figure above the limit that the service keeps
+for two concurrent requests is marked; some attacks send thousands.
 """
 
 from __future__ import annotations

@@ -3,18 +3,18 @@
     python benchmarks/decode_step.py [--size large|base|tiny] [--requests 16] [--beams 3] [--dtype bfloat16]
                                      [--scores | --adapters N [--rank R]]
 
-Both decode the same random weights from encoder states of the same length, with beam search, the n-gram rule
-and forced tokens, in turns; a figure is the median over the steps of all turns. transformers runs one static
-batch, its best case; the engine runs requests that could join and leave. Beside them: the best matrix product
-on this machine, of the rows of the step, and what the step's own products would take at that rate.
+Both decode with the same random weights from encoder states of the same length, with beam search, the n-gram
+rule and forced tokens, in turns; a figure is the median over the steps of all turns. transformers runs one
+static batch, its best case; the engine runs requests that could join and leave. The script also prints the
+rate of the best matrix product on this machine, and the time of the step's own products at that rate.
 
-`--scores` measures, in place of transformers, what the window sums for scores add to a step in which every
-beam writes a location; a step in which none does skips them.
+`--scores` measures, in place of transformers, the cost of the window sums for scores in a step in which every
+beam writes a location; a step without locations skips them.
 
-`--adapters` measures, in place of transformers, what N adapters of rank R add to a step in which every
-request has one, and to an encode: on q, k, v and the second feed-forward layer of the language model, that of
-the tower, and the head, which is what the usual trainings of Florence-2 adapt. Its figures are those of
-the fastest turn of each side, the median over that turn's steps: other work on the machine only adds to them.
+`--adapters` measures, in place of transformers, the cost of N adapters of rank R in a step in which every
+request has one, and in an encode. They adapt q, k, v and the second feed-forward layer of the language model,
+that of the tower, and the head, as usual trainings of Florence-2 do. Each figure is the median over the steps
+of the fastest turn, since other work on the machine can only add to it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a precision changes in the answers: `python benchmarks/drift.py --dtypes float32 bfloat16 int8`.
+"""Measure how a precision changes answers: `python benchmarks/drift.py --dtypes float32 bfloat16 int8`.
 
-The same questions about the same held-out scenes in each precision; each is compared with the first: answers
-whose whole text is the same, answers with the same words (locations left out), how far locations moved, and
-how each figure of `florence.demo.evaluate` changes. Knows nothing about why.
+The same questions about the same held-out scenes are asked in each precision and compared with the first: the
+share of answers with the same whole text, and with the same words (without locations), the differences of
+locations, and the change of each figure of `florence.demo.evaluate`. Knows nothing about causes.
 """
 
 from __future__ import annotations

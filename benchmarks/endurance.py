@@ -1,11 +1,11 @@
-"""Whether a long queue or many requests cost anything: throughput and memory of the demo checkpoint.
+"""Measure the cost of a long queue and of many requests: throughput and memory of the demo checkpoint.
 
     python benchmarks/endurance.py
 
-Throughput with 256 requests under way against 32, in turns, and the process's memory after 2,000 requests
-against after 200: drawn scenes, the tasks in turn, through the Python library, the engine's memory taken at
-the start as the service does. `--picture-cache-bytes` bounds the memory for pictures, which else fills up to
-its own limit for as long as new ones come; here it is so small that 200 requests fill it.
+It compares throughput with 256 requests in flight and with 32, in turns, and the process's memory after 2,000
+requests and after 200. Requests ask about drawn scenes, with the tasks in turn, through the Python library;
+the engine reserves its memory at the start, as in the service. `--picture-cache-bytes` limits the memory for
+pictures, which otherwise grows to its own limit while new ones come; by default 200 requests fill it.
 """
 
 from __future__ import annotations

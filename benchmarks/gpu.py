@@ -143,9 +143,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="sections to run, by name")
     parser.add_argument("--json", type=Path, help="write the figures here as they come")
     parser.add_argument("--traces", type=Path, help="write the profiler's traces into this folder")
-    parser.add_argument(
-        "--ends-at", type=float, help=argparse.SUPPRESS
-    )  # for a continued run
+    parser.add_argument("--ends-at", type=float, help=argparse.SUPPRESS)  # for a continued run
     arguments = parser.parse_args(words)
     if not (arguments.rehearse or torch.cuda.is_available()):
         parser.error("no CUDA device; --rehearse runs tiny sizes on the CPU")

@@ -1,10 +1,10 @@
-"""How two workers share the requests of gRPC clients in one process.
+"""Measure how two workers share the requests of gRPC clients in one process.
 
     python benchmarks/grpc_workers.py [--clients 8] [--requests 15]
 
-Clients of Triton's, each in a thread, ask for captions with the demo checkpoint: with their usual options,
-with which they share one connection, and with a pool of connections each. Prints the requests a second, and
-the CPU seconds that each worker took for them.
+Triton's clients, each in a thread, ask for captions with the demo checkpoint: with their default options,
+which share one connection, and with a connection pool for each. Prints requests per second, and the CPU
+seconds of each worker.
 """
 
 from __future__ import annotations

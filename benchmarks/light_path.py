@@ -1,10 +1,10 @@
-"""What the way to the model costs: the service before an echo of 0 ms, against BentoML with one bare route.
+"""Measure the cost of the way to the model: the service in front of an echo, and BentoML with one bare route.
 
     python benchmarks/light_path.py --seconds 4 --rounds 5
 
 Each round sends the same picture of 240 KB for some seconds to a mounted route that only reads the body, to
-the v2 endpoint as base64 in JSON, and to the v2 endpoint over gRPC as a binary tensor. Prints requests a
-second (median of the rounds), their ratio to the bare route's, and the server's CPU time for one request.
+the v2 endpoint as base64 in JSON, and to the v2 endpoint over gRPC as a binary tensor. Prints requests per
+second (median of the rounds), their ratio to the bare route's, and the server's CPU time per request.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 PICTURE = b"\x89PNG" + os.urandom(240 * 1024)  # no service here decodes it
 INFER = "/v2/models/florence2/infer"
 Sender = Callable[[float], Awaitable[int]]
-"""Sends requests one after the other until that reading of `time.perf_counter()`; gives their number."""
+"""A function that sends requests until this value of `time.perf_counter()` and returns their number."""
 
 
 @dataclass
 class Row:
-    """One way, and what was measured in each round. sender: makes a sender for one connection."""
+    """One way to the service, and the figures of each round. sender: makes a sender for one connection."""
 
     name: str
     server: Server
@@ -50,7 +50,7 @@ def start(target: str) -> contextlib.AbstractContextManager[Server]:
 
 
 def json_body(task: str) -> bytes:
-    """The request as the replaced deployment's users send it."""
+    """A request as the users of the replaced deployment send it."""
     values = {"INPUT_IMAGE": base64.b64encode(PICTURE).decode(), "TASK_PROMPT": task}
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
@@ -60,7 +60,7 @@ def json_body(task: str) -> bytes:
 
 
 def http_sender(server: Server, path: str, body: bytes, content_type: str = "application/json") -> Sender:
-    """Plain HTTP/1.1 over one connection, with as little work here as can be."""
+    """A sender of plain HTTP/1.1 over one connection, with little work of its own."""
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
     request = head.encode() + b"\r\n\r\n" + body
 
@@ -83,7 +83,7 @@ def http_sender(server: Server, path: str, body: bytes, content_type: str = "app
 
 
 def grpc_sender(server: Server) -> Sender:
-    """Unary calls over one channel, the picture's bytes as a binary tensor."""
+    """A sender of unary calls over one channel, with the picture's bytes as a binary tensor."""
     request = service_pb2.ModelInferRequest(model_name="florence2")
     for name, value in (("INPUT_IMAGE", PICTURE), ("TASK_PROMPT", b"<CAPTION>")):
         request.inputs.add(name=name, datatype="BYTES", shape=[1, 1])
@@ -110,7 +110,7 @@ def cpu_s(server: Server) -> float:
 
 
 def measure(row: Row, seconds: float, connections: int) -> None:
-    """One round of one row."""
+    """Measure one row in one round."""
     senders = [row.sender() for _ in range(connections)]
 
     async def all_of_them() -> int:
@@ -124,7 +124,7 @@ def measure(row: Row, seconds: float, connections: int) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,11 @@
-"""How far a precision is from float32 inside the model, at real sizes with random weights.
+"""Measure the difference of a precision from float32 inside the model, at real sizes with random weights.
 
     python benchmarks/logits.py [--size large|base|tiny] [--precisions bfloat16 fp8 int8] [--threads 2]
 
-The same pictures, prompts and forced tokens in each precision: how far picture tokens, encoder states and
-logits are from those in float32, as a part of their spread, and how often the likeliest token is the same. A
-CPU emulates fp8. What a precision changes in answers, `drift.py` measures on the demo checkpoint.
+With the same pictures, prompts and forced tokens in each precision, it prints the differences of picture
+tokens, encoder states and logits from those in float32, relative to their standard deviation, and how often
+the likeliest token is the same. A CPU emulates fp8. `drift.py` measures changes of answers on the demo
+checkpoint.
 """
 
 from __future__ import annotations

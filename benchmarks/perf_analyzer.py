@@ -3,9 +3,9 @@
     FLORENCE_MODEL=demo make serve                             # in another terminal
     python benchmarks/perf_analyzer.py PATH_OF_PERF_ANALYZER   # windows of 20 s, 30 at once, HTTP and gRPC
 
-perf_analyzer is on PyPI, and in NVIDIA's container of Triton's SDK. Each row has what the clients saw and,
-from the service's own statistics, where a request's time went: waiting, reading its picture, in the model,
-making the reply. What perf_analyzer fails on has its words in place of numbers; the status is 1 then.
+perf_analyzer is on PyPI, and in NVIDIA's container of Triton's SDK. Each row has the clients' figures and,
+from the service's own statistics, the parts of a request's time: waiting, reading its picture, in the model,
+making the reply. Where perf_analyzer fails, its message stands in place of numbers, and the exit status is 1.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py [--size large|base|tiny] [--tokens 12] [--threads 2]
 
-Random weights, one request of 3 beams with a fixed number of tokens, by the plain search that defines exact;
-precisions take turns, medians of the rounds. What a precision costs in answers is measured by
-`python benchmarks/drift.py` on the demo checkpoint.
+With random weights, one request of 3 beams generates a fixed number of tokens by the plain search that
+defines exact; precisions take turns, and medians of the rounds are printed. `python benchmarks/drift.py`
+measures the changes of answers on the demo checkpoint.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/products.py [--width 1024] [--dtype bfloat16] [--rows 3 12 48 590] [--threads 2]
 
-The layers are those of a decoder: width to width, to four times that, and back. There are so many of each
-that no cache holds their weights (`--weight-bytes`), as in a model. Rates are GFLOP a CPU-second, and what is
-read of weights in GB/s of wall time; the best of three turns.
+The layers are those of a decoder: width to width, to four times that, and back. There are enough of each that
+no cache holds their weights (`--weight-bytes`), as in a model. Prints the best of three turns, in GFLOP per
+CPU-second, and the rate at which weights are read in GB/s of wall time.
 """
 
 from __future__ import annotations

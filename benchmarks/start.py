@@ -1,10 +1,10 @@
-"""How long it takes from a command until it answers, phase by phase, with the demo checkpoint.
+"""Measure the time from a command until it answers, phase by phase, with the demo checkpoint.
 
     python benchmarks/start.py --rounds 5
 
 Each phase runs in new processes: imports, the library's load, `florence run`, and `florence serve` until it
-is ready; the last three with the compiled kernels of an earlier process, and with none. Prints medians of the
-seconds, and of the CPU seconds of all processes.
+is ready. The last three run with the compiled kernels of an earlier process, and without. Prints medians of
+the seconds, and of the CPU seconds of all processes.
 """
 
 from __future__ import annotations

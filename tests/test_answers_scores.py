@@ -90,7 +90,7 @@ def test_a_box_is_as_sure_as_what_lies_near_its_corners() -> None:
         score_windows("<OD>", ["car", *box_texts(side)], far, label=math.log(0.9)).detections[0].score
         for side in (50, 800)
     )
-    close = 0.25 ** (4 * BOX.power * FINE.power)  # for both boxes this much lies very near
+    close = 0.25 ** (4 * BOX.power * FINE.power)  # the same for both boxes
     assert small == pytest.approx(0.81 * close * 0.25 ** (4 * BOX.power))
     assert large == pytest.approx(0.81 * close)
 

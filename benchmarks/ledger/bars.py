@@ -23,8 +23,9 @@ AIMS: Mapping[str, float] = MappingProxyType(
         "nine rows, one picture": 10,
     }
 )
-"""At most, on an H100 as reckoned; the rows: at least so many times the replaced deployment's, at 30 requests
-at once. With different pictures 8 is CAPTION's, GROUNDING's and OCR's; the other six have 10."""
+"""Upper limits on an H100, as estimated. The rows: lower limits as multiples of the replaced deployment's
+rates, at 30 concurrent requests. With different pictures 8 is CAPTION's, GROUNDING's and OCR's; the other six
+have 10."""
 
 NEARLY_ALL_ENCODING = ("CAPTION", "CAPTION_TO_PHRASE_GROUNDING", "OCR")
 """The tasks with the smaller aim."""

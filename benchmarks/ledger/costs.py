@@ -10,38 +10,38 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 SMALL_KERNEL_S = 2.0e-6
-"""A kernel of a graph that has hardly anything to do. The audit of this path, which reckoned with 1.6 to 2.4
-microseconds."""
+"""Seconds of a small kernel in a graph. The audit of this path assumed 1.6 to 2.4 microseconds."""
 
 EAGER_LAUNCH_S = 8.8e-6
-"""A kernel that is launched outside a graph, on the host's clock. The audit: 0.15 ms for 17 fills."""
+"""Seconds of the host to launch a kernel outside a graph. The audit: 0.15 ms for 17 fills."""
 
 HOST_COPY = 25e9
-"""Bytes a second from page-locked memory of the host to a card. Assumed: what PCIe 4.0 x16 leaves of its
-32 GB/s."""
+"""Bytes per second from page-locked host memory to a card. Assumed: the usable part of PCIe 4.0 x16's 32
+GB/s."""
 
 BEST_PRODUCT = 0.80
 """The share of a card's published rate that the best large product reaches: 790 of an H100's 989 TFLOP/s,
-measured on random bfloat16 numbers. The floor of an encode is reckoned with it."""
+measured on random bfloat16 numbers. It gives the floor of an encode."""
 
 BANDWIDTH_SHARE = 2.9 / 3.35
-"""Of the published bandwidth: 2.9 TB/s of an H100, the audit's. 3.0 TB/s were measured on one, copying."""
+"""The usable share of the published bandwidth: the audit's 2.9 TB/s of an H100. A copy measured 3.0 TB/s."""
 
 PRODUCT_SHARE = 560 / 989.4
-"""Of the published rate: 560 TFLOP/s of an H100, the audit's mean over the sizes of a tower's products."""
+"""The usable share of the published rate: 560 TFLOP/s of an H100, the audit's mean over a tower's
+products."""
 
 
 OWN_PRODUCT = 0.90
-"""Of the libraries' rate: a large product that is written in Triton. Triton's tutorial against cuBLAS on an
+"""The share of the libraries' rate that a large product in Triton reaches. Triton's tutorial and cuBLAS on an
 H100, both multiplying 3,072 x 3,072: 525 and 585 TFLOP/s (triton-lang/triton, issue 3672)."""
 
 FP8_SHARE = PRODUCT_SHARE
-"""Of the published rate in fp8. Assumed: that of 16-bit products; their sums are float32's, which some cards
-pay for."""
+"""The usable share of the published fp8 rate. Assumed: that of 16-bit products; sums are in float32, which is
+slower on some cards."""
 
 SHARED = 0.15
-"""By this part a step and an encode that run at once take longer at least, wherever neither takes from the
-other what it needs: the audit's guess."""
+"""The least slowdown of a step and an encode that run concurrently, even if they need different resources:
+the audit's guess."""
 
 
 AUDITED: Mapping[str, int] = MappingProxyType(
@@ -57,8 +57,8 @@ AUDITED: Mapping[str, int] = MappingProxyType(
         "OCR_WITH_REGION": 229,
     }
 )
-"""Answers a second that the audit estimated for an H100 with encodes beside steps, 30 at once, pictures that
-all differ; its steps were longer than those that are counted now."""
+"""Answers per second that the audit estimated for an H100 with concurrent encodes, 30 requests and different
+pictures; its steps were longer than the steps counted now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def whole_peaks(card: Card) -> Card:
 
 TIMM_TOWER = 59.0
 """Pictures a second of `davit_huge_fl` at 768 x 768 on an RTX 4090, as timm publishes it (`results/` of
-huggingface/pytorch-image-models): the measured time to which the reckoning is held."""
+huggingface/pytorch-image-models): the measured rate with which the estimate is compared."""
 
 TOLERANCE = 0.25
-"""How far a reckoned tower may be from timm's before the miss is printed."""
+"""The allowed relative difference of the estimated tower from timm's; a larger one is printed as a miss."""

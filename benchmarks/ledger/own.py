@@ -23,7 +23,7 @@ PACKAGE = "florence.engine.device.cuda.kernels"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a step reads from memory and no shape shows. `encoder_length`, `length`: mean positions of a
+    """The facts about a step that no shape shows. `encoder_length`, `length`: mean positions of a
     request's encoder states and of a beam's past; `requests` and `beams` are in use."""
 
     requests: int

@@ -20,11 +20,11 @@ from florence.engine.device.capture.buckets import ENCODE_HALVES, doubling, roun
 from florence.engine.scheduler import Scheduler
 
 EncodeTime = Callable[[int], tuple[float, float]]
-"""Seconds of an encode of so many requests: the device's, and those of the host and its copies before it, in
-which the device may do the work that it was sent before."""
+"""Seconds of an encode of this number of requests: on the device, and on the host with its copies before it,
+during which the device may do earlier work."""
 
 StepTime = Callable[[int, float], float]
-"""Seconds of a decode step of so many requests, whose sequences have so many positions in the mean."""
+"""Seconds of a decode step of this number of requests, at this mean length."""
 
 Slowdown = Callable[[int, float], float]
 """Slowdown of such a step and an encode that run concurrently."""
@@ -51,9 +51,7 @@ class _Decoding:
 
     def __init__(self) -> None:
         self.positions = self._number = self._step = 0
-        self._groups: deque[tuple[int, list[float]]] = (
-            deque()
-        )  # with the step of joining
+        self._groups: deque[tuple[int, list[float]]] = deque()  # with the step of joining
 
     def __len__(self) -> int:
         return self._number
