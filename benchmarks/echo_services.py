@@ -40,14 +40,17 @@ class EchoModel:
     tasks = TASKS
 
     def info(self) -> dict[str, str]:
+        """The facts that the service shows."""
         return {"checkpoint": "echo", "device": "cpu", "dtype": "float32", "encode_stream": "off"}
 
     def memory(self) -> dict[str, int]:
+        """No memory is reported."""
         return {}
 
     def submit_original(
         self, image: Callable[[], bytes], task: str, text: Any = None, **options: Any
     ) -> Future[OriginalAnswer]:
+        """The canned answer, at once."""
         if task == "<OCR>":
             image()
         future: Future[OriginalAnswer] = Future()
@@ -82,6 +85,7 @@ class SlowEcho(EchoModel):
         return self._device.submit(self._take)
 
     def _take(self) -> Answer:
+        """Take the time of one answer."""
         time.sleep(0.01)
         return self._answer
 

@@ -48,6 +48,7 @@ class Capture:
         return lambda: None, results
 
     def reset(self) -> None:
+        """Do nothing."""
         pass
 
 
@@ -55,12 +56,16 @@ class AbsentMemory(DeviceMemory):
     """Memory of the simulated GPU: uploads give fake tensors, and a download fails."""
 
     def upload(self, values: Tensor) -> Tensor:
+        """A fake tensor of the values' shape."""
         return torch.empty(values.shape, dtype=values.dtype, device="cuda")
 
     def store(self, values: Tensor, buffer: Tensor) -> None:
+        """Check the shapes."""
         assert values.shape == buffer.shape
 
     def download(self, values: Tensor) -> Download:
+        """A download that fails when it is waited for."""
+
         def never() -> Tensor:
             raise AssertionError("the host waits for a copy")
 

@@ -135,6 +135,7 @@ class Docker(Engine):
 
     @staticmethod
     def _run(name: str, variables: dict[str, str]) -> list[str]:
+        """The command that runs a container with these variables."""
         envs = [word for key, value in variables.items() for word in ("--env", f"{key}={value}")]
         return ["docker", "run", "--rm", "--name", name, "--network", "host", *envs]
 

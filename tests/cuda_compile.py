@@ -38,12 +38,15 @@ class AbsentDriver:
         self._target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self) -> GPUTarget:
+        """The target that kernels are compiled for."""
         return self._target
 
     def get_current_device(self) -> int:
+        """A number that stands for the device."""
         return self._target.arch
 
     def get_current_stream(self, device: int) -> int:
+        """A number that stands for the stream."""
         return 0
 
 

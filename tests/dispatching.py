@@ -31,10 +31,12 @@ class Gauges(Observer):
         self._lock = threading.Lock()
 
     def reading(self, change: int) -> None:
+        """Count requests that wait for their pictures."""
         with self._lock:
             self.unread += change
 
     def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
+        """Count an ending."""
         with self._lock:
             self.endings[ending] += 1
 

@@ -105,9 +105,11 @@ class FakeModel:
 
     @property
     def tasks(self) -> TaskTable:
+        """The built-in tasks and the declared ones."""
         return TASKS.extended(self._declared())
 
     def _declared(self) -> list[Task]:
+        """The declared tasks."""
         return declare(("row", row) for row in self.own)
 
     def submit(
@@ -119,6 +121,7 @@ class FakeModel:
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Future[Answer]:
+        """Record a request for a typed answer."""
         return self._submit(Call(image, *_names(task), text, options, Future(), on_text))
 
     def submit_original(
@@ -130,9 +133,11 @@ class FakeModel:
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Future[OriginalAnswer]:
+        """Record a request for the original's JSON."""
         return self._submit(Call(image, *_names(task), text, options, Future(), on_text, original=True))
 
     def _submit(self, call: Call) -> Future[Any]:
+        """Record a call and answer it in the pool."""
         parameters = call.options.pop("parameters", None)
         call.options.update(parameters.model_dump(exclude_none=True) if parameters else {})
         future = call.future
@@ -142,10 +147,12 @@ class FakeModel:
         return future
 
     def submit_all(self, image: bytes, asks: list[tuple[str, Any]], **options: Any) -> list[Future[Answer]]:
+        """Submit several tasks on one picture."""
         return [self.submit(image, task, text, **options) for task, text in asks]
 
     @property
     def adapters(self) -> list[str]:
+        """The names of the adapters: there are none."""
         return []
 
     def info(self) -> dict[str, Any]:
@@ -168,9 +175,11 @@ class FakeModel:
         }
 
     def memory(self) -> dict[str, int]:
+        """Fixed numbers of bytes."""
         return {"caches": 3, "picture_cache": 2, "pixels": 1}
 
     def close(self, *, drain_s: float | None = None) -> None:
+        """Answer or fail the open requests, and accept no more."""
         self.note("close")
         self.closed = True
         self.release.set()
@@ -183,6 +192,7 @@ class FakeModel:
                 file.write(event + "\n")
 
     def _run(self, call: Call) -> None:
+        """Stream the words, wait as the fields say, and end the request."""
         self.note("start")
         if call.on_text is not None and (self.error is None or self.fails_late):
             for piece in PIECES:
@@ -204,6 +214,7 @@ class FakeModel:
             call.future.set_result(outcome)
 
     def _answer(self, call: Call) -> Answer:
+        """Check the call as the real model does, and return the canned answer."""
         if self.error is not None:
             raise self.error
         if callable(call.image):

@@ -75,23 +75,28 @@ class FakeRunner:
     chunks_ahead = 0
 
     def reset(self) -> None:
+        """Free all slots, or fail if the device is lost."""
         self.resets += 1
         if self.lost:
             raise RuntimeError("the device is gone")
         self.slots = SlotAllocator(SLOTS, ROWS)
 
     def prepare(self, threads: int | None = None) -> None:
+        """Call `before`, and fail if the device is lost."""
         self.before()
         if self.lost:
             raise RuntimeError("the device is gone")
 
     def fits(self, requests: Iterable[Request]) -> int:
+        """The number of requests for which there are slots."""
         return self.slots.fits(each.options.num_beams for each in requests)
 
     def rest(self) -> None:
+        """Do nothing."""
         pass
 
     def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[None, None, int]:
+        """Encode in parts; the last one gives the sequences their slots."""
         numbers = [sequence.request.prompt_ids[1] for sequence in sequences]
         for _ in range(self.parts - 1):
             self.events.append("part")
@@ -125,12 +130,15 @@ class FakeRunner:
         return [(sequence, self._outcome(sequence.request.prompt_ids[1])) for sequence in sequences]
 
     def drop(self, sequence: SequenceState) -> None:
+        """Free the sequence's slot."""
         self.slots.give_back(sequence.slot)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
+        """False: no answer is cut."""
         return False
 
     def _outcome(self, number: int) -> Hypothesis | EngineError:
+        """The answer with this number, or an error for POISON_STEP."""
         if number == POISON_STEP:
             return EngineError("not numbers")
         return Hypothesis([2, number, 2], [0.0, 0.0], 0.0)

@@ -62,6 +62,7 @@ class FakeWeb(AsyncNetworkBackend):
         )
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
+        """The host's addresses, recorded in `lookups`."""
         self.lookups.append(host)
         if host not in self.names:
             raise OSError(f"no such name: {host}")
@@ -75,6 +76,7 @@ class FakeWeb(AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> AsyncNetworkStream:
+        """A connection, recorded in `connections`."""
         self.connections.append((host, port))
         if host in self.dead:
             raise ConnectError("secret reason")
@@ -92,9 +94,11 @@ class FakeStream(AsyncNetworkStream):
     closed: bool = False
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Keep the bytes of the request."""
         self.written += buffer
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """The next bytes of the answer."""
         if self.pieces is None:
             self.web.requests.append(self.written)
             self.pieces = list(self.web.pages.get(self._url(), [answer(b"", 404)]))
@@ -112,6 +116,7 @@ class FakeStream(AsyncNetworkStream):
         return b""
 
     def _url(self) -> str:
+        """The URL of the request."""
         lines = self.written.decode("ascii").split("\r\n")
         host = next(line.split(": ")[1] for line in lines if line.lower().startswith("host: "))
         return f"{self.scheme}://{host}{lines[0].split(' ')[1]}"
@@ -119,10 +124,12 @@ class FakeStream(AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> AsyncNetworkStream:
+        """A connection that counts as encrypted."""
         self.web.greeted.append(server_hostname)
         return FakeStream(self.web, "https")
 
     async def aclose(self) -> None:
+        """Count the closed connections."""
         self.web.closed += not self.closed
         self.closed = True
 

@@ -189,6 +189,7 @@ class _Answers(socketserver.StreamRequestHandler):
     timeout = PATIENCE_S
 
     def handle(self) -> None:
+        """Read a request's head and answer it."""
         with contextlib.suppress(OSError):
             line = self.rfile.readline(10_000)
             while self.rfile.readline(10_000).strip():

@@ -116,6 +116,7 @@ class Machine:
             reload(constants)
 
     def _variables(self, **variables: str) -> dict[str, str]:
+        """The environment of this machine's processes."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         own = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1"}
         return {**clean, **own, **variables}

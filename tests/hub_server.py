@@ -102,12 +102,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing, since `hub.log` has the requests."""
 
     def do_HEAD(self) -> None:
+        """Answer without a body."""
         self._answer()
 
     def do_GET(self) -> None:
+        """Answer with a body."""
         self._answer()
 
     def _answer(self) -> None:
+        """Choose the answer by the path."""
         path = unquote(urlsplit(self.path).path)
         self.hub.log.append((self.command, path, self.headers.get("Range")))
         owner, name, *parts = path.removeprefix("/api/models").lstrip("/").split("/")
@@ -131,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(info).encode())
 
     def _send_file(self, files: dict[str, bytes], name: str, commit: str) -> None:
+        """Send a file, from the requested position."""
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if name not in files:
             return self._send(404, b"{}", {**headers, "X-Error-Code": "EntryNotFound"})
@@ -145,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(
         self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: Cut | None = None
     ) -> None:
+        """Send an answer, cut off if a `Cut` applies."""
         self.send_response(status)
         for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(key, value)

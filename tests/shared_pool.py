@@ -20,10 +20,12 @@ class SharedPool:
         self.reset()
 
     def reset(self) -> None:
+        """Forget all captured work and count the reset."""
         self.resets += 1
         self.all: list[list[Tensor]] = []
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """Capture work whose replay overwrites all other results."""
         results: list[Tensor] = []
         self.all.append(results)
 

@@ -23,6 +23,7 @@ class QuietFiles(SimpleHTTPRequestHandler):
     """A server of a folder's files that writes no log."""
 
     def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
         return
 
 

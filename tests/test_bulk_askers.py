@@ -35,12 +35,14 @@ class FakeClient:
         self.error: FlorenceError | None = None
 
     def run(self, picture: Any, task: Any, text: Any = None, *, region: Any = None, **options: Any) -> Any:
+        """Record a call with one task and answer it."""
         self.calls.append((picture, task.token, text, region, options))
         if self.error:
             raise self.error
         return answer(task)
 
     def analyze(self, picture: Any, specs: Any, **options: Any) -> list[Any]:
+        """Record a call with several tasks and answer it, with a failure for <OCR>."""
         self.calls.append((picture, specs, options))
         if self.error:
             raise self.error
@@ -145,9 +147,11 @@ class FakeLoaded:
         self.calls: list[Any] = []
 
     def info(self) -> dict[str, Any]:
+        """The limit of the queue."""
         return {"limits": {"max_queue": 3}}
 
     def submit_all(self, picture: Any, asks: Any, **options: Any) -> list[Future[Any]]:
+        """Record a call and count its requests as under way."""
         self.calls.append((picture, asks, options))
         with self.lock:
             self.under_way += len(asks)
@@ -155,6 +159,7 @@ class FakeLoaded:
         return [self._future(task) for task, _ in asks]
 
     def _future(self, task: Any) -> Future[Any]:
+        """A future that is answered after a moment."""
         future: Future[Any] = Future()
 
         def end() -> None:

@@ -24,11 +24,13 @@ class Fake:
         self.asked = 0
 
     def ready(self) -> bool:
+        """Return True or raise the error."""
         if self.error:
             raise self.error
         return True
 
     def ask(self) -> str:
+        """Count the call; return the name or raise the error."""
         self.asked += 1
         if self.error:
             raise self.error
@@ -84,6 +86,8 @@ def test_each_thread_has_a_client_of_its_own() -> None:
     together = threading.Barrier(3)
 
     class Made(Fake):
+        """A fake that records its making and its closing."""
+
         def __init__(self) -> None:
             super().__init__("")
             made.append(self)

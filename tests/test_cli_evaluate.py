@@ -1,5 +1,4 @@
-"""`florence evaluate` on drawn scenes: its figures equal the demo's, runs can be continued, and its pages are
-safe."""
+"""`florence evaluate` on drawn scenes: the demo's figures, continued runs, safe pages."""
 
 from __future__ import annotations
 
@@ -69,8 +68,7 @@ def java() -> Path:
 
 @pytest.fixture
 def loaded(demo: Florence2, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Give the command the loaded model and hide Java; return the list of arguments with which models are
-    loaded."""
+    """Give the command the loaded model and hide Java; return the arguments of each load."""
     asked: list[object] = []
 
     class Open:
@@ -166,11 +164,8 @@ def test_captions_have_all_of_cocos_figures(
 def test_a_run_goes_on_where_it_stopped(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path, demo: Florence2
 ) -> None:
-    """After a kill in the middle of a line only missing answers are asked for, and a finished run loads no
-    model.
-
-    A directory of another run is refused with the differences.
-    """
+    """A run killed in the middle of a line asks only for missing answers, a finished one loads no model, and
+    a directory of another run is refused."""
     words = ("captions", "--coco", scenes / "scene_captions.json", "--images", scenes)
     report, printed = evaluated(florence, tmp_path, *words)
     kept = tmp_path / "answers.jsonl"
@@ -207,8 +202,7 @@ def test_the_same_words_about_a_picture_are_asked_once(
 def test_two_answerers_are_compared(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path, demo: Florence2
 ) -> None:
-    """Table and JSON give both sides' figures with an interval, equal sides do not differ, and the page shows
-    both sides and the truth."""
+    """Table, JSON and page compare both sides, with intervals; equal sides do not differ."""
     words = ("--coco", scenes / "scene_annotations.json", "--images", scenes, "--resamples", 20)
     report, printed = evaluated(
         florence, tmp_path, "detection", *words, "--compare", "num_beams=1,max_new_tokens=8", "demo"
@@ -244,8 +238,7 @@ class Page(HTMLParser):
 def test_the_page_runs_nothing_and_asks_no_other_host(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path
 ) -> None:
-    """The page runs no script and contacts no host, whatever names, texts and answers contain; it shows the
-    requested number of worst answers."""
+    """The page runs no script and contacts no host, and shows the requested number of worst answers."""
     evil = '<script src="http://evil.example/x.js"></script>"\'><img src=x onerror=alert(1)>.png'
     name = evil.replace("/", "\u2044")  # a file name can't contain a slash
     (tmp_path / name).write_bytes((scenes / "scene_00.png").read_bytes())
@@ -272,8 +265,7 @@ def test_the_page_runs_nothing_and_asks_no_other_host(
 def test_a_picture_that_fails_is_in_no_figure(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path
 ) -> None:
-    """A failed picture is counted with its error and left out of the figures, with status 3; if all fail,
-    there is one error."""
+    """A failed picture is counted but in no figure, with status 3; if all fail, there is one error."""
     (tmp_path / "bad.png").write_bytes(b"none")
     (tmp_path / "good.png").write_bytes((scenes / "scene_00.png").read_bytes())
     rows = tmp_path / "rows.jsonl"
@@ -307,8 +299,7 @@ def test_a_service_is_asked_the_same(
 
 
 def test_sides_change_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A side's checkpoint drops the other's revision, its settings are checked, and its request options are
-    read."""
+    """A side drops the other checkpoint's revision; its settings and options are read and checked."""
     monkeypatch.setenv("FLORENCE_MODEL", "owner/name")
     monkeypatch.setenv("FLORENCE_REVISION", "v1")
     parser = make_parser()

@@ -44,6 +44,7 @@ class Asker:
         return str(picture).upper()
 
     async def awaited(self, picture: Any) -> str:
+        """Answer in a thread."""
         return await asyncio.to_thread(self, picture)
 
 
@@ -62,6 +63,7 @@ class Awaited:
 
     @property
     def failures(self) -> list[Any]:
+        """The failures of the map."""
         return self.mapped.failures
 
 
@@ -204,6 +206,8 @@ def test_an_unforeseen_error_is_not_swallowed(mapping: Any) -> None:
     """An error that is not the package's own is raised."""
 
     class Broken(Asker):
+        """A fake whose calls raise an error that is not the package's."""
+
         def __call__(self, picture: Any) -> str:
             raise ZeroDivisionError
 

@@ -185,6 +185,7 @@ class Bank:
         self.placed, self.fails = dict[int, Any](), False
 
     def place(self, slot: int, layers: Any) -> bool:
+        """Record the adapter in this slot, or fail once."""
         self.placed[slot] = None if self.fails else layers["layer"]
         if self.fails:
             self.fails = False

@@ -257,6 +257,8 @@ def test_searches_start_with_one_copy_from_the_host(model: Florence2Model) -> No
     """
 
     class Copies(TorchDispatchMode):
+        """Record the copies from the host."""
+
         seen: list[str] = []  # noqa: RUF012  (only this test uses it)
 
         def __torch_dispatch__(

@@ -229,6 +229,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     class Stream:
+        """A stream that records its calls."""
+
         def __init__(self, device: torch.device, priority: int = 0) -> None:
             self.name = f"stream {sum(each.startswith('new') for each in asked)}"
             asked.append(f"new {self.name}, priority {priority}")
@@ -237,6 +239,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             asked.append(f"{self.name} waits for {other.name}")
 
     class Event:
+        """An event that never completes and records its calls."""
+
         def record(self, stream: Stream) -> None:
             asked.append(f"event on {stream.name}")
 
@@ -302,6 +306,8 @@ def test_buffers_of_both_streams_are_held(model: Florence2Model) -> None:
     use their memory pool."""
 
     class Holding(TwoViews):
+        """A stream that records the held buffers."""
+
         held: list[Tensor]
 
         def hold(self, buffers: Any) -> None:

@@ -50,12 +50,14 @@ class Device:
     encodes: int = 0
 
     def step(self) -> None:
+        """Advance the clock by a step, and a concurrent encode with it."""
         self.steps += 1
         beside = min(self.left_s, self.step_s)
         self.left_s -= beside
         self.now += self.step_s + beside * (self.slower - 1)
 
     def encode(self) -> None:
+        """Send an encode, which takes the clock's time now or beside steps."""
         self.encodes += 1
         if self.beside:
             self.left_s = self.encode_s
@@ -63,6 +65,7 @@ class Device:
             self.now += self.encode_s
 
     def wait(self) -> None:
+        """Advance the clock to the end of the encode."""
         self.now, self.left_s = self.now + self.left_s, 0.0
 
 
@@ -133,6 +136,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(Caches, "write_cross_kv", timed_write)
 
     class Timed(EncodeTrial):
+        """A trial with the device's clock."""
+
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments, clock=lambda: made.now)
 

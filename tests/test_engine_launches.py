@@ -41,12 +41,14 @@ class Counting:
         self.counts: list[Counter[str]] = []
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """Run the work once and record its kernels."""
         with torch.inference_mode(False), torch.no_grad(), KernelCount() as counted:
             results = work()
         self.counts.append(counted.kernels)
         return lambda: None, results
 
     def reset(self) -> None:
+        """Do nothing."""
         pass
 
 

@@ -67,6 +67,7 @@ class Peak(TorchDispatchMode):
         return result
 
     def _count(self, tensor: Tensor) -> None:
+        """Add a new tensor's memory."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         self._tensors[key] += 1
@@ -76,6 +77,7 @@ class Peak(TorchDispatchMode):
         weakref.finalize(tensor, self._drop, key, size)
 
     def _drop(self, key: int, size: int) -> None:
+        """Remove a freed tensor's memory."""
         self._tensors[key] -= 1
         if self._tensors[key] == 0:
             self.now -= size

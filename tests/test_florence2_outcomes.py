@@ -55,6 +55,8 @@ def test_run_many_keeps_the_engine_full_and_the_queue_from_overflowing(
     counts: list[int] = []
 
     class Counted(Future[int]):
+        """A future that records the number of open futures when its result is taken."""
+
         def result(self, timeout: float | None = None) -> int:
             counts.append(len(open_futures))
             open_futures.remove(self)

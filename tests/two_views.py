@@ -38,6 +38,7 @@ class TwoViews(EncodeStream):
         self._left, self._views = 0, list[_View]()
 
     def hold(self, buffers: Iterable[Tensor]) -> None:
+        """Hide the writes of encodes to these buffers."""
         for buffer in buffers:
             if all(view.buffer() is not buffer for view in self._views):
                 nothing = torch.zeros_like(buffer, dtype=torch.bool)
@@ -45,6 +46,7 @@ class TwoViews(EncodeStream):
 
     @contextmanager
     def sending(self) -> Iterator[None]:
+        """Show the encodes' values in this block, and hide its writes at the end."""
         before = [(view, buffer, buffer.clone()) for view, buffer in self._held()]
         for view, buffer, _ in before:
             buffer.copy_(torch.where(view.written, view.values, buffer))
@@ -59,6 +61,7 @@ class TwoViews(EncodeStream):
             self._left = self.polls
 
     def done(self) -> bool:
+        """Report an unfinished encode `polls` times, then show its writes."""
         if self._left:
             self._left -= 1
             self.asked += 1
@@ -69,10 +72,12 @@ class TwoViews(EncodeStream):
         return True
 
     def wait(self) -> None:
+        """Count the wait; the next `done` is True."""
         self.waits += 1
         self._left = 0
 
     def _held(self) -> list[tuple[_View, Tensor]]:
+        """The buffers that still exist, with their hidden writes."""
         self._views = [view for view in self._views if view.buffer() is not None]
         found = [(view, view.buffer()) for view in self._views]
         return [(view, buffer) for view, buffer in found if buffer is not None]

@@ -138,6 +138,7 @@ class AttentionAsOne(TorchFunctionMode):
     def _attention(
         self, queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None, **_: Any
     ) -> Tensor:
+        """Record the attention and return an empty result."""
         result = torch.empty_like(queries)
         self._ledger.operations += attention(queries, keys, values, attn_mask, result)
         return result

@@ -54,8 +54,7 @@ DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
 
 
 class AbsentMemory(DeviceMemory):
-    """Memory of the simulated GPU. `uploaded`: bytes sent to it. All downloads are zero, so searches never
-    end."""
+    """Memory of the simulated GPU. `uploaded`: bytes sent to it. All downloads are zero: no search ends."""
 
     def __init__(self) -> None:
         self.uploaded = 0
@@ -135,11 +134,7 @@ class Encode:
 
 
 class FakeEngine:
-    """A runner with fake weights, whose encodes and steps are counted in the shapes of graphs. Use it in
-    `fakes()`.
-
-    Two private methods of encodes are called or replaced: they are the part of an encode that a graph holds.
-    """
+    """A runner with fake weights, whose encodes and steps are counted as graphs; use it in `fakes()`."""
 
     def __init__(self, shape: Shape, model: Florence2Model | None = None) -> None:
         self.shape = shape
@@ -172,8 +167,7 @@ class FakeEngine:
         return picture_tokens(shape.size) + shape.prompt_tokens
 
     def encode(self, pictures: int) -> Encode:
-        """Count an encode of `pictures` different pictures: the content of its graphs, and the kernels
-        between them."""
+        """Count an encode of different pictures: the content of its graphs, and the kernels between them."""
         load = Load(pictures, self.shape.beams, self.encoder_length, 0)
         encodes: Any = self.runner.buffers.encodes
         longest = min(size for size in encodes.buckets.prompts if size >= self.shape.prompt_tokens)
@@ -183,6 +177,7 @@ class FakeEngine:
         mask = on_device(torch.empty(pictures, tokens.shape[1] + longest, dtype=torch.bool))
         with decomposed(), Counting(cross, rules_of(own_kernels(), load)):
             slots, adapters = (on_device(torch.empty(pictures, dtype=torch.int64)) for _ in range(2))
+            # This private method is the part of an encode that its second graph holds.
             encodes._write_cross_kv(tokens, ids, mask, slots, adapters)
         return Encode(pictures, (tower, cross), *self._between(pictures))
 

@@ -52,6 +52,7 @@ class _Watching:
     told: Watched
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """Capture the work, and record the graph and its replays."""
         replay, results = self.inner.capture(work)
         self.told.captured += 1
 
@@ -62,6 +63,7 @@ class _Watching:
         return watched, results
 
     def reset(self) -> None:
+        """Reset the other capturer and forget the replays."""
         self.inner.reset()
         self.told.recent.clear()
 

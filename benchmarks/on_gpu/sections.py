@@ -48,6 +48,7 @@ class Report:
         print(f"  {name}: {json.dumps(value)}", flush=True)
 
     def _write(self) -> None:
+        """Replace the file by the current figures."""
         if self.path is not None:
             beside = self.path.with_suffix(".part")
             beside.write_text(json.dumps(self.figures, indent=2, default=str) + "\n")
