@@ -1,7 +1,6 @@
 """The engine's runner on a simulated GPU, which counts the content of its graphs.
 
-Weights and caches are fake tensors of real sizes. The runner chooses its shapes and attention as on a GPU;
-only memory and capture are replaced, so nothing is computed and no answer ends.
+Weights and caches are fake tensors of real sizes; only memory and capture are replaced.
 """
 
 from __future__ import annotations
@@ -110,8 +109,8 @@ def counted_steps(load: Load) -> Iterator[tuple[Ledger, Calls]]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The counted model and engine: size, slots, and beams of each request. `fp8`: most of an encode
-    multiplies in fp8. `adapters`: of all linear layers of the language model."""
+    """The counted model and engine. `beams`: of each request; `fp8`: of most of an encode; `adapters`: their
+    number."""
 
     size: str = "large"
     slots: int = 64
@@ -124,8 +123,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """An encode of `pictures`. `graphs`: their content, the tower's first; `between`: kernels launched
-    between graphs. `uploaded`: bytes from the host."""
+    """An encode of `pictures`. `graphs`: the tower's first; `between`: kernels between them; `uploaded`:
+    bytes."""
 
     pictures: int
     graphs: Sequence[Ledger]
