@@ -84,7 +84,7 @@ class Sides:
 
 
 def base_of(directory: Path, max_rank: int = 64) -> AdapterBase:
-    """What adapters are read against: the configuration of this checkpoint."""
+    """The base checkpoint's facts against which adapters are read."""
     return AdapterBase(directory, read_config(directory), imagenet_normalize(), VOCAB, max_rank)
 
 

@@ -49,8 +49,8 @@ def derived(
 ) -> bytes:
     """A file whose picture is derived from one coded item, which it uses `uses` times.
 
-    kind: `grid` or `iovl`, with the data `told`; size: the size in its `ispe`; deep: the number of derived
-    items, each made from the one below.
+    kind: `grid` or `iovl`, whose data is the argument after `size`; size: the size in its `ispe`; deep: the
+    number of derived items, each made from the one below.
     """
     config, data = coded(form, *tile)
     code, brand = (b"av01", b"avif") if form == "AVIF" else (b"hvc1", b"heic")

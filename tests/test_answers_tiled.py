@@ -76,7 +76,7 @@ def quad_of(box: Box) -> Quad:
 
 
 def detections(frame: Box, things: list[tuple[str, Box]]) -> Detections:
-    """What a perfect model finds in this frame."""
+    """The detections of a perfect model in this frame."""
     shown = [(label, seen(frame, box)) for label, box in things]
     return Detections(
         detections=[Detection(label=label, box=box, score=0.5) for label, box in shown if box is not None]
@@ -206,10 +206,10 @@ def test_a_cut_things_sliver_beside_it_is_a_part_of_it(seed: int) -> None:
 
 
 def test_what_another_tile_denies_is_dropped() -> None:
-    """Of two labels for one place in a tile, one is dropped if another tile shows the place and gives only
-    the other label.
+    """If one tile gives two labels for a place, a label is dropped when another tile shows the place and
+    gives only the other label.
 
-    If no other tile shows the place, or all give both, both stay.
+    If no other tile shows the place, or all give both, both labels stay.
     """
     ring, word = (100.0, 80.0, 172.0, 156.0), (72.0, 80.0, 172.0, 133.0)
     near, far = (90.0, 40.0, 300.0, 250.0), (150.0, 40.0, 300.0, 250.0)
@@ -276,7 +276,7 @@ def test_the_cost_grows_as_the_things_do(text: bool, monkeypatch: pytest.MonkeyP
 
 
 def test_text_stands_nowhere_twice() -> None:
-    """Of two tiles' readings of one place, only the likelier stays, even if their boxes differ a little."""
+    """If two tiles read the same place, only the likelier text stays, even if the boxes differ a little."""
     frames = [(0.0, 0.0, 100.0, 100.0), (0.0, 0.0, 99.0, 100.0)]
     readings = [("EXIT", (20, 40, 60, 52), 0.9), ("EXIST", (38, 42, 62, 54), 0.4)]
     tiles = [

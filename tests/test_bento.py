@@ -90,7 +90,7 @@ def test_it_holds_code_lock_and_demo_checkpoint_without_trainer_tests_and_data(b
 
 
 def test_the_image_is_the_one_with_cuda_and_runs_as_its_own_user(bento: Bento) -> None:
-    """By default the image has CUDA, and it runs as the user id of the Kubernetes example."""
+    """The default image has CUDA, and it runs as the user id of the Kubernetes example."""
     dockerfile, packages = image_files(bento)
     assert f"ARG BENTO_USER_UID={UID}\n" in dockerfile
     assert "\nUSER bentoml\n" in dockerfile

@@ -156,7 +156,7 @@ def test_the_bundled_checkpoint_here_and_a_picture_from_stdin(
 def test_without_the_server_package_it_is_said_what_is_missing(
     florence: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where only the client is installed, a command that needs the server names the package, without a
+    """With only the client installed, a command that needs the server names the missing package, without a
     traceback."""
     monkeypatch.setitem(sys.modules, "florence.settings", None)
     for command in (("serve",), ("info", "--model", "demo")):

@@ -91,7 +91,7 @@ def test_answers_can_come_in_the_pictures_order(mapping: Any) -> None:
 
 
 def test_no_more_at_once_than_was_said(mapping: Any) -> None:
-    """As many requests as allowed run concurrently, and never more."""
+    """The allowed number of requests run concurrently, and never more."""
     asker = Asker(together=CONCURRENCY)
     list(mapping(asker, [f"p{number}" for number in range(10 * CONCURRENCY)], concurrency=CONCURRENCY))
     assert asker.most == CONCURRENCY
@@ -154,7 +154,7 @@ def test_the_bar_counts_all_and_names_failures(mapping: Any, capsys: pytest.Capt
 def test_the_bar_is_for_a_terminal(
     mapping: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default the progress bar is shown only in a terminal."""
+    """The progress bar is shown only in a terminal by default."""
     list(mapping(Asker(), ["a", "b"], concurrency=1))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -154,7 +154,7 @@ def test_logits_that_are_not_numbers_fail_the_request(num_beams: int) -> None:
 
 
 def test_of_equal_scores_the_newest_is_best_and_the_oldest_is_replaced() -> None:
-    """Of equal scores the newest is best and the oldest is replaced, as in transformers' `BeamHypotheses`."""
+    """The newest of equal scores is best and the oldest is replaced, as in transformers' `BeamHypotheses`."""
     finished = FinishedHypotheses(options(num_beams=2))
     for token, total in ((3, -2.0), (4, -2.0), (5, -1.0)):
         finished.add([2, token], [total], [], total)

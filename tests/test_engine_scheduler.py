@@ -32,7 +32,7 @@ def room_for_all(requests: Iterable[object]) -> int:
 
 
 def test_no_request_is_lost_or_overtaken_and_no_limit_is_exceeded() -> None:
-    """Of two thousand random requests none is lost or overtaken, and no limit is exceeded."""
+    """No request of two thousand random ones is lost or overtaken, and no limit is exceeded."""
     dice = random.Random(5)
     limits = EngineConfig(max_batch_size=7, max_encode_batch=3, max_queue=50)
     scheduler: Scheduler[int] = Scheduler(limits)

@@ -225,7 +225,7 @@ def test_anls_of_known_answers() -> None:
 
 
 def test_vqa_accuracy_of_known_answers() -> None:
-    """Of ten answers, an answer that four give gets 1, three 0.9, two 0.6 and one 0.3.
+    """An answer gets 1 if four of ten people give it, 0.9 for three, 0.6 for two and 0.3 for one.
 
     This is the mean over the choices of nine of them. With three answers or fewer, any of them is right.
     """

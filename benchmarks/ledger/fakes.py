@@ -109,8 +109,7 @@ def counted_steps(load: Load) -> Iterator[tuple[Ledger, Calls]]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The counted model and engine. `beams`: of each request; `fp8`: of most of an encode; `adapters`: their
-    number."""
+    """The counted model and engine; `fp8`: for most of an encode. `adapters`: of all language layers."""
 
     size: str = "large"
     slots: int = 64

@@ -57,7 +57,7 @@ class Reckoner:
 
     @cached_property
     def _ends(self) -> dict[int, tuple[int, int]]:
-        """By requests, the fewest and the most of their captured shape."""
+        """The fewest and the most requests of the captured shape, for each number of requests."""
         shapes = step_ends(self.counts.shape.slots)
         return {requests: ends for ends in shapes for requests in range(ends[0], ends[1] + 1)}
 

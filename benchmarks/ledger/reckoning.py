@@ -100,7 +100,7 @@ def _rows(reckoner: Reckoner, beside: bool) -> dict[str, Any]:
 
 @cache
 def _bearable(reckoner: Reckoner) -> dict[str, float]:
-    """By task, the largest slowdown with which it reaches its aim."""
+    """The largest slowdown with which each task reaches its aim."""
     return {task: reckoner.bearable(task, least(task) * REPLACED[30][task]) for task in TASKS}
 
 

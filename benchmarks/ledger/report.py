@@ -167,7 +167,7 @@ def missed_text(figures: dict[str, Any]) -> str:
 
 
 def stream_text(figures: dict[str, Any]) -> str:
-    """Where encodes run and why, the slowdown of steps, and the audit's estimate."""
+    """The place of encodes and its reason, the slowdown of steps, and the audit's estimate."""
     found = figures["encode stream"]
     where = "beside" if found["runs_beside"] else "between"
     by = "as the trial at the start would decide" if found["chosen"] else "as it is set"
