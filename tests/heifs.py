@@ -49,7 +49,7 @@ def derived(
 ) -> bytes:
     """A file whose picture is derived from one coded item, which it uses `uses` times.
 
-    kind: `grid` or `iovl`, whose data is the argument after `size`; size: the size in its `ispe`; deep: the
+    kind: `grid` or `iovl`; told: its data; size: the size in its `ispe`; deep: the
     number of derived items, each made from the one below.
     """
     config, data = coded(form, *tile)

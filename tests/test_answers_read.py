@@ -117,7 +117,7 @@ def test_a_line_that_is_cut_off_is_left_out(file: Path) -> None:
         (every_line()[0][0].replace('"kind":"text"', '"kind":"odd"').encode(), "line 2.*result: .*'odd'"),
     ],
 )
-def test_what_is_no_answer_is_named(file: Path, line: bytes, reason: str) -> None:
+def test_a_line_that_is_not_an_answer_is_named(file: Path, line: bytes, reason: str) -> None:
     """A line that is not an answer is an error with its number; the lines before it are read, and `read_each`
     also reads those after it."""
     first, second = (line.encode() for line, _, _ in every_line()[:2])

@@ -79,7 +79,7 @@ def box_texts(side: int) -> list[str]:
     return [f"<loc_{bin_}>" for bin_ in (100, 100, 100 + side, 100 + side)]
 
 
-def test_a_box_is_as_sure_as_what_lies_near_its_corners() -> None:
+def test_a_box_is_scored_by_the_probability_near_its_corners() -> None:
     """The label's two tokens count in full; a probability mass 50 locations away counts for a large box but
     not for a small one."""
 
@@ -95,7 +95,7 @@ def test_a_box_is_as_sure_as_what_lies_near_its_corners() -> None:
     assert large == pytest.approx(0.81 * close)
 
 
-def test_a_label_that_is_taken_over_is_as_sure_as_where_it_stands() -> None:
+def test_a_label_for_several_boxes_counts_for_each() -> None:
     """A second box after one label gets that label's probability; a second quad has no text of its own to
     score."""
     boxes = score_windows("<OD>", ["car", *box_texts(50), *box_texts(60)], lambda _: 1.0, math.log(0.5))
@@ -107,7 +107,7 @@ def test_a_label_that_is_taken_over_is_as_sure_as_where_it_stands() -> None:
     assert plain.detections[0].score == pytest.approx(1.0)
 
 
-def test_thin_outlines_need_more_certainty() -> None:
+def test_thin_polygons_get_lower_scores() -> None:
     """With the same probabilities, a star has a lower score than a box, and a line the lowest."""
     star = [bin_ for x, y in STAR for bin_ in (round(500 + 200 * x), round(500 + 200 * y))]
     square = [300, 300, 700, 300, 700, 700, 300, 700]

@@ -95,7 +95,7 @@ def test_each_thing_comes_back_once_and_whole(seed: int, tiling: Tiling) -> None
 
 
 @given(seed=st.integers(0, 100_000), tiling=tilings)
-def test_nothing_hangs_on_the_order_of_the_tiles(seed: int, tiling: Tiling) -> None:
+def test_the_order_of_the_tiles_does_not_matter(seed: int, tiling: Tiling) -> None:
     """The merged result does not depend on the order of the tiles, even with wrong detections."""
     dice = random.Random(seed)
     tiles = []
@@ -205,7 +205,7 @@ def test_a_cut_things_sliver_beside_it_is_a_part_of_it(seed: int) -> None:
         assert [place.label for place in items_of(merge_results(tiles, (200, 320)))] == kept
 
 
-def test_what_another_tile_denies_is_dropped() -> None:
+def test_a_label_that_another_tile_denies_is_dropped() -> None:
     """If one tile gives two labels for a place, a label is dropped when another tile shows the place and
     gives only the other label.
 
@@ -248,7 +248,7 @@ def everything(places: Any, bounds: Box) -> list[Any]:
 
 
 @given(seed=st.integers(0, 100_000), text=st.booleans())
-def test_neighbours_are_all_that_matters(seed: int, text: bool) -> None:
+def test_comparing_nearby_things_is_enough(seed: int, text: bool) -> None:
     """Comparing each thing with all others gives the same result as comparing it with those in
     nearby cells."""
     tiles = crowd(random.Random(seed), 4, 250, text)
@@ -259,7 +259,7 @@ def test_neighbours_are_all_that_matters(seed: int, text: bool) -> None:
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_the_cost_grows_as_the_things_do(text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_grows_linearly_with_the_things(text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture with four times as many tiles needs under six times as many comparisons.
 
     The comparison is a private function, which is counted here: no public result shows the cost.
@@ -275,7 +275,7 @@ def test_the_cost_grows_as_the_things_do(text: bool, monkeypatch: pytest.MonkeyP
     assert counts[1] < 6 * counts[0]
 
 
-def test_text_stands_nowhere_twice() -> None:
+def test_each_place_has_one_text() -> None:
     """If two tiles read the same place, only the likelier text stays, even if the boxes differ a little."""
     frames = [(0.0, 0.0, 100.0, 100.0), (0.0, 0.0, 99.0, 100.0)]
     readings = [("EXIT", (20, 40, 60, 52), 0.9), ("EXIST", (38, 42, 62, 54), 0.4)]

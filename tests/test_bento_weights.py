@@ -124,7 +124,7 @@ def test_the_packed_checkpoint_is_served_when_nothing_else_is_asked(
         ({"revision": "main"}, NAME),
     ],
 )
-def test_another_checkpoint_or_revision_is_taken_at_its_word(
+def test_another_checkpoint_or_revision_is_resolved_by_the_hub(
     packed: Path, asked: dict[str, str], name: str
 ) -> None:
     """Another name or revision is resolved by the hub, since a branch may have moved since the build."""

@@ -189,7 +189,7 @@ def test_an_error_that_is_no_answer_ends_the_run() -> None:
         Running(jobs(1), ask, concurrency=0)
 
 
-def test_what_is_answered_is_not_asked() -> None:
+def test_answered_questions_are_not_asked_again() -> None:
     """Questions that already have answers are not asked again, and a picture that comes twice is asked about
     once."""
     answered = AnsweredTasks()

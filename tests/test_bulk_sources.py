@@ -262,7 +262,7 @@ def test_a_frame_is_part_of_the_name(folder: Path) -> None:
     assert item_named("in/b#frame=2").frame is None  # a file has this name
 
 
-def test_what_cant_be_read_is_an_error_of_the_picture(folder: Path) -> None:
+def test_an_unreadable_picture_is_an_error_of_its_own(folder: Path) -> None:
     """A picture that can't be read is an ImageError when it is read."""
     for name in ("in/gone.png", "tar://x.png::gone.tar", "memory://gone/x.png"):
         with pytest.raises(ImageError, match="can't be read"):

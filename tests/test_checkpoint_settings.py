@@ -26,7 +26,7 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_the_variables_say_what_is_loaded(
+def test_variables_choose_what_is_loaded(
     tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Model, base, adapter and size come from the environment, and `info` and the checkpoint's name show

@@ -55,7 +55,7 @@ def test_every_task_runs_and_prints_json(florence: Run, fake_server: Server, tas
 
 
 @pytest.mark.slow
-def test_answers_are_lines_for_a_person(florence: Run, fake_server: Server) -> None:
+def test_answers_are_printed_as_lines(florence: Run, fake_server: Server) -> None:
     """Texts are printed as they are, and items with score, label and pixels; a region can be given as the
     text."""
     url = ("--url", fake_server.url)

@@ -119,7 +119,7 @@ def test_a_missing_connection_is_tried_again(ask: Ask, monkeypatch: pytest.Monke
     assert len(replies.requests) == 3
 
 
-def test_tries_end(ask: Ask) -> None:
+def test_retries_end_after_the_given_number(ask: Ask) -> None:
     """After the first try and `retries` more, the last reply's message and Retry-After are raised."""
     replies = Replies(
         busy(**{"Retry-After": "0"}), busy(**{"Retry-After": "0"}), busy(**{"Retry-After": "7"})

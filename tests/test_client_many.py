@@ -112,7 +112,7 @@ def test_a_bad_picture_ends_nothing(mapping: Any, caplog: pytest.LogCaptureFixtu
     assert record.getMessage().startswith("2 of 5 pictures failed; the first, bad")
 
 
-def test_all_can_fail(mapping: Any) -> None:
+def test_all_pictures_can_fail(mapping: Any) -> None:
     """If all pictures fail, there are no answers and all failures are kept."""
     mapped = mapping(Asker(), ["bad"] * 9, concurrency=2)
     assert list(mapped) == []
@@ -164,7 +164,7 @@ def test_the_bar_is_for_a_terminal(
     assert "2/2" in capsys.readouterr().err
 
 
-def test_leaving_early_asks_no_more() -> None:
+def test_closing_a_map_sends_no_more_requests() -> None:
     """After `close` no request is running and no other is sent."""
     asker = Asker()
     with PictureMap(asker, [f"p{number}" for number in range(100)], concurrency=CONCURRENCY) as mapped:

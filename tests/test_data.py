@@ -55,6 +55,6 @@ def test_the_commands_draw_it_again(command: str, tmp_path: Path) -> None:
             assert np.asarray(ImageChops.difference(again, committed)).mean() < 1
 
 
-def test_the_crowd_is_one() -> None:
+def test_the_crowded_picture_has_thirty_items() -> None:
     """The crowded picture has thirty items."""
     assert len(json.loads((DATA / "crowded_annotations.json").read_text())["annotations"]) == 30

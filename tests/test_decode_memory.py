@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[bytes, type[ImageError], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_pixels_do_not_show_is_limited(name: str) -> None:
+def test_hidden_costs_in_headers_are_limited(name: str) -> None:
     """Sides, tiles, strips, samples and compressions over a limit are refused by name from the header."""
     data, error, words = REFUSED[name]
     with pytest.raises(error, match=words) as caught:

@@ -51,7 +51,9 @@ def test_both_tokenizers_make_the_same_words(asked: list[tuple[Scene, Question]]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_truth_gets_full_marks_and_silence_none(asked: list[tuple[Scene, Question]], task: str) -> None:
+def test_true_answers_get_the_best_grade_and_empty_ones_the_worst(
+    asked: list[tuple[Scene, Question]], task: str
+) -> None:
     """True answers get 1 in every figure, or the truth's own CIDEr; empty answers get 0."""
     right, silent = _answered(asked, task, lambda answer: answer), _answered(asked, task, lambda answer: "")
     best = grade(task, right).figures

@@ -256,7 +256,7 @@ def _told(scene: Scene, phrase: str) -> tuple[int, ...]:
     )
 
 
-def test_what_is_asked_for_is_just_what_the_answer_is_about(
+def test_a_question_names_exactly_the_things_of_its_answer(
     asked: list[tuple[Scene, list[Question]]],
 ) -> None:
     """A referring expression matches exactly one thing; an open-vocabulary phrase matches exactly the boxed

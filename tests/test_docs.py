@@ -120,7 +120,7 @@ def rounded(text: str) -> str:
     return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}", text)
 
 
-def test_what_agrees() -> None:
+def test_agrees_accepts_equal_outputs_only() -> None:
     """`agrees` accepts equal outputs and refuses different ones."""
     assert agrees("a 1.0001 b c\n", "a 1.0002 ... c")
     assert not agrees("a 1.1 b c", "a 1.2 ... c")

@@ -194,7 +194,7 @@ def test_nothing_is_captured_once_requests_come(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("refused", [range(1000), {1, 4, 6, 15, 17}], ids=["all", "some"])
-def test_what_can_t_be_captured_runs_uncaptured(
+def test_work_that_can_not_be_captured_runs_uncaptured(
     model: Florence2Model, caplog: pytest.LogCaptureFixture, refused: Container[int]
 ) -> None:
     """Work that can't be captured is logged and runs uncaptured with the same answers, also after a reset."""
@@ -218,7 +218,7 @@ def test_what_can_t_be_captured_runs_uncaptured(
     assert {message.split()[1] for message in said} == {"encode", "step"}
 
 
-def test_all_is_done_once_before_the_first_capture(
+def test_work_runs_once_before_the_first_capture(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All encodes, and all steps, run once uncaptured before the first of them is captured.

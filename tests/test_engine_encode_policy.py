@@ -31,7 +31,7 @@ BETWEEN = TrialTimes(whole_s=0.1, step_p99_s=0.08)
         (0.3, 0.251, False, "longer than the encode budget of 250 ms"),
     ],
 )
-def test_beside_where_it_saves_enough_and_no_step_waits_too_long(
+def test_encodes_run_concurrently_where_it_saves_enough(
     saved: float, p99_s: float, runs_beside: bool, why: str
 ) -> None:
     """Encodes run concurrently if this saves enough time and no step waits too long; the reason gives both
@@ -59,8 +59,8 @@ def test_the_quickest_repeat_counts_and_all_of_its_steps() -> None:
 
 
 def test_a_trial_is_what_a_full_engine_does_at_a_time() -> None:
-    """A trial has the steps of one encode's share of an answer, bounded by the room; there is none if no step
-    could run beside an encode."""
+    """A trial has the steps that a full engine takes during one encode, limited by the room; a too small
+    engine has none."""
     assert Mix.of(64, 16, 1024) == Mix(decoded=48, encoded=16, steps=18)
     assert Mix.of(1, 1, 1024) is None
     for slots in range(2, 70):

@@ -272,7 +272,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_what_is_sent_to_the_second_stream_follows_the_steps_and_ends_with_an_event(calls: list[str]) -> None:
+def test_work_on_the_second_stream_follows_the_steps(calls: list[str]) -> None:
     """Work on the second stream follows the steps and ends with an event, even if it fails; the steps' stream
     never waits."""
     stream = CudaEncodeStream(GPU)

@@ -299,7 +299,7 @@ def test_an_engine_that_is_too_small_tries_nothing(model: Florence2Model, slots:
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
 
 
-def test_what_is_set_is_not_tried(model: Florence2Model) -> None:
+def test_a_set_choice_is_not_tried(model: Florence2Model) -> None:
     """The settings `on` and `off` need no trial, and a CPU has only one way; `auto` is the default."""
     assert EngineConfig().encode_stream == EngineConfig.for_device("cuda").encode_stream == "auto"
     for choice in ("auto", "on", "off"):

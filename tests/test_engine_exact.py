@@ -261,9 +261,7 @@ def check_empty(engine: Engine, runner: Runner) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("budget", "most"), [(2, 1), (6, 4)])
-def test_whatever_comes_and_goes_each_answer_is_the_one_given_alone(
-    runner: Runner, asks: list[Ask], budget: int, most: int
-) -> None:
+def test_each_answer_is_the_one_given_alone(runner: Runner, asks: list[Ask], budget: int, most: int) -> None:
     """With random arrivals, requests, cancellations and deadlines, each answer equals the one given alone.
 
     Requests are encoded one by one with a step after each part, or together with a step after every two

@@ -138,7 +138,7 @@ def test_questions_of_vqa_and_docvqa(images: Path) -> None:
     assert (one.picture, one.text, one.truth.texts) == ("a.png", "What?", ("it",))
 
 
-def test_rows_of_ones_own(images: Path) -> None:
+def test_rows_of_a_callers_own_file(images: Path) -> None:
     """A row has an answer as text or JSON and optionally a text, and blank lines are ignored."""
     first = '{"picture": "a.png", "answer": {"n": 1}, "text": "How many?"}'
     second = '{"picture": "b.png", "answer": "no"}'
@@ -211,7 +211,7 @@ def test_a_field_that_a_subject_needs_is_named(subject: str, field: str, images:
             read(subject, images, content)
 
 
-def test_files_that_are_none(images: Path, tmp_path: Path) -> None:
+def test_missing_and_wrong_files_are_errors(images: Path, tmp_path: Path) -> None:
     """Files that are not JSON, missing, not given, or without questions, and a task with other answers, are
     errors."""
     for content, said in (("[1", "this is not JSON"), ("[1]", "input should be a valid dictionary")):
