@@ -16,6 +16,8 @@ import pytest
 import torch
 from absent_gpu import AbsentMemory, Capture, OnTheDevice, move
 from tiny import make_native
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence.checkpoint.config import read_config

@@ -18,6 +18,8 @@ from goldens import load_float32
 from shared_pool import SharedPool
 from tiny import make_native
 from torch import Tensor
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch.utils._python_dispatch import TorchDispatchMode
 from waiting import wait_until
 

@@ -16,6 +16,8 @@ from absent_gpu import AbsentMemory, move
 from kernel_count import KernelCount
 from tiny import make_native
 from torch import Tensor
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence.checkpoint.config import read_config

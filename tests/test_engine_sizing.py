@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from kernel_count import KernelCount
 from tiny import make_native
 from torch import Tensor
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
