@@ -144,7 +144,7 @@ class FlorenceUser(FastHttpUser):
     abstract = True
     network_timeout = 320.0  # longer than the service's own limit, whose message says more
     load: ClassVar[Load]
-    label: ClassVar[str]  # of a task's requests in locust's table
+    label: ClassVar[str]  # of a task's requests in locust's table; its first word is the interface
 
     @task
     def ask(self) -> None:
@@ -156,7 +156,7 @@ class FlorenceUser(FastHttpUser):
             path, data=body, headers=headers, name=self.label.format(question.task), catch_response=True
         ) as reply:
             if reply.status_code == 200:
-                problem = self.problem(reply, question)
+                problem = self._problem(reply, question)
             elif reply.status_code:  # locust itself reports broken connections
                 problem = f"{reply.status_code}: {reply.text[:200]}"
             else:
@@ -169,8 +169,15 @@ class FlorenceUser(FastHttpUser):
         raise NotImplementedError
 
     def problem(self, reply: Any, question: Question) -> str | None:
-        """What is wrong with an answer of status 200; None where nothing is."""
+        """What is wrong with an answer of status 200; None where nothing is. Raises ValueError, LookupError
+        and TypeError for one of another shape."""
         raise NotImplementedError
+
+    def _problem(self, reply: Any, question: Question) -> str | None:
+        try:
+            return self.problem(reply, question)
+        except (ValueError, LookupError, TypeError) as error:
+            return f"no {self.label.split()[0]} answer ({error!r}): {reply.content[:200]!r}"
 
 
 class V2JsonUser(FlorenceUser):
@@ -187,11 +194,8 @@ class V2JsonUser(FlorenceUser):
         return INFER, body, {"Content-Type": "application/json"}
 
     def problem(self, reply: Any, question: Question) -> str | None:
-        try:
-            content = json.loads(reply.content)
-            text = content["outputs"][0]["data"][0]
-        except (ValueError, LookupError, TypeError) as error:
-            return f"no v2 answer ({error!r}): {reply.text[:200]}"
+        content = json.loads(reply.content)
+        text = content["outputs"][0]["data"][0]
         return _original_problem(content.get("id"), text, question)
 
 
@@ -213,16 +217,12 @@ class V2BinaryUser(FlorenceUser):
         return INFER, head + tail, {"Inference-Header-Content-Length": str(len(head))}
 
     def problem(self, reply: Any, question: Question) -> str | None:
-        try:
-            length = int(reply.headers["Inference-Header-Content-Length"])
-            content, packed = json.loads(reply.content[:length]), reply.content[length:]
-            size = content["outputs"][0]["parameters"]["binary_data_size"]
-            text = packed[4:]
-            if not size == len(packed) == 4 + int.from_bytes(packed[:4], "little"):
-                raise ValueError(f"the tensor has {len(packed)} bytes")
-        except (ValueError, LookupError, TypeError) as error:
-            return f"no v2 answer ({error!r}): {reply.content[:200]!r}"
-        return _original_problem(content.get("id"), text, question)
+        length = int(reply.headers["Inference-Header-Content-Length"])
+        content, packed = json.loads(reply.content[:length]), reply.content[length:]
+        size = content["outputs"][0]["parameters"]["binary_data_size"]
+        if not size == len(packed) == 4 + int.from_bytes(packed[:4], "little"):
+            raise ValueError(f"the tensor has {len(packed)} bytes")
+        return _original_problem(content.get("id"), packed[4:], question)
 
 
 class TypedUser(FlorenceUser):
@@ -238,11 +238,8 @@ class TypedUser(FlorenceUser):
         return f"/{question.task.name}", body, {"Content-Type": kind}
 
     def problem(self, reply: Any, question: Question) -> str | None:
-        try:
-            content = json.loads(reply.content)
-            task, kind = content["task"], content["result"]["kind"]
-        except (ValueError, LookupError, TypeError) as error:
-            return f"no typed answer ({error!r}): {reply.text[:200]}"
+        content = json.loads(reply.content)
+        task, kind = content["task"], content["result"]["kind"]
         if task != question.task.token:
             return f"an answer of {task}"
         return None if kind in question.task.kind.split("_or_") else f"a result of the kind {kind}"

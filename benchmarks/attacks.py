@@ -11,26 +11,26 @@ for two concurrent requests is marked; some attacks send thousands.
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
-import multiprocessing
 import resource
 import socket
 import time
-from collections.abc import Callable, Mapping
-from multiprocessing.synchronize import Event
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import psutil
 from against import calls, connections, doors
 from against.target import Attack, Target
+from bodies import as_text, small_picture
+from command import parser_of
+from probes import FORK, waiting
 from serving import Server, serving
 
 BOUNDS = {"cpu_s": 6.0, "memory_mib": 600.0, "health_s": 0.5, "caller_s": 5.0, "log_kb": 64.0}
 EVERY_S = 0.05
 ANSWER_S = 120.0
-FORK = multiprocessing.get_context("fork")  # a new interpreter would load torch
 
 CALLER: Mapping[str, str] = {"Authorization": doors.KEY["Authorization"]}
 GROUPS: tuple[tuple[Mapping[str, str], Mapping[str, Attack]], ...] = (
@@ -50,10 +50,7 @@ GROUPS: tuple[tuple[Mapping[str, str], Mapping[str, Attack]], ...] = (
 
 
 def main() -> None:
-    """Run the attacks."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--only", default="", help="attacks whose names contain one of these")
     parser.add_argument("--scale", type=float, default=1.0, help="of numbers of clients and requests")
     asked = parser.parse_args()
@@ -88,30 +85,20 @@ def row(name: str, figures: Mapping[str, float], said: object) -> str:
 
 
 def measured(server: Server, target: Target, attack: Attack) -> tuple[dict[str, float], object]:
-    """The figures of `BOUNDS`, and the attack's summary."""
-    begun, over = FORK.Event(), FORK.Event()
-    told: Any = FORK.SimpleQueue()
-    waits = [
-        FORK.Process(target=longest, args=(target.port, ask, begun, over, told)) for ask in (probe, call)
-    ]
-    for process in waits:
-        process.start()
-        begun.wait()
-        begun.clear()
+    """The figures of `BOUNDS`, and what the attack got."""
     said: Any = FORK.SimpleQueue()
     attacker = FORK.Process(target=lambda: said.put(attack(target)))
-    processes = Processes(psutil.Process(server.process.pid))
-    before, spent, size = processes.memory(), processes.cpu(), server.log.stat().st_size
-    attacker.start()
-    started, peak = time.monotonic(), before
-    while attacker.is_alive():
-        peak = max(peak, processes.memory())
-        attacker.join(EVERY_S)
-    time.sleep(0.5)
-    over.set()
-    found = dict(told.get() for _ in waits)
-    for process in waits:
-        process.join()
+    with waiting(
+        {"probe": partial(probe, target.port), "call": partial(call, target.port)}, EVERY_S
+    ) as found:
+        processes = Processes(psutil.Process(server.process.pid))
+        before, spent, size = processes.memory(), processes.cpu(), server.log.stat().st_size
+        attacker.start()
+        started, peak = time.monotonic(), before
+        while attacker.is_alive():
+            peak = max(peak, processes.memory())
+            attacker.join(EVERY_S)
+        time.sleep(0.5)
     return {
         "seconds": time.monotonic() - started,
         "cpu_s": processes.cpu() - spent,
@@ -146,27 +133,15 @@ class Processes:
         return sum(self._spent.values())
 
 
-def longest(port: int, ask: Callable[[int], None], begun: Event, over: Event, told: Any) -> None:
-    """Measure the longest of the consecutive waits, in seconds, until `over` is set."""
-    wait = 0.0
-    while not over.is_set():
-        started = time.perf_counter()
-        ask(port)
-        wait = max(wait, time.perf_counter() - started)
-        begun.set()
-        time.sleep(EVERY_S)
-    told.put((ask.__name__, wait))
-
-
 def probe(port: int) -> None:
     """Send a health probe over a new connection."""
     _ask(port, "GET", "/v2/health/live", None)
 
 
 def call(port: int) -> None:
-    """Ask for another caller's caption."""
-    image = connections.image()
-    _ask(port, "POST", "/caption", json.dumps({"image": image, "max_new_tokens": 3, "num_beams": 1}))
+    """Another caller's caption."""
+    body = {"image": as_text(small_picture()), "max_new_tokens": 3, "num_beams": 1}
+    _ask(port, "POST", "/caption", json.dumps(body))
 
 
 def _ask(port: int, method: str, path: str, body: str | None) -> None:

@@ -10,14 +10,13 @@ the decoder's two attentions between linear layers, as in a step, to show the in
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from command import Cost, medians, now, parser_of, since
 from einops import rearrange
 from torch import Tensor
 
@@ -132,29 +131,24 @@ def mixed(work: Work, attend: Callable[[int], Tensor], layer: int) -> None:
     F.linear(rows, work.linear[layer])
 
 
-def measure(ways: dict[str, Callable[[int], object]]) -> dict[str, tuple[float, float]]:
-    """(CPU, wall) milliseconds of a layer: medians of rounds in turns."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+def measure(ways: dict[str, Callable[[int], object]]) -> dict[str, Cost]:
+    """(CPU, wall) milliseconds of a layer: medians of rounds that take turns."""
+    times: dict[str, list[Cost]] = {name: [] for name in ways}
     for turn in range(ROUNDS + 1):
         for name, run in ways.items():
-            cpu, wall = time.process_time(), time.perf_counter()
+            began = now()
             for layer in range(LAYERS):
                 run(layer)
-            spent = time.process_time() - cpu, time.perf_counter() - wall
+            spent = since(began)
             if turn:
                 times[name].append(spent)
-    medians = {
-        name: [statistics.median(part) for part in zip(*spent, strict=True)] for name, spent in times.items()
-    }
-    return {name: (cpu / LAYERS * 1e3, wall / LAYERS * 1e3) for name, (cpu, wall) in medians.items()}
+    found = {name: medians(spent) for name, spent in times.items()}
+    return {name: (cpu / LAYERS * 1e3, wall / LAYERS * 1e3) for name, (cpu, wall) in found.items()}
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")

@@ -10,10 +10,7 @@ quarters and the end.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import io
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +18,9 @@ import time
 from pathlib import Path
 
 import psutil
-from light_path import http_sender
+from bodies import FORM, form
+from command import medians, parser_of
+from light_path import answered, http_sender
 from PIL import Image
 from serving import ROOT, Server, serving
 
@@ -29,10 +28,8 @@ SIDE = 64  # pixels
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command."""
+    parser = parser_of(__doc__)
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--at-once", type=int, default=1, help="pictures that the echo answers side by side")
     parser.add_argument("--concurrency", type=int, default=32)
@@ -56,9 +53,8 @@ def main() -> None:
                 f"florence bulk: {rate:.1f} pictures/s",
                 flush=True,
             )
-    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-    ratio = statistics.median(rate / alone for alone, rate in rows)
-    print(f"medians: {medians[0]:.1f} and {medians[1]:.1f}; of their ratios: {ratio:.3f}")
+    alone, bulk, ratio = medians((alone, rate, rate / alone) for alone, rate in rows)
+    print(f"medians: {alone:.1f} and {bulk:.1f}; of their ratios: {ratio:.3f}")
     quarters = [memory[max(len(memory) * quarter // 4 - 1, 0)] for quarter in (1, 2, 3, 4)]
     print("its memory: " + ", ".join(f"{size / 2**20:.1f}" for size in quarters) + " MiB")
 
@@ -74,21 +70,12 @@ def make_pictures(folder: Path, count: int) -> bytes:
 
 
 def own_rate(server: Server, picture: bytes, seconds: float, connections: int) -> float:
-    """Requests per second of clients that send one body repeatedly, each over its own connection."""
-    head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-    body = head + picture + b"\r\n--edge--\r\n"
-    senders = [
-        http_sender(server, "/caption", body, "multipart/form-data; boundary=edge")
-        for _ in range(connections)
-    ]
-
-    async def all_of_them() -> int:
-        end = time.perf_counter() + seconds
-        return sum(await asyncio.gather(*(send(end) for send in senders)))
-
-    started = time.perf_counter()
-    count = asyncio.run(all_of_them())
-    return count / (time.perf_counter() - started)
+    """Requests a second of clients that send one body over and over, each over its connection."""
+    body, kind = form(picture), FORM["Content-Type"]
+    count, taken = answered(
+        [http_sender(server, "/caption", body, kind) for _ in range(connections)], seconds
+    )
+    return count / taken
 
 
 def bulk_rate(server: Server, folder: Path, count: int, concurrency: int) -> tuple[float, list[int]]:

@@ -11,7 +11,6 @@ too.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command import parser_of
 from PIL import Image
 from serving import ROOT
 from under_load import write_checkpoint
@@ -44,10 +44,8 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command."""
+    parser = parser_of(__doc__)
     parser.add_argument("--size", default="base", help="of random weights, or demo")
     parser.add_argument("--pictures", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=1)

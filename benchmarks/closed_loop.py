@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import torch
-from random_models import MEAN, RESCALE, SIDE, STD, VOCAB
+from random_models import SIDE, native_inputs
 from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -55,9 +55,15 @@ def requests(size: str, tokens: int, count: int = 64) -> list[Request]:
     ]
 
 
+def unseen(asked: Sequence[Request]) -> Iterator[Request]:
+    """These requests over and over; no picture was seen before, whatever its pixels are."""
+    numbered = enumerate(cycle(asked))
+    return (replace(request, digest=number.to_bytes(8, "big")) for number, request in numbered)
+
+
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """Answers per second, and latencies in seconds."""
+class Rates:
+    """Answers a second, and latencies in seconds."""
 
     rate: float
     p50: float
@@ -80,8 +86,8 @@ def measure(
     count: int,
     window_s: float,
     patience_s: float = math.inf,
-) -> Measured:
-    """Answers per second and latencies, with `concurrency` requests in flight.
+) -> Rates:
+    """Answers a second, and how long they take, with so many requests always under way.
 
     The `first` answers do not count; then at least `count` do, and all others that come within `window_s`.
     Raises `TimeoutError` after `patience_s`.
@@ -132,7 +138,7 @@ def measure(
     counted = sorted(latencies[first:last])
     over.set()
     wait(lambda: not idle.is_set())
-    return Measured(rate, *(counted[int(part * (len(counted) - 1))] for part in (0.5, 0.99)))
+    return Rates(rate, *(counted[int(part * (len(counted) - 1))] for part in (0.5, 0.99)))
 
 
 @torch.inference_mode()
@@ -142,18 +148,10 @@ def generate_static(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Run one static batch through transformers; pixels are uploaded as bytes and normalised there, and all
-    requests decode until the longest is done."""
+    """One static batch through transformers: all decode until the longest is done."""
     tokens = max(request.options.max_new_tokens for request in asked)
-    pixels = torch.from_numpy(np.stack([request.pixels for request in asked])).to(device)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-    values = (pixels.permute(0, 3, 1, 2) * RESCALE - mean) / std
-    marks = [VOCAB - 1] * (1 + (pixels.shape[1] // 32) ** 2)
-    prompt = torch.tensor([[*marks, *request.prompt_ids] for request in asked], device=device)
     native.generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        pixel_values=values.to(dtype),
+        **native_inputs(asked, device, dtype),
         do_sample=False,
         num_beams=asked[0].options.num_beams,
         min_new_tokens=tokens,

@@ -3,7 +3,6 @@ interface."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import time
@@ -14,9 +13,10 @@ from typing import Any
 
 import grpc
 import httpx
+from bodies import INFER, as_text, grpc_request, v2_request
 from PIL import Image
 from serving import Server, serving
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 SLOW = 8  # pictures before the measured one: several for each reader
 ANSWER_S = 120.0
@@ -70,15 +70,10 @@ def _doors(server: Server, client: httpx.Client) -> dict[str, Door]:
     """A function for each interface that sends one picture."""
 
     def v2(picture: bytes) -> object:
-        tensors = {"INPUT_IMAGE": base64.b64encode(picture).decode(), "TASK_PROMPT": "<CAPTION>"}
-        inputs = [
-            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
-            for name, value in tensors.items()
-        ]
-        return client.post(f"{server.url}/v2/models/florence2/infer", json={"inputs": inputs}).status_code
+        return client.post(f"{server.url}{INFER}", json=v2_request(as_text(picture))).status_code
 
     def generate(picture: bytes) -> object:
-        body = {"INPUT_IMAGE": base64.b64encode(picture).decode(), "TASK_PROMPT": "<CAPTION>"}
+        body = {"INPUT_IMAGE": as_text(picture), "TASK_PROMPT": "<CAPTION>"}
         return client.post(f"{server.url}/v2/models/florence2/generate", json=body).status_code
 
     def analyze(picture: bytes) -> object:
@@ -87,14 +82,10 @@ def _doors(server: Server, client: httpx.Client) -> dict[str, Door]:
         return client.post(f"{server.url}/analyze", **form).status_code
 
     def over_grpc(picture: bytes) -> object:
-        request = service_pb2.ModelInferRequest(model_name="florence2")
-        for name, value in (("INPUT_IMAGE", picture), ("TASK_PROMPT", b"<CAPTION>")):
-            request.inputs.add(name=name, datatype="BYTES", shape=[1, 1])
-            request.raw_input_contents.append(len(value).to_bytes(4, "little") + value)
         options = [("grpc.max_send_message_length", -1)]
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as channel:
             try:
-                service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+                service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(grpc_request(picture))
             except grpc.RpcError as error:
                 return error.code().name  # type: ignore[attr-defined]  # an error of a call has a code
             return "OK"

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from command import Cost, medians, now, parser_of, since
 from random_models import SIDE, SIZES, backend_of, convert, make_native
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, StoppingCriteria, StoppingCriteriaList
@@ -52,9 +52,6 @@ ADAPTED = re.compile(r"^language.*(q_proj|k_proj|v_proj|fc2)$|^vision.*fc2$|lm_h
 FIRST, LAST = 8, 24
 """The range of steps that count; the first ones warm up."""
 
-Cost = tuple[float, float]
-"""CPU seconds, wall seconds."""
-
 
 class Clock(StoppingCriteria):
     """Records the time after each step and never stops the generation."""
@@ -63,7 +60,7 @@ class Clock(StoppingCriteria):
         self.marks: list[Cost] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        self.marks.append((time.process_time(), time.perf_counter()))
+        self.marks.append(now())
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
     def costs(self) -> list[Cost]:
@@ -115,7 +112,7 @@ def steps_of_engine(
     clock = Clock()
     for _ in range(LAST + 2):
         runner.step(sequences)
-        clock.marks.append((time.process_time(), time.perf_counter()))
+        clock.marks.append(now())
     return clock.costs()
 
 
@@ -142,11 +139,11 @@ def encode_cost(model: Florence2Model, side: int, index: Tensor) -> Cost:
     """One encode of pictures with prompts of twelve tokens, with the adapters in the slots `index`."""
     pixels = torch.randint(0, 256, (len(index), side, side, 3), dtype=torch.uint8)
     prompts = torch.zeros(len(index), 12, dtype=torch.int64)
-    began = time.process_time(), time.perf_counter()
+    began = now()
     with model.with_adapters(index):
         encoded = model.encode(model.encode_images(pixels), prompts)
         model.language.decoder.cross_kv(encoded)
-    return time.process_time() - began[0], time.perf_counter() - began[1]
+    return since(began)
 
 
 def _print_adapters(runner: Runner, encoded: Tensor, arguments: argparse.Namespace) -> None:
@@ -166,14 +163,10 @@ def _print_adapters(runner: Runner, encoded: Tensor, arguments: argparse.Namespa
 
 
 def _print_share(name: str, plain: list[list[Cost]], adapted: list[list[Cost]]) -> None:
-    """Print the costs without and with adapters."""
-    medians = [
-        min(tuple(statistics.median(values) for values in zip(*turn, strict=True)) for turn in turns)
-        for turns in (plain, adapted)
-    ]
-    for which, (cpu, wall) in zip(("without", "with"), medians, strict=True):
+    best = [min(map(medians, turns)) for turns in (plain, adapted)]
+    for which, (cpu, wall) in zip(("without", "with"), best, strict=True):
         print(f"{name} {which:8} {1e3 * cpu:9.2f} CPU-ms {1e3 * wall:9.2f} ms wall")
-    more = [after / before - 1 for before, after in zip(*medians, strict=True)]
+    more = [after / before - 1 for before, after in zip(*best, strict=True)]
     print(f"{name} {'more':8} {more[0]:9.1%}        {more[1]:9.1%}")
 
 
@@ -190,11 +183,11 @@ def scores_of_step(runner: Runner, requests: int, beams: int) -> Cost:
     tokens = torch.randint(ordered.start, ordered.stop, (requests, beams))
     costs = []
     for _ in range(300):
-        began = time.process_time(), time.perf_counter()
+        began = now()
         sums = window_sums(logits, normalizer, rows, tokens)
         state.windows[rows, torch.zeros_like(rows)] = sums
-        costs.append((time.process_time() - began[0], time.perf_counter() - began[1]))
-    cpu, wall = (statistics.median(values) for values in zip(*costs[50:], strict=True))
+        costs.append(since(began))
+    cpu, wall = medians(costs[50:])
     return cpu, wall
 
 
@@ -222,18 +215,14 @@ def flops_of_step(model: Florence2Model, rows: int) -> float:
 
 
 def _print_scores(steps: list[Cost], scores: Cost) -> None:
-    """Print the costs of a step and of its window sums."""
-    step = [statistics.median(values) for values in zip(*steps, strict=True)]
+    step = medians(steps)
     print(f"{'step':13} {1e3 * step[0]:8.2f} CPU-ms {1e3 * step[1]:8.2f} ms wall")
     print(f"{'scores':13} {1e3 * scores[0]:8.2f} CPU-ms {1e3 * scores[1]:8.2f} ms wall")
     print(f"{'share':13} {scores[0] / step[0]:8.2%}        {scores[1] / step[1]:8.2%}")
 
 
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--beams", type=int, default=3)
@@ -271,12 +260,10 @@ def main() -> None:
     for _ in range(arguments.turns):
         theirs += steps_of_transformers(native, encoded, arguments.beams)
         ours += steps_of_engine(runner, encoded, arguments.beams)
-    medians = []
-    for name, costs in (("transformers", theirs), ("florence", ours)):
-        cpu, wall = (statistics.median(values) for values in zip(*costs, strict=True))
-        medians.append((cpu, wall))
+    their, our = medians(theirs), medians(ours)
+    for name, (cpu, wall) in (("transformers", their), ("florence", our)):
         print(f"{name:13} {cpu:8.4f} CPU-s  {wall:8.4f} s wall")
-    print(f"{'ratio':13} {medians[0][0] / medians[1][0]:8.2f}        {medians[0][1] / medians[1][1]:8.2f}")
+    print(f"{'ratio':13} {their[0] / our[0]:8.2f}        {their[1] / our[1]:8.2f}")
     floor = flops_of_step(model, arguments.requests * arguments.beams) / rate
     print(
         f"best product: {rate / 1e9:.0f} GFLOP a CPU-second; the step's products at that: {floor:.4f} CPU-s"

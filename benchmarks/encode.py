@@ -10,16 +10,14 @@ compute in that CPU time. The prompt has 13 tokens, so the encoder gets 590.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from command import Cost, cost, medians, parser_of
 from random_models import SIDE, SIZES, VOCAB, make_native
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -68,19 +66,9 @@ def encode_natively(native: Florence2ForConditionalGeneration, values: Tensor, p
     return states
 
 
-def cost(run: Callable[[], object]) -> tuple[float, float]:
-    """CPU seconds and wall seconds of a run."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    run()
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
 @torch.inference_mode()
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")
@@ -112,12 +100,12 @@ def main() -> None:
         encode_natively(native, values, prompts),
     )
     drift = (ours - theirs).float().abs().mean() / theirs.float().abs().mean()
-    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    costs: dict[str, list[Cost]] = {name: [] for name in runs}
     for _ in range(arguments.rounds):
         for name, run in runs.items():
             costs[name].append(cost(run))
-    medians = {name: tuple(map(statistics.median, zip(*found, strict=True))) for name, found in costs.items()}
-    rates = {name: flops / medians[name][0] for name, (_, flops) in gemms.items()}
+    typical = {name: medians(found) for name, found in costs.items()}
+    rates = {name: flops / typical[name][0] for name, (_, flops) in gemms.items()}
     best = max(rates, key=rates.__getitem__)
     print(
         f"{arguments.size}, {arguments.pictures} pictures of {side}x{side}, {arguments.dtype}, "
@@ -126,10 +114,10 @@ def main() -> None:
     )
     print(f"best product: {best}, {rates[best] / 1e9:.0f} GFLOP per CPU-s; encoding: {flop / 1e9:.0f} GFLOP")
     for name in ("transformers", "florence"):
-        cpu, wall = medians[name]
+        cpu, wall = typical[name]
         share = flop / cpu / rates[best]
         print(f"{name:13} {cpu:8.3f} CPU-s  {wall:8.3f} s wall  {share:6.1%} of the best product")
-    (cpu, wall), (their_cpu, their_wall) = medians["florence"], medians["transformers"]
+    (cpu, wall), (their_cpu, their_wall) = typical["florence"], typical["transformers"]
     print(f"{'ratio':13} {their_cpu / cpu:8.2f}        {their_wall / wall:8.2f}")
 
 

@@ -10,7 +10,6 @@ pictures, which otherwise grows to its own limit while new ones come; by default
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
+from command import parser_of
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -65,10 +65,7 @@ def resident_bytes() -> int:
 
 
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--few", type=int, default=200)
     parser.add_argument("--many", type=int, default=2000)

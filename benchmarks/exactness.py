@@ -15,7 +15,6 @@ with the difference between the two programs' numbers.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import sys
@@ -26,17 +25,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command import parser_of
 from random_models import (
-    MEAN,
-    RESCALE,
     SIDE,
     SIZES,
-    STD,
     VOCAB,
     backend_of,
     convert,
     decide,
     make_native,
+    native_inputs,
     picture_tokens,
 )
 from transformers import Florence2ForConditionalGeneration
@@ -119,17 +117,11 @@ def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> li
 
 @torch.inference_mode()
 def generate_alone(native: Florence2ForConditionalGeneration, request: Request) -> Theirs:
-    """Answer one request with transformers' own `generate`."""
-    options, device = request.options, native.device
-    pixels = torch.from_numpy(request.pixels)[None].permute(0, 3, 1, 2).to(device)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-    marks = [native.config.image_token_id] * (1 + (pixels.shape[-1] // 32) ** 2)
-    ids = torch.tensor([[*marks, *request.prompt_ids]], device=device)
+    """One request through transformers' own `generate`."""
+    options = request.options
     search = {"early_stopping": True, "length_penalty": options.length_penalty}
     found = native.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=(pixels * RESCALE - mean) / std,
+        **native_inputs([request], native.device, image=native.config.image_token_id),
         do_sample=False,
         num_beams=options.num_beams,
         max_new_tokens=options.max_new_tokens,
@@ -157,10 +149,7 @@ def generate_alone(native: Florence2ForConditionalGeneration, request: Request) 
 
 
 def main() -> None:
-    """Run the comparison."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--tokens", type=int, default=20, help="most tokens of an answer")
     parser.add_argument("--beams", type=int, nargs="+", default=(1, 3, 5))

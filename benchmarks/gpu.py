@@ -47,6 +47,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import parser_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -129,10 +130,7 @@ def is_lost(bench: Bench) -> bool:
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--size", choices=sorted(set(SIZES) - {"tiny"}), default="large")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")

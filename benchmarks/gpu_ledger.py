@@ -16,10 +16,10 @@ beside the linear layers of the language model.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
+from command import parser_of
 from ledger.costs import CARDS
 from ledger.reckoning import reckon
 from ledger.report import whole
@@ -27,10 +27,7 @@ from random_models import SIZES
 
 
 def main() -> None:
-    """Print the estimates."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--card", choices=CARDS, default="h100")
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--requests", type=int, default=64)

@@ -9,13 +9,13 @@ seconds of each worker.
 
 from __future__ import annotations
 
-import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 import tritonclient.grpc as triton
+from command import parser_of
 from serving import ROOT, Server, serving
 
 POOL = [("grpc.use_local_subchannel_pool", 1)]
@@ -24,10 +24,7 @@ BOTH_S = 120.0
 
 
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=15, help="of each client, one after the other")
     asked = parser.parse_args()

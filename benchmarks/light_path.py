@@ -9,26 +9,24 @@ second (median of the rounds), their ratio to the bare route's, and the server's
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import base64
 import contextlib
 import json
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
-from serving import Server, serving
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from bodies import INFER, as_text, grpc_request, v2_request
+from command import parser_of
+from serving import Server, cpu_seconds, serving
+from tritonclient.grpc import service_pb2_grpc
 
 PICTURE = b"\x89PNG" + os.urandom(240 * 1024)  # no service here decodes it
-INFER = "/v2/models/florence2/infer"
 Sender = Callable[[float], Awaitable[int]]
 """A function that sends requests until this value of `time.perf_counter()` and returns their number."""
 
@@ -50,13 +48,8 @@ def start(target: str) -> contextlib.AbstractContextManager[Server]:
 
 
 def json_body(task: str) -> bytes:
-    """A request as the users of the replaced deployment send it."""
-    values = {"INPUT_IMAGE": base64.b64encode(PICTURE).decode(), "TASK_PROMPT": task}
-    inputs = [
-        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
-        for name, value in values.items()
-    ]
-    return json.dumps({"id": "1", "inputs": inputs}).encode()
+    """The request as the replaced deployment's users send it."""
+    return json.dumps({"id": "1", **v2_request(as_text(PICTURE), task)}).encode()
 
 
 def http_sender(server: Server, path: str, body: bytes, content_type: str = "application/json") -> Sender:
@@ -83,11 +76,8 @@ def http_sender(server: Server, path: str, body: bytes, content_type: str = "app
 
 
 def grpc_sender(server: Server) -> Sender:
-    """A sender of unary calls over one channel, with the picture's bytes as a binary tensor."""
-    request = service_pb2.ModelInferRequest(model_name="florence2")
-    for name, value in (("INPUT_IMAGE", PICTURE), ("TASK_PROMPT", b"<CAPTION>")):
-        request.inputs.add(name=name, datatype="BYTES", shape=[1, 1])
-        request.raw_input_contents.append(len(value).to_bytes(4, "little") + value)
+    """Unary calls over one channel, the picture's bytes as a binary tensor."""
+    request = grpc_request(PICTURE)
 
     async def send(end: float) -> int:
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -102,32 +92,28 @@ def grpc_sender(server: Server) -> Sender:
     return send
 
 
-def cpu_s(server: Server) -> float:
-    """CPU seconds that a server and its workers have used."""
-    parent = psutil.Process(server.process.pid)
-    times = [member.cpu_times() for member in (parent, *parent.children(recursive=True))]
-    return float(sum(used.user + used.system for used in times))
-
-
-def measure(row: Row, seconds: float, connections: int) -> None:
-    """Measure one row in one round."""
-    senders = [row.sender() for _ in range(connections)]
+def answered(senders: Sequence[Sender], seconds: float) -> tuple[int, float]:
+    """How many requests all of them get answered at once, and in how many seconds."""
 
     async def all_of_them() -> int:
         end = time.perf_counter() + seconds
         return sum(await asyncio.gather(*(send(end) for send in senders)))
 
-    used, started = cpu_s(row.server), time.perf_counter()
-    count = asyncio.run(all_of_them())
-    row.rates.append(count / (time.perf_counter() - started))
-    row.cpu_ms.append(1000 * (cpu_s(row.server) - used) / count)
+    started = time.perf_counter()
+    return asyncio.run(all_of_them()), time.perf_counter() - started
+
+
+def measure(row: Row, seconds: float, connections: int) -> None:
+    """One round of one row."""
+    used = cpu_seconds(row.server.process.pid)
+    count, taken = answered([row.sender() for _ in range(connections)], seconds)
+    row.rates.append(count / taken)
+    row.cpu_ms.append(1000 * (cpu_seconds(row.server.process.pid) - used) / count)
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command."""
+    parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each row in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=8)

@@ -10,7 +10,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from closed_loop import requests
+from command import parser_of
 from precision import PRECISIONS, load
 from random_models import SIZES, VOCAB, decide, make_native
 from torch import Tensor
@@ -53,10 +53,7 @@ def apart(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str,
 
 
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["bfloat16", "fp8", "int8"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -17,6 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from command import parser_of
+
 from florence.types.tasks import TRITON_TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,10 +80,8 @@ def read(task: str, protocol: str, printed: str) -> Row:
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The command."""
+    parser = parser_of(__doc__)
     parser.add_argument("perf_analyzer", help="the program, or a script that runs it with its arguments")
     parser.add_argument("more", nargs="*", help="more options of perf_analyzer's, after --")
     parser.add_argument("--http", default="127.0.0.1:8000", metavar="HOST:PORT")

@@ -8,7 +8,6 @@ whether earlier ones are answered or not; a request's time counts from when it w
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import random
 import re
@@ -18,6 +17,7 @@ from contextlib import asynccontextmanager
 from statistics import quantiles
 
 import httpx
+from bodies import INFER, as_text, v2_request
 from serving import ROOT, Server
 
 PATIENCE_S = 120.0
@@ -69,8 +69,8 @@ async def _client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def _ask(server: Server, rate: float, seconds: float) -> list[float]:
-    """Send v2 requests at this rate; return the seconds of each."""
-    bodies = [_v2_body(picture.read_bytes()) for picture in PICTURES]
+    """v2 requests at that rate; the seconds that each took."""
+    bodies = [json.dumps(v2_request(as_text(picture.read_bytes()))).encode() for picture in PICTURES]
     start, count = time.perf_counter(), max(2, round(rate * seconds))
     async with _client(server) as client:
 
@@ -78,7 +78,7 @@ async def _ask(server: Server, rate: float, seconds: float) -> list[float]:
             due = start + number / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             body = bodies[number % len(bodies)]
-            (await client.post("/v2/models/florence2/infer", content=body)).raise_for_status()
+            (await client.post(INFER, content=body)).raise_for_status()
             return time.perf_counter() - due
 
         return await asyncio.gather(*(one(number) for number in range(count)))
@@ -116,8 +116,7 @@ async def _form(client: httpx.AsyncClient, picture: bytes) -> None:
 
 
 async def _stream(client: httpx.AsyncClient, picture: bytes) -> None:
-    """Send a request for a stream."""
-    body = {"INPUT_IMAGE": base64.b64encode(picture).decode(), "TASK_PROMPT": "<CAPTION>", "num_beams": 1}
+    body = {"INPUT_IMAGE": as_text(picture), "TASK_PROMPT": "<CAPTION>", "num_beams": 1}
     (await client.post("/v2/models/florence2/generate_stream", json=body)).raise_for_status()
 
 
@@ -125,13 +124,3 @@ async def _analyze(client: httpx.AsyncClient, picture: bytes) -> None:
     """Send a request with several tasks."""
     tasks = json.dumps(["caption", "ocr_with_region"])
     (await client.post("/analyze", files={"image": picture}, data={"tasks": tasks})).raise_for_status()
-
-
-def _v2_body(picture: bytes) -> bytes:
-    """The body of a v2 request."""
-    values = {"INPUT_IMAGE": base64.b64encode(picture).decode(), "TASK_PROMPT": "<CAPTION>"}
-    inputs = [
-        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
-        for name, value in values.items()
-    ]
-    return json.dumps({"inputs": inputs}).encode()

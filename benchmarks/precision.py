@@ -9,25 +9,21 @@ measures the changes of answers on the demo checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from random_models import RULES, SIDE, SIZES, VOCAB, make_native
+from command import parser_of
+from random_models import RULES, SIDE, SIZES, load_saved, make_native
 
-from florence.checkpoint.config import read_config
-from florence.checkpoint.weights import load_model
 from florence.engine.device.beams.reference import generate_alone
 from florence.engine.request import GenerationOptions, Request
 from florence.model.devices import keep_freed_memory
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
-from florence.model.kernels.linear import pack, quantize
-from florence.model.vision import Normalize
 
 TIMED = ("bfloat16", "float32", "int8")
 PRECISIONS = (*TIMED, "fp8")
@@ -37,21 +33,12 @@ def load(folder: Path, precision: str) -> Florence2Model:
     """A model as the service would run it on a CPU. int8 is used within float32, and fp8, emulated, within
     bfloat16."""
     dtype = torch.bfloat16 if precision in ("bfloat16", "fp8") else torch.float32
-    normalize = Normalize((0.5,) * 3, (0.5,) * 3, 1 / 255)
-    model = load_model(folder, read_config(folder), normalize, VOCAB, torch.device("cpu"), dtype)
-    if precision == "int8":
-        quantize(model.vision.tower, model.language.encoder, model.language.decoder)
-    if precision == "fp8":
-        multiply_in_fp8(model)
-    pack(model)
-    return model
+    quantized: Any = precision if precision in ("fp8", "int8") else ""
+    return load_saved(folder, torch.device("cpu"), dtype, quantized)
 
 
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,7 +1,7 @@
 """Measure how long a health probe waits while the service gets many requests, or large ones.
 
-Probes use lasting and new connections, each in a process of its own, so that they do not wait for the load's
-Python.
+Probes come over connections that stay and over new ones, from processes of their own, so that they don't wait
+for the load's Python.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import asyncio
 import base64
 import contextlib
 import http.client
-import io
 import json
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from multiprocessing.synchronize import Event
 from types import MappingProxyType
 from typing import Any
 
-from PIL import Image
+from bodies import FORM, INFER, as_text, form, small_picture, v2_request
 from serving import Server
 
 EVERY_S = 0.01
 CALM_S = 2.0
 ANSWER_S = 120.0
-INFER = "/v2/models/florence2/infer"
+FORK = multiprocessing.get_context("fork")  # a new interpreter would load torch
 MIB = 2**20
 Body = tuple[str, bytes, dict[str, str]]
 """A path, a request's body, its headers."""
@@ -45,37 +45,55 @@ def measure(server: Server, burst: int, mib: int) -> Iterator[tuple[str, float, 
 
 
 def _probed(server: Server, name: str, load: Callable[[], str]) -> tuple[str, float, str]:
-    """Run a load and measure the probes meanwhile."""
-    context = multiprocessing.get_context("fork")  # a new interpreter would load torch
-    begun, over, told = context.Event(), context.Event(), context.SimpleQueue()
-    ways = (True, False)
     address = server.url.removeprefix("http://")
-    probes = [context.Process(target=_probe, args=(address, way, begun, over, told)) for way in ways]
-    for probe in probes:
-        probe.start()
+    connections = {
+        keep: http.client.HTTPConnection(address, timeout=ANSWER_S) for keep in ("kept", "new each time")
+    }
+    asks = {keep: partial(_probe, each, keep == "kept") for keep, each in connections.items()}
+    with waiting(asks, EVERY_S) as longest:
+        answer = load()
+    return name, max(longest.values()), answer
+
+
+def _probe(connection: http.client.HTTPConnection, keep: bool) -> None:
+    connection.request("GET", "/v2/health/live")
+    connection.getresponse().read()
+    if not keep:
+        connection.close()
+
+
+@contextlib.contextmanager
+def waiting(asks: Mapping[str, Callable[[], object]], every_s: float) -> Iterator[dict[str, float]]:
+    """A context in which each of these is asked again and again, in a process of its own. Gives the longest
+    wait of each in seconds, which are there once the context is left."""
+    begun, over, told = FORK.Event(), FORK.Event(), FORK.SimpleQueue()
+    longest: dict[str, float] = {}
+    processes = [
+        FORK.Process(target=_ask_on, args=(name, ask, every_s, begun, over, told))
+        for name, ask in asks.items()
+    ]
+    for process in processes:
+        process.start()
         begun.wait()
         begun.clear()
-    answer = load()
+    yield longest
     over.set()
-    longest = max(told.get() for _ in ways)
-    for probe in probes:
-        probe.join()
-    return name, longest, answer
+    longest |= dict(told.get() for _ in processes)
+    for process in processes:
+        process.join()
 
 
-def _probe(address: str, keep: bool, begun: Event, over: Event, told: Any) -> None:
-    """Measure the longest wait in seconds, over one connection (`keep`) or a new one each time."""
-    longest, connection = 0.0, http.client.HTTPConnection(address, timeout=ANSWER_S)
+def _ask_on(
+    name: str, ask: Callable[[], object], every_s: float, begun: Event, over: Event, told: Any
+) -> None:
+    longest = 0.0
     while not over.is_set():
         started = time.perf_counter()
-        connection.request("GET", "/v2/health/live")
-        connection.getresponse().read()
-        if not keep:
-            connection.close()
+        ask()
         longest = max(longest, time.perf_counter() - started)
         begun.set()
-        time.sleep(EVERY_S)
-    told.put(longest)
+        time.sleep(every_s)
+    told.put((name, longest))
 
 
 def _post(server: Server, path: str, body: bytes, headers: Mapping[str, str]) -> str:
@@ -87,9 +105,8 @@ def _post(server: Server, path: str, body: bytes, headers: Mapping[str, str]) ->
 
 
 async def _burst(server: Server, count: int) -> str:
-    """The statuses of `count` requests whose connections are opened at the same time."""
-    image = base64.b64encode(_picture()).decode()
-    body = json.dumps({"image": image, "num_beams": 1}).encode()
+    """The statuses of so many requests whose connections are opened at the same time."""
+    body = json.dumps({"image": as_text(small_picture()), "num_beams": 1}).encode()
     head = f"POST /caption HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
     host, port = server.url.removeprefix("http://").split(":")
 
@@ -104,33 +121,8 @@ async def _burst(server: Server, count: int) -> str:
     return ", ".join(f"{statuses.count(each)} times {each}" for each in sorted(set(statuses)))
 
 
-def _picture() -> bytes:
-    """A small PNG."""
-    file = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").save(file, "PNG")
-    return file.getvalue()
-
-
-def _upload(mib: int) -> Body:
-    """A form with a large picture."""
-    part = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-    body = part + _picture() + os.urandom(mib * MIB) + b"\r\n--edge--\r\n"
-    return "/caption", body, {"Content-Type": "multipart/form-data; boundary=edge"}
-
-
 def _text(mib: int) -> str:
-    """A large picture as base64."""
-    return base64.b64encode(_picture() + os.urandom(mib * MIB * 3 // 4)).decode()
-
-
-def _inputs(image: str) -> dict[str, object]:
-    """The body of a v2 request."""
-    values = {"INPUT_IMAGE": image, "TASK_PROMPT": "<CAPTION>"}
-    inputs = [
-        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
-        for name, value in values.items()
-    ]
-    return {"inputs": inputs}
+    return as_text(small_picture() + os.urandom(mib * MIB * 3 // 4))
 
 
 def _lines(mib: int) -> Body:
@@ -141,14 +133,14 @@ def _lines(mib: int) -> Body:
 
 BODIES: Mapping[str, Callable[[int], Body]] = MappingProxyType(
     {
-        "an upload": _upload,
+        "an upload": lambda mib: ("/caption", form(small_picture() + os.urandom(mib * MIB)), FORM),
         "base64 in typed JSON": lambda mib: ("/caption", json.dumps({"image": _text(mib)}).encode(), {}),
         "base64 in lines": _lines,
-        "base64 over v2": lambda mib: (INFER, json.dumps(_inputs(_text(mib))).encode(), {}),
+        "base64 over v2": lambda mib: (INFER, json.dumps(v2_request(_text(mib))).encode(), {}),
         "escapes": lambda mib: ("/caption", b'{"image":"' + b"\\/" * (mib * MIB // 2) + b'"}', {}),
         "letters beyond ASCII": lambda mib: (
             INFER,
-            json.dumps(_inputs("\u00e9" * (mib * MIB // 2)), ensure_ascii=False).encode(),
+            json.dumps(v2_request("\u00e9" * (mib * MIB // 2)), ensure_ascii=False).encode(),
             {},
         ),
         "many objects": lambda mib: (INFER, b'{"inputs":[' + b"{}," * (mib * MIB // 3) + b"0]}", {}),

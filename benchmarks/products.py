@@ -9,13 +9,13 @@ CPU-second, and the rate at which weights are read in GB/s of wall time.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from command import cost, parser_of
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,20 +36,15 @@ def make_layers(
     return [pack((torch.randn(outputs, inner) * inner**-0.5).to(dtype), bias) for _ in range(count)]
 
 
-def cost(layers: list[PackedWeight], states: Tensor) -> tuple[float, float]:
-    """CPU seconds and wall seconds of all layers, one after the other."""
-    cpu, wall = time.process_time(), time.perf_counter()
+def multiply(layers: list[PackedWeight], states: Tensor) -> None:
+    """All layers, one after the other."""
     for layer in layers:
         layer.product(states)
-    return time.process_time() - cpu, time.perf_counter() - wall
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")
     parser.add_argument("--rows", type=int, nargs="+", default=[3, 12, 48, 590])
@@ -74,7 +69,7 @@ def main() -> None:
             best = dict.fromkeys(kinds, (float("inf"), float("inf")))
             for _ in range(TURNS):
                 for name, these in layers.items():
-                    best[name] = min(best[name], cost(these, states))
+                    best[name] = min(best[name], cost(partial(multiply, these, states)))
             count = len(layers["oneDNN"]) * inner * outputs
             rates = "  ".join(
                 f"{name} {2e-9 * rows * count / cpu:6.1f} {1e-9 * dtype.itemsize * count / wall:6.1f}"

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
@@ -20,9 +23,10 @@ from florence.engine.config import EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.reference import TokenRules
 from florence.engine.device.cuda.find_kernels import find_quantizer
+from florence.engine.request import Request
 from florence.model.florence2 import Florence2Model
 from florence.model.fp8 import multiply_in_fp8
-from florence.model.kernels.linear import pack
+from florence.model.kernels.linear import pack, quantize
 from florence.model.vision import Normalize
 
 SIZES = {  # d_model, layers, heads, ffn_dim, tower dimensions
@@ -83,16 +87,34 @@ def convert(
 
 
 def load_saved(
-    folder: Path, device: torch.device, dtype: torch.dtype, *, fp8: bool = False
+    folder: Path, device: torch.device, dtype: torch.dtype, quantized: Literal["", "fp8", "int8"] = ""
 ) -> Florence2Model:
-    """This package's model of weights that transformers has saved. `fp8`: multiply in fp8, which a CPU
-    emulates."""
+    """This package's model of weights that transformers has saved. `quantized`: with what multiplies in that;
+    a CPU emulates fp8."""
     config, normalize = read_config(folder), Normalize(MEAN, STD, RESCALE)
     model = load_model(folder, config, normalize, VOCAB, device, dtype)
-    if fp8:
+    if quantized == "fp8":
         multiply_in_fp8(model, find_quantizer(device))
+    if quantized == "int8":
+        quantize(model.vision.tower, model.language.encoder, model.language.decoder)
     pack(model)
     return model
+
+
+def native_inputs(
+    asked: Sequence[Request], device: torch.device, dtype: torch.dtype = torch.float32, image: int = VOCAB - 1
+) -> dict[str, Any]:
+    """Arguments of transformers' `generate`: pixels are uploaded as bytes and normalised there, as here.
+    `image`: the token that stands for the picture's."""
+    pixels = torch.from_numpy(np.stack([request.pixels for request in asked])).to(device)
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    marks = [image] * (1 + (pixels.shape[1] // 32) ** 2)
+    ids = torch.tensor([[*marks, *request.prompt_ids] for request in asked], device=device)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": ((pixels.permute(0, 3, 1, 2) * RESCALE - mean) / std).to(dtype),
+    }
 
 
 def backend_of(model: Florence2Model, encode_stream: EncodeStreamChoice = "off") -> Backend:

@@ -10,7 +10,6 @@ those of this process and its readers together. Memory is that of one reader pro
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import re
@@ -22,6 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
+from command import medians, parser_of
 from PIL import Image
 
 from florence.images.decode import decode, inspect
@@ -131,7 +131,7 @@ def print_rates(
             found[key].append(rate(readers, pids, data, pictures))
     base: dict[str, float] = {}
     for (kind, count), rows in found.items():
-        pictures_s, cpu_ms = (statistics.median(column) for column in zip(*rows, strict=True))
+        pictures_s, cpu_ms = medians(rows)
         base.setdefault(kind, pictures_s)
         print(
             f"{name:10} {kind:9} {count:2} readers {pictures_s:7.1f} pictures/s"
@@ -143,10 +143,7 @@ def print_rates(
 
 
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--readers", default="1,2", help="numbers of readers, with commas")
     parser.add_argument("--pictures", type=int, default=60, help="of 0.7 megapixels a round; a fifth of 12")
     parser.add_argument("--rounds", type=int, default=3)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,20 +46,12 @@ def serving(target: str, folder: Path = ROOT, **environment: str) -> Iterator[Se
             "FLORENCE_GRPC_PORT": str(grpc_port),
             **environment,
         }
-        command = [
-            sys.executable,
-            "-m",
-            "bentoml",
-            "serve",
-            target,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+        words = ["serve", target, "--host", "127.0.0.1", "--port", str(port)]
         log_path = Path(home) / "log"
         with log_path.open("wb") as log:
-            process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bentoml", *words], cwd=folder, env=variables, stdout=log, stderr=log
+            )
         server = Server(process, f"http://127.0.0.1:{port}", grpc_port, log_path)
         try:
             wait_ready(server)
@@ -66,6 +59,13 @@ def serving(target: str, folder: Path = ROOT, **environment: str) -> Iterator[Se
         finally:
             process.terminate()
             process.wait(STOP_S)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds that a process and all below it have used."""
+    parent = psutil.Process(pid)
+    times = [member.cpu_times() for member in (parent, *parent.children(recursive=True))]
+    return float(sum(used.user + used.system for used in times))
 
 
 def wait_ready(server: Server) -> None:

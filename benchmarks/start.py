@@ -9,10 +9,7 @@ the seconds, and of the CPU seconds of all processes.
 
 from __future__ import annotations
 
-import argparse
 import os
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +18,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import psutil
+from command import medians, parser_of
+from ports import free_port
+from serving import cpu_seconds
 
 PICTURE = str(Path(__file__).resolve().parents[1] / "data" / "scene_02.png")
 CLI = ["-c", "import sys; from florence.cli import main; sys.exit(main())"]
@@ -44,9 +43,7 @@ Times = tuple[float, float]
 
 
 def main() -> None:
-    """Run the benchmark."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="phases whose name has this in it")
     options = parser.parse_args()
@@ -58,7 +55,7 @@ def main() -> None:
                 continue
             caches = [f"{folder}/{'kept' if warm else f'{number}-{turn}'}" for turn in range(options.rounds)]
             times = [run(arguments, cache) if arguments else serve(cache) for cache in caches]
-            wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+            wall, cpu = medians(times)
             print(f"| {name} | {wall:.2f} | {cpu:.2f} |", flush=True)
 
 
@@ -73,10 +70,8 @@ def run(arguments: list[str], cache: str) -> Times:
 
 
 def serve(cache: str) -> Times:
-    """The times of the service from its start until it is ready; its end is not measured."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The service from its start until it is ready; its end is not measured."""
+    port = free_port()
     began = time.perf_counter()
     command = [sys.executable, *CLI, "serve", "--model", "demo", "--port", str(port)]
     with subprocess.Popen(
@@ -88,11 +83,9 @@ def serve(cache: str) -> Times:
                     raise SystemExit("the service did not become ready")
                 time.sleep(POLL_S)
             wall_s = time.perf_counter() - began
-            server = psutil.Process(process.pid)
-            times = [each.cpu_times() for each in (server, *server.children(recursive=True))]
+            return wall_s, cpu_seconds(process.pid)
         finally:
             process.terminate()
-    return wall_s, sum(each.user + each.system for each in times)
 
 
 def is_ready(port: int) -> bool:

@@ -17,7 +17,6 @@ includes the cold start, does not count on either side.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import threading
@@ -32,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from closed_loop import TASKS, generate_static, options, requests, throughput
+from command import parser_of
 from random_models import SIZES, backend_of, convert, make_native, picture_tokens
 from transformers import Florence2ForConditionalGeneration
 
@@ -212,10 +212,7 @@ def measure_ours(bench: Bench, name: str) -> float:
 
 
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--concurrency", type=int, default=30)

@@ -7,12 +7,12 @@ the seconds. Knows the demo world and the library.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from command import parser_of
 from PIL import Image
 
 from florence import Florence2
@@ -31,8 +31,8 @@ MOST_OVERLAP = 0.9  # the limit of a request
 
 
 def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    """The command."""
+    parser = parser_of(__doc__)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--count", type=int, default=5, help="pages, and scenes")
     parser.add_argument("--scales", type=float, nargs="*", default=[1, 1.75, 2, 3], help="of pages' tiles")

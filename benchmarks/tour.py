@@ -8,7 +8,6 @@ that deployment's users do, and through its typed endpoint. Request and answer a
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 import textwrap
@@ -18,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+from bodies import INFER, as_text, v2_request
 from serving import ROOT, serving
 
 from florence.types.tasks import TASKS, TRITON_TASKS
@@ -60,7 +60,8 @@ def _ask(client: httpx.Client, base_url: str, number: int, task: str) -> int:
     picture, text = _question(task, number)
     wanted = task if text is None else f'{task} "{text}"'
     print(f"\n{picture.name}  {wanted}", flush=True)
-    v2 = _answer(client.post(f"{base_url}/v2/models/florence2/infer", json=_v2_request(picture, task, text)))
+    request = {"id": uuid4().hex, **v2_request(as_text(picture.read_bytes()), task, text)}
+    v2 = _answer(client.post(f"{base_url}{INFER}", json=request))
     _show("v2", json.loads(v2["outputs"][0]["data"][0])[task])
     path = TASKS.resolve(task).name
     fields = {} if text is None else {"text": text}
@@ -80,17 +81,6 @@ def _question(task: str, number: int) -> tuple[Path, str | None]:
     if not fitting:
         raise TourError(f"data/scene_questions.json has no question for {task}")
     return fitting[number % len(fitting)]
-
-
-def _v2_request(picture: Path, task: str, text: str | None) -> dict[str, Any]:
-    """The body of a v2 request."""
-    image = base64.b64encode(picture.read_bytes()).decode("ascii")
-    values = {"INPUT_IMAGE": image, "TASK_PROMPT": task} | ({} if text is None else {"TEXT_PROMPT": text})
-    inputs = [
-        {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
-        for name, value in values.items()
-    ]
-    return {"id": uuid4().hex, "inputs": inputs}
 
 
 def _answer(response: httpx.Response) -> Any:

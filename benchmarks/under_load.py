@@ -25,7 +25,6 @@ people, in turns of this many seconds; with `--health` too, both for one service
 from __future__ import annotations
 
 import argparse
-import base64
 import io
 import json
 import os
@@ -38,11 +37,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # set before torch is loaded, as the service does
+from command import parser_of
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the service does, before torch is loaded
 
 import httpx
 import numpy as np
 import torch
+from bodies import INFER, as_text, v2_request
 from deadlines import measure as measure_deadlines
 from PIL import Image
 from playground_users import measure as measure_beside
@@ -93,15 +95,8 @@ def rate(answer: Callable[[bytes], object], pictures: list[bytes], concurrency: 
 
 
 def body_of(picture: bytes) -> dict[str, object]:
-    """The body of a v2 request."""
-    values = {"INPUT_IMAGE": base64.b64encode(picture).decode(), "TASK_PROMPT": "<CAPTION>"}
-    return {
-        "inputs": [
-            {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
-            for name, value in values.items()
-        ],
-        "parameters": {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS},
-    }
+    parameters = {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS}
+    return {**v2_request(as_text(picture)), "parameters": parameters}
 
 
 def through_library(directory: Path, dtype: str, pictures: list[bytes], concurrency: int) -> float:
@@ -125,7 +120,7 @@ def through_service(
     with serving("service:service", **settings) as server, httpx.Client(timeout=ANSWER_S) as client:
 
         def answer(picture: bytes) -> None:
-            client.post(f"{server.url}/v2/models/florence2/infer", json=body_of(picture)).raise_for_status()
+            client.post(f"{server.url}{INFER}", json=body_of(picture)).raise_for_status()
 
         answer(draw_pictures(1, seed=99)[0])
         return rate(answer, pictures, concurrency)
@@ -139,10 +134,7 @@ def beside_playground(server: Server, arguments: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--pictures", type=int, default=24)

@@ -101,8 +101,8 @@ class MalformedJson(ProtocolError):
     """The body is not JSON. `reason` and `position`: what is wrong, and where; None: that is not known."""
 
     def __init__(self, reason: str, position: int | None = None) -> None:
-        place = "" if position is None else f" at {position}"
-        super().__init__(f"failed to parse the request JSON buffer: {reason}{place}")
+        told = reason if position is None else f"{reason.removesuffix(' at')} at {position}"
+        super().__init__(f"failed to parse the request JSON buffer: {told}")
         self.reason, self.position = reason, position
 
 
@@ -227,10 +227,10 @@ class SettingsError(FlorenceError):
 
 
 def words_of(error: Exception) -> str:
-    """The error in one line: of an OSError about a file, its name and what is wrong."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{str(error.filename)[:200]}: {error.strerror}"
-    return str(error)
+    """The error in one line: of an OSError what is wrong, with the name of the file where it has one."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{str(error.filename)[:200]}: {error.strerror}"
 
 
 def is_foreseen(error: Exception) -> bool:

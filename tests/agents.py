@@ -15,7 +15,7 @@ from v2 import picture
 
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
-from florence.bulk.run import QuestionOutcome
+from florence.bulk.run import Ask, QuestionOutcome
 from florence.errors import Overloaded, RequestError
 from florence.mcp.roots import Roots
 from florence.mcp.server import PictureServer
@@ -54,8 +54,8 @@ class FakeAsk:
         ]
 
 
-def with_client(ask: FakeAsk, work: Work, *folders: Path, local: bool = True) -> Any:
-    """Run the work with the SDK's client and return its result."""
+def with_client(ask: Ask, work: Work, *folders: Path, local: bool = True) -> Any:
+    """What the work gives, which gets the SDK's client."""
 
     async def run() -> Any:
         server = PictureServer(ask, Roots(folders, local=local))

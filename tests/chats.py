@@ -12,10 +12,11 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from v2 import picture
+from v2 import picture, roomy
 
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
-from florence.server.http.routing import OPEN_PATHS, middleware_of
+from florence.server.http.paths import OPEN_PATHS
+from florence.server.http.routing import middleware_of
 from florence.server.keys import keys_of
 from florence.server.openai.app import create_chat_app
 from florence.server.v2.inference import Inference, ModelRepository
@@ -34,7 +35,7 @@ def chat_client(
     inference.model = model if loaded else None
     repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
     chat = create_chat_app(inference, fetcher or fetcher_of(Settings()))
-    middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat)
+    middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat, budget=roomy())
     other = Route("/{path:path}", _fails, methods=["POST"])
     return TestClient(Starlette(routes=[other], middleware=middleware), raise_server_exceptions=False)
 

@@ -30,11 +30,12 @@ from florence.engine.device.cuda import search as cuda_search
 from florence.engine.device.cuda.kernel import Case, CudaKernel
 from florence.engine.device.cuda.kernels import LOW_RANK_KERNELS, QUANTIZE, STEP_KERNELS, ExampleSizes
 from florence.engine.device.runner import Runner
-from florence.engine.device.steps import StepSequence, grouped_batch
+from florence.engine.device.steps import grouped_batch
 from florence.engine.request import GenerationOptions, Request
+from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
-from florence.model.cuda.attention import CudaAttention
+from florence.model.cuda.attention import CUDA
 from florence.model.kernels.cuda import attention, candidates, norms, twins, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns about infinities
@@ -237,8 +238,10 @@ class Searches(NamedTuple):
     width: int
 
     def batch(self, requests: int) -> DecodeBatch:
-        """These requests as a batch, padded to this number of requests."""
-        return grouped_batch([StepSequence(slot, 1, 0) for slot in self.placed], requests, self.width)
+        """With padding up to so many."""
+        return grouped_batch(
+            [StepSequence(slot=slot, encoder_length=1) for slot in self.placed], requests, self.width
+        )
 
 
 def searches(seed: int) -> Searches:
@@ -308,7 +311,7 @@ def test_the_engine_is_exact_with_the_kernels(tmp_path: Path, monkeypatch: pytes
     )
     model = load_float32(tmp_path, 1100)
     backend = Backend(
-        CudaAttention(),
+        CUDA,
         cuda_search.advance,
         capturer=EagerCapturer(),
         delayed_readback=True,

@@ -12,7 +12,7 @@ from httpcore import AsyncNetworkBackend, AsyncNetworkStream, ConnectError, Read
 from pictures import drawn, saved
 
 from florence.server.fetching.allowed import read_allow_list
-from florence.server.fetching.fetcher import FetchLimits, PictureFetcher
+from florence.server.fetching.fetcher import PictureFetcher
 
 HOST = "pictures.test"
 PUBLIC = "93.184.216.34"  # a public address, to which no test connects
@@ -36,6 +36,9 @@ def redirect(location: str, status: int = 302) -> bytes:
     return answer(b"", status, location=location)
 
 
+LIMITS: dict[str, Any] = {"max_bytes": 20 * 2**20, "arrive_s": 60.0, "most": 256, "most_of_key": 128}
+
+
 @dataclass
 class FakeWeb(AsyncNetworkBackend):
     """A simulated network.
@@ -57,9 +60,9 @@ class FakeWeb(AsyncNetworkBackend):
     def fetcher(self, hosts: str = HOST, networks: str | None = None, **limits: Any) -> PictureFetcher:
         """A fetcher that may reach these hosts, with these limits."""
         allowed = read_allow_list(hosts, networks)
-        return PictureFetcher(
-            allowed, FetchLimits(**limits), self.resolve, self, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        )
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        told = LIMITS | limits
+        return PictureFetcher(allowed=allowed, resolve=self.resolve, connector=self, tls=tls, **told)
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
         """The host's addresses, recorded in `lookups`."""

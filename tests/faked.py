@@ -12,6 +12,7 @@ from florence.answers.answer import Answer
 from florence.engine.observer import Observer
 from florence.errors import EngineError
 from florence.server import service as real
+from florence.server.supervisor import end_worker
 from florence.settings import Settings, read_settings
 
 
@@ -20,8 +21,7 @@ class BreakingModel(FakeModel):
     """A fake model whose device breaks at the first request."""
 
     def _answer(self, call: Call) -> Answer:
-        """End the worker as a broken device does."""
-        real.end_worker()
+        end_worker()
         raise EngineError("the device is gone")
 
 

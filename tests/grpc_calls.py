@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from fake_model import FakeModel
 from tritonclient.grpc import service_pb2
-from v2 import picture
+from v2 import picture, roomy
 
 from florence.server.v2.grpc_server import GrpcServer
 from florence.server.v2.inference import Inference, ModelRepository
@@ -43,7 +43,7 @@ async def listening(
     """Start a server with this model and this limit for messages; yield a channel to it and its inference."""
     inference = Inference(timeout_s=5.0)
     inference.model = model
-    server = GrpcServer(ModelRepository([inference]), max_bytes, shared=False)
+    server = GrpcServer(ModelRepository([inference]), max_bytes, shared=False, budget=roomy())
     port = await server.start("127.0.0.1", 0)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -12,7 +12,6 @@ from serving import ROOT
 from florence.bento.image import LOCK, MODELS, Variant, image_settings, read_lock
 
 WHOLE_LOCK = ROOT / "requirements.lock"
-PIN = re.compile(r"([a-z0-9-]+)==\S+")
 NOT_FOR_SERVING = {"pytest", "hypothesis", "mypy", "ruff", "check-jsonschema", "requests", "mkdocs"}
 OWN = {"florence2-client"}  # its code is in the Bento
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from florence.bulk.services import Services, ThreadClients
+from florence.bulk.services import IdleClients, Services
 from florence.client import ConnectionLost, Unreachable
 from florence.errors import RequestError, Unavailable
 
@@ -53,7 +53,7 @@ class Clock:
 def make(*names: str, **options: Any) -> tuple[list[Fake], Services, Clock, list[str]]:
     """Fake clients with these names, their `Services`, its clock, and the list of its messages."""
     fakes, clock, told = [Fake(name) for name in names], Clock(), []
-    clients: Any = [(fake.name, ThreadClients(lambda fake=fake: fake)) for fake in fakes]
+    clients: Any = [(fake.name, IdleClients(lambda fake=fake: fake)) for fake in fakes]
     return fakes, Services(clients, told.append, clock=clock, **options), clock, told
 
 
@@ -80,10 +80,9 @@ def test_the_one_with_the_least_to_do_is_asked() -> None:
     assert Counter(seen) == {"a": 2, "b": 2, "c": 2}
 
 
-def test_each_thread_has_a_client_of_its_own() -> None:
-    """Each thread has one client of its own, and all are closed at the end."""
+def test_calls_at_a_time_have_clients_of_their_own_and_later_ones_find_them() -> None:
+    """Whatever threads come and go, there are no more than were used at a time; all are closed at the end."""
     made, closed = [], []
-    together = threading.Barrier(3)
 
     class Made(Fake):
         """A fake that records its making and its closing."""
@@ -95,20 +94,27 @@ def test_each_thread_has_a_client_of_its_own() -> None:
         def close(self) -> None:
             closed.append(self)
 
-    clients = ThreadClients(Made)  # type: ignore[arg-type]
+    clients = IdleClients(Made)  # type: ignore[arg-type]
+    for _ in range(4):
+        together, used = threading.Barrier(3), []
 
-    def ask_twice() -> None:
-        first = clients.own()
-        together.wait(60)
-        assert clients.call(lambda client: client) is first
+        def ask(together: threading.Barrier = together, used: list[object] = used) -> None:
+            used.append(clients.call(lambda client: (together.wait(60), client)[1]))
 
-    threads = [threading.Thread(target=ask_twice) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(map(id, used))) == 3
+    with pytest.raises(RequestError):
+        clients.call(_fail)
     clients.close()
     assert len(made) == len(closed) == len(set(map(id, made))) == 3
+
+
+def _fail(_: object) -> None:
+    raise RequestError("what the call raises does not cost the client")
 
 
 @pytest.mark.parametrize("error", [Unreachable("no connection"), ConnectionLost("it broke")])

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from transformers import Florence2ForConditionalGeneration
 
 from florence import Florence2
-from florence.server.service import fetch_checkpoint
+from florence.server.loading import fetch_checkpoint
 from florence.settings import read_settings
 
 

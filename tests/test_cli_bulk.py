@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -188,6 +189,29 @@ def test_an_interrupted_run_says_what_is_kept(
         err == f"florence: interrupted: 3 answers are kept in {out}; the same command asks for the other 2\n"
     )
     assert [row["picture"] for row in rows(out)] == pictures[:3]
+
+
+def test_a_full_disk_ends_a_run_that_can_be_completed(
+    florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what is wrong, what is kept, and that the same command goes on, which it then does."""
+    copies(tmp_path / "in", 5)
+    example = TaskAnswer[Text].model_validate(TaskAnswer[Text].model_json_schema()["examples"][0])
+    monkeypatch.setattr("florence.cli.bulk.open_asker", lambda *_: nullcontext(lambda *_: [example]))
+    out = tmp_path / "r.jsonl"
+    command = ("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--concurrency", 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # two lines and a half
+    try:
+        status, _, err = florence(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    whole = out.read_bytes().count(b"\n")
+    assert 0 < whole < 5
+    kept = f"{whole} answers are kept in {out}; the same command asks for the other {5 - whole}"
+    assert (status, err) == (1, f"florence: File too large: {kept}\n")
+    assert florence(*command)[2] == f"florence: {5 - whole} answered, {whole} were there before\n"
+    assert len(rows(out)) == 5
 
 
 @pytest.mark.slow

@@ -161,6 +161,7 @@ def test_each_status_has_its_exception_with_the_servers_words(
         (httpx.Response(403, json={"error": "no token"}), "403.*no token"),
         (httpx.Response(308, headers={"location": "https://elsewhere"}), "308.*https://elsewhere"),
         (httpx.Response(500, text="oops"), "500.*oops"),
+        (httpx.Response(500, text="[" * 9000), "500.*\\[\\[\\["),
         (httpx.Response(200, text="<html>Welcome"), "200.*<html>Welcome"),
         (httpx.Response(200, json={**ANSWER, "result": {"kind": "boxes"}}), "200.*result"),
     ],

@@ -16,7 +16,7 @@ from programs import program
 from serving import ROOT
 
 from florence.bento.image import MODELS, UID
-from florence.server.service import PROBES
+from florence.server.http.paths import HEALTH
 from florence.settings import Settings
 
 VERSIONS = ("1.30", "1.37")  # the first with preStop's `sleep`, and the validator's latest
@@ -156,7 +156,7 @@ def test_the_probes_ask_what_the_service_answers(overlay: str) -> None:
         "readinessProbe": "/readyz",
         "livenessProbe": "/livez",
     }
-    assert {probe["path"] for probe in probes.values()} <= set(PROBES)
+    assert {probe["path"] for probe in probes.values()} <= set(HEALTH)
     assert {probe["port"] for probe in probes.values()} == {"http"}
 
 

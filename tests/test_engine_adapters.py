@@ -20,7 +20,7 @@ from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.adapters.lowrank import LowRankKernels
-from florence.model.attention import DenseAttention, KernelAttention
+from florence.model.attention import by_kernel
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -46,9 +46,9 @@ def runner_of(sides: Sides, kind: str, slots: int = 4, *, room: bool = True) -> 
     fixed, kernels = kind.startswith("captured"), BY_ROWS if kind.endswith("row by row") else None
     packed = kind == "kernels"
     model = sides.beside(fixed=fixed, packed=packed, slots=slots, room=room, kernels=kernels)
-    backend = Backend(DenseAttention())
+    backend = Backend()
     if kind == "kernels":
-        backend = Backend(KernelAttention(CpuAttention(dtype, model.config.text.decoder_head_dim, 1)))
+        backend = Backend(by_kernel(CpuAttention(dtype, model.config.text.decoder_head_dim, 1)))
     elif fixed:
         backend = Backend(capturer=EagerCapturer(), delayed_readback=True, free_host_reads=False)
     runner = Runner(

@@ -21,7 +21,7 @@ from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
-from florence.model.attention import DenseAttention, KernelAttention
+from florence.model.attention import DENSE
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.linear import Conv2d, Linear, pack
@@ -34,9 +34,8 @@ needs_kernels = pytest.mark.skipif(not available(torch.float32), reason="no kern
 
 @needs_kernels
 def test_kernels_for_cpus_are_used_unless_they_are_off() -> None:
-    """CPU kernels are used unless they are off; a dtype or head size without a kernel gets PyTorch's
-    attention."""
-    assert isinstance(Backend.for_device(CPU, torch.float32, HEAD_DIM).attention, KernelAttention)
+    """And PyTorch's attention for a dtype or a size of heads that has no kernel."""
+    assert not Backend.for_device(CPU, torch.float32, HEAD_DIM).attention.masked
     off = EngineConfig(cpu_kernels="off")
     for dtype, head_dim, config in (
         (torch.float32, HEAD_DIM, off),
@@ -44,7 +43,7 @@ def test_kernels_for_cpus_are_used_unless_they_are_off() -> None:
         (torch.float32, 7, EngineConfig()),
     ):
         backend = Backend.for_device(CPU, dtype, head_dim, config=config)
-        assert isinstance(backend.attention, DenseAttention)
+        assert backend.attention is DENSE
         assert type(backend.memory) is DeviceMemory
         assert backend.capturer is None
         assert not backend.delayed_readback

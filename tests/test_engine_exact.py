@@ -31,7 +31,7 @@ from florence.engine.observer import EngineSnapshot, FinishReason, Observer
 from florence.engine.request import Generation, GenerationOptions, Request
 from florence.engine.sequence import Phase, SequenceState
 from florence.errors import ClientLeft, DeadlineExceeded, FlorenceError
-from florence.model.attention import KernelAttention
+from florence.model.attention import by_kernel
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -125,7 +125,7 @@ def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
         return make(backend=Backend(capturer=SharedPool(), delayed_readback=True, free_host_reads=False))
     if not available(torch.float32):
         pytest.skip("no kernel for this machine")
-    return make(backend=Backend(KernelAttention(CpuAttention(torch.float32, 12, 1))))
+    return make(backend=Backend(by_kernel(CpuAttention(torch.float32, 12, 1))))
 
 
 def picture_bytes(model: Florence2Model) -> int:

@@ -28,7 +28,8 @@ from florence.engine.device.capture.buckets import StepKey
 from florence.engine.device.capture.graphs import Replay, Work
 from florence.engine.device.encode.encodes import BucketEncodes
 from florence.engine.device.runner import Runner
-from florence.engine.device.steps import StepSequence, dense_batch
+from florence.engine.device.steps import dense_batch
+from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
@@ -81,7 +82,8 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
         assert isinstance(encodes, BucketEncodes)
         for greedy in (False, True):
             shape = StepShape(3, 60, greedy, runner.buckets().steps[0].shape.encoder_length)
-            batch = dense_batch([StepSequence(Slot(0, (0, 1, 2)), 8, 0)], 8, 24, 3).map(backend.memory.upload)
+            one = StepSequence(slot=Slot(0, (0, 1, 2)), encoder_length=8)
+            batch = dense_batch([one], 8, 24, 3).map(backend.memory.upload)
             capturer.capture(partial(steps.step, batch, StepKey(8, 24, shape)))
         encodes.prepare(256, 256)
     return dict(zip(("step", "step with one beam", "tower", "encoder"), capturer.counts, strict=False))

@@ -22,7 +22,7 @@ from florence.engine.device.runner import Outcome, Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.errors import EngineError
-from florence.model.attention import KernelAttention
+from florence.model.attention import by_kernel
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
@@ -47,7 +47,7 @@ def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
     if request.param == "kernel":
         if not available(torch.float32):
             pytest.skip("no kernel for this machine")
-        backend = Backend(KernelAttention(CpuAttention(torch.float32, 12, 1)))
+        backend = Backend(by_kernel(CpuAttention(torch.float32, 12, 1)))
         return Runner(model, SLOTS, backend=backend, ordered=ORDERED)
     backend = Backend(
         capturer=EagerCapturer(), delayed_readback=request.param == "delayed", free_host_reads=False

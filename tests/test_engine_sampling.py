@@ -24,8 +24,9 @@ from transformers import (
 from florence.engine.device.beams.reference import Advance, TokenRules, apply_rules, generate, warp_scores
 from florence.engine.device.beams.sampling import gumbel, penalize, philox, warp
 from florence.engine.device.beams.search_state import StepShape
-from florence.engine.device.steps import StepSequence, shape_of
+from florence.engine.device.steps import shape_of
 from florence.engine.request import GenerationOptions
+from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
 
 VOCAB = 101
@@ -176,8 +177,8 @@ def test_noise_of_neighbouring_positions_and_tokens_is_independent() -> None:
 
 @pytest.mark.parametrize("flag", ["sampled", "penalized"])
 def test_only_steps_with_such_a_request_have_more_to_do(flag: str) -> None:
-    """Only a step with a sampled or penalized request gets another shape."""
-    plain = StepSequence(Slot(0, (0,)), 9, 3)
+    """Steps of others have the shapes, and the graphs, that they have without it."""
+    plain = StepSequence(slot=Slot(0, (0,)), encoder_length=9, steps=3)
     asking = replace(plain, slot=Slot(1, (1,)), **{flag: True})
     assert shape_of([plain, plain], 20) == StepShape(1, 5, True, 9)
     assert shape_of([plain, asking], 20) == StepShape(1, 5, True, 9, **{flag: True})

@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from ledger.costs import CARDS, CLASSES, SMALL_KERNEL_S
 from ledger.counting import Counting, Ledger
 from ledger.fakes import FakeEngine, Shape, fakes
-from ledger.own import Load, rules_of
+from ledger.own import Load, OwnKernel, rules_of
 from ledger.rows import closed_loop
 
 ROWS, COLUMNS = 64, 256
@@ -127,18 +126,8 @@ def test_a_kernel_of_our_own_is_one_kernel_with_its_own_cost(fake: Any) -> None:
     found = count(work)
     assert (found.kernels, found.moved) == (1, 2 * SIZE)
 
-    @dataclass
-    class Halve:
-        name: str
-        kind: str = "own product"
-
-        def cost(self, load: Load, values: Tensor) -> tuple[float, ...]:
-            return load.length * len(values), 7.0, 9.0
-
-        def case(self, device: torch.device, dtype: torch.dtype) -> Any:
-            raise NotImplementedError
-
-    found = count(work, rules_of([Halve(name)], Load(1, 3, 589, 96)))
+    halve = OwnKernel(name, lambda load, values: (load.length * len(values), 7.0, 9.0), "own product")
+    found = count(work, rules_of([halve], Load(1, 3, 589, 96)))
     assert (found.kernels, found.moved, found.flop) == (1, 96 * ROWS, 7.0)
     assert (found.operations[0].kind, found.operations[0].worked) == ("own product", 9.0)
 

@@ -130,6 +130,7 @@ def v2_answer(text: str) -> bytes:
     ("status", "body", "words"),
     [
         (200, b"{}", "no v2 answer"),
+        (200, b"[1]", "no v2 answer"),
         (200, v2_answer('{"<OD>": {"bboxes": [], "labels": []}}'), "the answer of request 1, not of"),
         (503, b'{"error": "256 requests are waiting"}', "503: {'error': '256 requests are waiting'}"),
     ],

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from io import BytesIO
+from threading import Event, Semaphore
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import mcp.types as types
 import pytest
 from agents import BASE64, FakeAsk, call, told, with_client
@@ -14,12 +17,14 @@ from fake_model import RESULT
 from mcp import Client, MCPError
 from PIL import Image
 from v2 import picture
+from waiting import PATIENCE_S
 
 from florence.answers.told import describe
+from florence.bulk.run import QuestionOutcome
 from florence.cli.mcp import read_address
-from florence.errors import Overloaded, SettingsError
+from florence.errors import Overloaded, RequestError, SettingsError
 from florence.mcp.arguments import PICTURE, schema_of
-from florence.mcp.server import LONGEST_SIDE
+from florence.mcp.server import LONGEST_SIDE, MOST_CALLS
 from florence.mcp.tools import OF_REGION, TOOLS
 from florence.types.tasks import TASKS
 
@@ -144,6 +149,32 @@ def test_wrong_arguments_are_a_tools_error(
     assert result.is_error
     assert said in told(result)
     assert len(told(result)) < 300
+
+
+def test_calls_of_clients_that_left_are_bounded() -> None:
+    """They end by themselves; those that still wait for a thread are not begun."""
+    begun, may_end = Semaphore(0), Event()
+    count = 0
+
+    def slow(_: object, __: object) -> list[QuestionOutcome]:
+        nonlocal count
+        count += 1
+        begun.release()
+        may_end.wait(PATIENCE_S)
+        return [RequestError("too late")]
+
+    async def leave(client: Client) -> None:
+        async with anyio.create_task_group() as calls:
+            for _ in range(MOST_CALLS + 5):
+                calls.start_soon(client.call_tool, "describe", {"base64": BASE64})
+            for _ in range(MOST_CALLS):
+                assert await anyio.to_thread.run_sync(begun.acquire, True, PATIENCE_S)
+            calls.cancel_scope.cancel()
+        may_end.set()
+        await client.call_tool("describe", {"base64": BASE64})
+
+    with_client(slow, leave)
+    assert count == MOST_CALLS + 1
 
 
 def test_errors_of_what_answers(ask: FakeAsk) -> None:

@@ -133,6 +133,12 @@ def test_a_page_of_another_origin_is_refused(over_http: str) -> None:
         )
 
 
+def test_a_stream_on_which_nothing_comes_is_refused(over_http: str) -> None:
+    """At once: such a connection would stay open for as long as the client wants, and hold up the stop."""
+    reply = httpx.get(over_http, headers={"Accept": "text/event-stream"}, timeout=60)
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+
+
 def test_the_command_says_what_is_wrong(florence: Any, tmp_path: Path) -> None:
     """A folder that is none, a port that is none, a service that is not there."""
     assert florence("mcp", "--url", "http://127.0.0.1:9", "--root", tmp_path / "no")[0] == 2

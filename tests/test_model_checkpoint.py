@@ -102,7 +102,7 @@ def test_a_file_that_was_cut_short_is_refused(goldens: Goldens, directory: Path)
 
 
 def test_a_directory_without_tensors_is_refused(directory: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
         load_float32(directory)
 
 

@@ -25,7 +25,7 @@ from florence.engine.device.cuda.find_kernels import (
     load_kernels,
 )
 from florence.engine.device.memory import DeviceMemory
-from florence.model.attention import DenseAttention
+from florence.model.attention import DENSE
 from florence.model.config import VisionConfig
 from florence.model.encoding import PLAIN, CompiledEncode
 
@@ -147,7 +147,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Backend, list
 def test_the_settings_choose(choose: Callable[..., tuple[Backend, list[str]]]) -> None:
     """`off` does not even look for them; nor does a compiled tower look for those of encodes."""
     backend, asked = choose(cuda_kernels="off")
-    assert isinstance(backend.attention, DenseAttention)
+    assert backend.attention is DENSE
     assert (backend.search, backend.encode, asked) == (advance, PLAIN, [])
     backend, asked = choose()
     assert backend.attention.grouped

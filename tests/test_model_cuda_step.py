@@ -28,9 +28,10 @@ from florence.engine.device.capture.graphs import CapturedWork, Replay, Work
 from florence.engine.device.cuda import search as cuda_search
 from florence.engine.device.cuda.kernels import STEP_KERNELS
 from florence.engine.device.runner import Runner
-from florence.engine.device.steps import StepSequence, grouped_batch, shape_of
+from florence.engine.device.steps import grouped_batch, shape_of
+from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
-from florence.model.cuda.attention import CudaAttention
+from florence.model.cuda.attention import CUDA
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
@@ -61,7 +62,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
     model.language.tied_head, model.language.has_logits_bias = True, False
     capturer = Counting()
     backend = Backend(
-        CudaAttention(),
+        CUDA,
         cuda_search.advance,
         memory=AbsentMemory(),
         capturer=capturer,
@@ -144,9 +145,9 @@ def crowd(dice: random.Random, requests: int) -> list[StepSequence]:
     rows = iter(dice.sample(range(1000), 8 * requests))
     return [
         StepSequence(
-            Slot(slot, tuple(next(rows) for _ in range(dice.randint(1, 8)))),
-            dice.randint(578, 1088),
-            dice.randint(0, 1023),
+            slot=Slot(slot, tuple(next(rows) for _ in range(dice.randint(1, 8)))),
+            encoder_length=dice.randint(578, 1088),
+            steps=dice.randint(0, 1023),
         )
         for slot in dice.sample(range(100), requests)
     ]

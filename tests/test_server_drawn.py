@@ -163,11 +163,12 @@ def test_a_process_that_fails_is_an_error_of_its_request(
 
     monkeypatch.setattr(drawn, "command", lambda _: [sys.executable, "-c", program])
     answer = model.submit(PICTURE, "<OD>").result()
-    limits = model.info()["limits"]
 
     async def asked() -> Any:
         late = 0.2 if status == 504 else 60.0
-        return await reply_or_error(drawn.draw_answer(answer, PICTURE, PictureOptions(), limits, late))
+        return await reply_or_error(
+            drawn.draw_answer(answer, PICTURE, PictureOptions(), DEFAULT_LIMITS, late)
+        )
 
     reply = asyncio.run(asked())
     assert (reply.status_code, message in bytes(reply.body).decode()) == (status, True), reply.body

@@ -26,15 +26,20 @@ def series(metrics: HttpMetrics) -> dict[tuple[str, str], float]:
 
 
 def test_any_paths_make_one_series() -> None:
-    """A thousand paths that are not there count as one endpoint; a known one has its own."""
-    metrics = HttpMetrics(["/caption"])
+    """A thousand paths that are not there count as one endpoint; a known one has its own, whatever name it
+    ends with."""
+    metrics = HttpMetrics(["/caption", "/v1/models/{model}", "/tasks/{name}"])
+    for path in ("/v1/models/a", "/v1/models/b", "/tasks/a", "/tasks", "/v1/models/a/b"):
+        metrics.begin(path)(404)
+    assert series(metrics)["bentoml_service_request_total", "/v1/models/{model}"] == 2
+    assert series(metrics)["bentoml_service_request_total", "/tasks/{name}"] == 1
     metrics.begin("/caption")(200)
     metrics.begin("/nope")(404)
     before = len(series(metrics))
     for index in range(1000):
         metrics.begin(f"/nope/{index}")(404)
     assert len(series(metrics)) == before
-    assert series(metrics)["bentoml_service_request_total", OTHER] == 1001
+    assert series(metrics)["bentoml_service_request_total", OTHER] == 1003
     assert series(metrics)["bentoml_service_request_total", "/caption"] == 1
 
 

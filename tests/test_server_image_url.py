@@ -14,10 +14,11 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from florence.client import Client, ImageError, ImageUrl
-from florence.server.fetching.allowed import AllowList
-from florence.server.fetching.fetcher import PictureFetcher
+from florence.images.limits import DEFAULT_LIMITS
+from florence.server.fetching.fetcher import fetcher_of
 from florence.server.typed.task_paths import task_route
 from florence.server.v2.inference import Inference
+from florence.settings import Settings
 
 URL = f"https://{HOST}/street.png"
 BASE64 = base64.b64encode(PICTURE).decode()
@@ -115,7 +116,7 @@ def test_it_is_off_unless_hosts_are_named(model: FakeModel) -> None:
     """The model is asked nothing, and the error names the setting."""
     inference = Inference(timeout_s=5.0)
     inference.model = model
-    off = TestClient(Starlette(routes=[task_route(inference, PictureFetcher(AllowList()))]))
+    off = TestClient(Starlette(routes=[task_route(inference, fetcher_of(Settings()), DEFAULT_LIMITS)]))
     reply = off.post("/tasks/caption", json={"image_url": URL})
     assert reply.status_code == 400
     assert "FLORENCE_IMAGE_HOSTS" in reply.json()["error"]

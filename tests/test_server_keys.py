@@ -18,11 +18,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from triton_client import triton_inputs
 from tritonclient.utils import InferenceServerException
-from v2 import INFER, picture, request, send
+from v2 import INFER, picture, request, roomy, send
 from waiting import PATIENCE_S
 
 from florence.errors import SettingsError, Unauthorized
-from florence.server.http.routing import OPEN_PATHS, middleware_of
+from florence.server.http.paths import OPEN_PATHS
+from florence.server.http.routing import middleware_of
 from florence.server.keys import CHECK_S, ApiKeys, FileKeys, caller, keys_of, read_keys
 from florence.server.v2.grpc_server import GrpcServer
 from florence.server.v2.inference import Inference, ModelRepository
@@ -58,7 +59,7 @@ async def _name(_request: Any) -> Response:
 def guarded(repository: ModelRepository, keys: ApiKeys) -> Starlette:
     """The service's middleware; the other routes say which caller they see."""
     routes = [Route("/{path:path}", _name, methods=["GET", "POST", "OPTIONS"])]
-    return Starlette(routes=routes, middleware=middleware_of(repository, 100_000, keys))
+    return Starlette(routes=routes, middleware=middleware_of(repository, 100_000, keys, budget=roomy()))
 
 
 @pytest.mark.parametrize("path", CLOSED_PATHS)
@@ -82,7 +83,7 @@ def test_probes_and_pages_are_open(guarded: Starlette, path: str) -> None:
 
 def test_metrics_are_closed_by_setting(repository: ModelRepository, keys: ApiKeys) -> None:
     """`open_paths` without them."""
-    middleware = middleware_of(repository, 1000, keys, OPEN_PATHS - {"/metrics"})
+    middleware = middleware_of(repository, 1000, keys, OPEN_PATHS - {"/metrics"}, budget=roomy())
     app = Starlette(routes=[Route("/metrics", _name)], middleware=middleware)
     assert send(app, "GET", "/metrics").status_code == 401
     assert send(app, "GET", "/metrics", headers=bearer(BOB)).status_code == 200
@@ -114,7 +115,7 @@ def grpc_port(repository: ModelRepository, keys: ApiKeys) -> Iterator[int]:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(PATIENCE_S)
 
     async def start() -> tuple[GrpcServer, int]:
-        server = GrpcServer(repository, 10**6, keys, shared=False)
+        server = GrpcServer(repository, 10**6, keys, shared=False, budget=roomy())
         return server, await server.start("127.0.0.1", 0)
 
     server, port = run(start())

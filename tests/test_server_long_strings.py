@@ -90,8 +90,8 @@ def test_only_what_is_around_pictures_is_parsed() -> None:
         (b'{"a":["' + b"x" * 70_000 + b'",-Infinity]}', "-Infinity is not JSON"),
         (b'{"a":["' + b"x" * 70_000 + b'",NaN]}', "NaN is not JSON"),
         (b'{"a":["' + b"x" * 70_000 + b'"],"' + b"y" * 70_000 + b'":}', "Expecting value at 140013"),
-        (b'{"a":["' + b"x" * 70_000, "Unterminated string starting at at 6"),
-        (b'{"a":["' + b"x" * 70_000 + b'\\"', "Unterminated string starting at at 6"),
+        (b'{"a":["' + b"x" * 70_000, "Unterminated string starting at 6"),
+        (b'{"a":["' + b"x" * 70_000 + b'\\"', "Unterminated string starting at 6"),
         (b'{"a":["' + b"x" * 70_000 + b'"]} ["' + b"y" * 70_000 + b'"]', "Extra data at 70011"),
     ],
 )

@@ -180,7 +180,7 @@ def fake_nvml(gpus: int, missing: str = "") -> Any:
 
 def test_gpus_have_triton_s_names_and_units() -> None:
     """Shares of 1, bytes, watts and joules, by UUID, and no `_total` at the counter's end."""
-    text = "".join(map(str, gpu_lines(fake_nvml(2))))
+    text = "".join(gpu_lines(fake_nvml(2)))
     first, second = (("gpu_uuid", "GPU-0"),), (("gpu_uuid", "GPU-1"),)
     seen = samples(text)
     assert (seen["nv_gpu_utilization", first], seen["nv_gpu_utilization", second]) == (0.5, 0.51)
@@ -192,7 +192,7 @@ def test_gpus_have_triton_s_names_and_units() -> None:
 @pytest.mark.parametrize("reading", READINGS, ids=lambda reading: reading.name)
 def test_what_a_driver_does_not_give_is_left_out(reading: Any) -> None:
     """And nothing else; without a driver there is nothing."""
-    text = "".join(map(str, gpu_lines(fake_nvml(1, reading.function))))
+    text = "".join(gpu_lines(fake_nvml(1, reading.function)))
     left_out = [each.name for each in READINGS if each.function == reading.function]
     assert [each.name for each in READINGS if f"# TYPE {each.name} " not in text] == left_out
     assert not list(gpu_lines(fake_nvml(0)))

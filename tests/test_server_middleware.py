@@ -19,7 +19,8 @@ from starlette.routing import Route
 from florence.answers.answer import Answer
 from florence.errors import Closed
 from florence.server.http.bodies import BodyBudget
-from florence.server.http.middleware import BodyLimit, CancelOnDisconnect, ErrorBodies, TimeLimit
+from florence.server.http.error_bodies import ErrorBodies
+from florence.server.http.middleware import BodyLimit, CancelOnDisconnect, TimeLimit
 from florence.server.outcomes import await_answer
 from florence.server.replies import reply_or_error
 

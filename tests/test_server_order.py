@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from v2 import INFER, request, send
+from v2 import INFER, request, roomy, send
 
 from florence.server.http.routing import middleware_of
 from florence.server.v2.inference import Inference, ModelRepository
@@ -50,7 +50,7 @@ def guarded(model: FakeModel) -> Starlette:
     """The service's list with an authentication at its first place; other routes than /v2 are stand-ins."""
     inference = Inference(5.0)
     inference.model = model
-    middleware = middleware_of(ModelRepository([inference]), 100_000)
+    middleware = middleware_of(ModelRepository([inference]), 100_000, budget=roomy())
     routes = [Route("/{path:path}", _other, methods=["GET", "POST"])]
     return Starlette(routes=routes, middleware=[Middleware(NeedsKey), *middleware])
 
@@ -112,5 +112,5 @@ def test_bentomls_own_cors_reaches_every_door(model: FakeModel, method: str, pat
 def _with_origins(model: FakeModel, origins: str | None) -> Starlette:
     inference = Inference(5.0)
     inference.model = model
-    middleware = middleware_of(ModelRepository([inference]), 100_000, origins=origins)
+    middleware = middleware_of(ModelRepository([inference]), 100_000, origins=origins, budget=roomy())
     return Starlette(routes=[Route("/{path:path}", _other, methods=["GET", "POST"])], middleware=middleware)

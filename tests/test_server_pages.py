@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
+from v2 import roomy
 
 from florence import Florence2
 from florence.server.http.held import PIECE
@@ -38,7 +39,8 @@ def client_of(model: FakeModel | None, *, keys: str | None = None, playground: b
     inference = Inference(5.0)
     inference.model = model  # type: ignore[assignment]
     pages = Site(inference, public=keys is None, playground=playground)
-    middleware = middleware_of(ModelRepository([inference]), 10_000, keys_of(keys, None), site=pages)
+    repository = ModelRepository([inference])
+    middleware = middleware_of(repository, 10_000, keys_of(keys, None), site=pages, budget=roomy())
     other = Route("/{path:path}", lambda request: PlainTextResponse("other"), methods=["GET", "POST"])
     app = Starlette(routes=[other], middleware=middleware)
     return TestClient(app, follow_redirects=False)

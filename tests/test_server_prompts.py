@@ -19,12 +19,13 @@ from tritonclient.grpc import service_pb2_grpc
 from v2 import request, send
 
 from florence.errors import TaskError
-from florence.server.fetching.allowed import AllowList
-from florence.server.fetching.fetcher import PictureFetcher
+from florence.images.limits import DEFAULT_LIMITS
+from florence.server.fetching.fetcher import fetcher_of
 from florence.server.typed.task_paths import task_route
 from florence.server.v2.http_app import V2App
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.prompts import AcceptedPrompts
+from florence.settings import Settings
 from florence.types.tasks import TASKS, Kind, prompt_task
 
 ROWS = [
@@ -167,7 +168,7 @@ def test_mistakes_are_those_of_the_built_in_tasks(
 
 
 def test_before_a_model_is_loaded_a_task_comes_back_later() -> None:
-    app = Starlette(routes=[task_route(Inference(timeout_s=1), PictureFetcher(AllowList()))])
+    app = Starlette(routes=[task_route(Inference(timeout_s=1), fetcher_of(Settings()), DEFAULT_LIMITS)])
     reply = send(app, "POST", "/tasks/caption", json={})
     assert reply.status_code == 503
     assert reply.headers["retry-after"]

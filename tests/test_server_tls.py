@@ -15,7 +15,7 @@ from serving import ROOT, free_port, serving_fake
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from florence.errors import SettingsError
-from florence.server.tls import tls_of
+from florence.server.tls import Tls, tls_of
 from florence.settings import Settings
 
 PATIENCE_S = 60.0
@@ -56,6 +56,16 @@ def test_a_key_is_the_certificates_and_has_no_passphrase(tmp_path: Path) -> None
             tls_of(certificate, wrong)
 
 
+def test_ciphers_of_http_are_those_of_today(tmp_path: Path) -> None:
+    """Each is authenticated (AEAD), and a client of TLS 1.2 with Python's own list finds one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers(Tls(tmp_path, tmp_path).for_bentoml()["ciphers"])
+    offered = {each["name"]: each for each in context.get_ciphers()}
+    assert all(each["aead"] for each in offered.values())
+    taken = ssl.create_default_context().get_ciphers()
+    assert [each for each in taken if each["protocol"] == "TLSv1.2" and each["name"] in offered]
+
+
 @pytest.mark.system
 @pytest.mark.slow
 def test_both_ports_speak_tls_and_nothing_else(
@@ -75,6 +85,9 @@ def test_both_ports_speak_tls_and_nothing_else(
         assert httpx.get(server.url + "/v2/health/ready", timeout=PATIENCE_S).json() == {"ready": True}
         with pytest.raises(httpx.HTTPError):
             httpx.get(plain + "/livez", timeout=PATIENCE_S)
+        older = ssl.create_default_context(cafile=str(certificate))
+        older.maximum_version = ssl.TLSVersion.TLSv1_2
+        assert httpx.get(server.url + "/livez", timeout=PATIENCE_S, verify=older).status_code == 200
         distrustful = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         with pytest.raises(httpx.HTTPError):
             httpx.get(server.url + "/livez", timeout=PATIENCE_S, verify=distrustful)

@@ -6,7 +6,7 @@ import pytest
 from fake_model import FakeModel
 
 from florence.server import service
-from florence.server.gpus import count_visible
+from florence.server.loading import count_visible
 from florence.settings import Settings
 from florence.types.tasks import TASKS
 

@@ -191,6 +191,12 @@ def swapped(content: dict[str, Any]) -> dict[str, Any]:
     return with_added(content, tokens)
 
 
+def panicking(content: dict[str, Any]) -> dict[str, Any]:
+    """The library cuts the prefix off the second half of a merge without looking at its length."""
+    changes = {"merges": [["a", "b"]], "continuing_subword_prefix": "xx"}
+    return {**content, "model": {**content["model"], **changes}}
+
+
 def without_bos(content: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(content).replace("<s>", "<S>"))  # type: ignore[no-any-return]
 
@@ -206,6 +212,7 @@ def without_bos(content: dict[str, Any]) -> dict[str, Any]:
         (without_bos, SMALL_SIZE, "no <s> token"),
         (lambda file: {**file, "post_processor": None}, SMALL_SIZE, "between <s> and </s>: expected"),
         (lambda file: {"version": "1.0"}, SMALL_SIZE, "can't be read"),
+        (panicking, SMALL_SIZE, "can't be read"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_is_refused(

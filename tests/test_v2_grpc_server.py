@@ -12,7 +12,7 @@ import pytest
 from fake_model import FakeModel
 from grpc_calls import caption, listening, message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from v2 import failures, pending, picture
+from v2 import failures, pending, picture, roomy
 from waiting import until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
@@ -212,7 +212,7 @@ def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> 
     async def checked() -> None:
         inference = Inference(timeout_s=5.0)
         inference.model = model
-        server = GrpcServer(ModelRepository([inference]), 10_000_000, shared=False)
+        server = GrpcServer(ModelRepository([inference]), 10_000_000, shared=False, budget=roomy())
         port = await server.start("127.0.0.1", 0)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -259,10 +259,11 @@ def test_a_port_that_is_taken_is_a_settings_error(model: FakeModel) -> None:
 
     async def checked() -> None:
         inference = Inference(timeout_s=5.0)
-        first = GrpcServer(ModelRepository([inference]), 1000, shared=False)
+        first = GrpcServer(ModelRepository([inference]), 1000, shared=False, budget=roomy())
         port = await first.start("127.0.0.1", 0)
+        second = GrpcServer(ModelRepository([inference]), 1000, shared=False, budget=roomy())
         with pytest.raises(SettingsError, match="FLORENCE_GRPC_PORT names another port"):
-            await GrpcServer(ModelRepository([inference]), 1000, shared=False).start("127.0.0.1", port)
+            await second.start("127.0.0.1", port)
         await first.stop(0)
 
     asyncio.run(checked())
@@ -272,7 +273,7 @@ def test_an_ipv6_address_is_taken_without_brackets() -> None:
     """As the setting for HTTP takes it."""
 
     async def start() -> int:
-        server = GrpcServer(ModelRepository([Inference(timeout_s=5.0)]), 1000, shared=False)
+        server = GrpcServer(ModelRepository([Inference(timeout_s=5.0)]), 1000, shared=False, budget=roomy())
         try:
             return await server.start("::1", 0)
         finally:

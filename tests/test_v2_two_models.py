@@ -13,7 +13,7 @@ from fake_model import FakeModel
 from grpc_calls import message
 from starlette.applications import Starlette
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from v2 import PICTURE, picture, request, send
+from v2 import PICTURE, picture, request, roomy, send
 
 from florence.server.v2.grpc_server import GrpcServer
 from florence.server.v2.http_app import V2App
@@ -102,7 +102,7 @@ def test_grpc_has_both_models(repository: ModelRepository, fakes: dict[str, Fake
     """The same over the other protocol; a stream's error names the model that was asked."""
 
     async def check() -> None:
-        server = GrpcServer(repository, 10_000_000, shared=False)
+        server = GrpcServer(repository, 10_000_000, shared=False, budget=roomy())
         port = await server.start("127.0.0.1", 0)
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -85,8 +85,7 @@ def verify(
 
     def run(model: object, *arguments: str, timed: bool = False) -> tuple[int, dict[str, Any], str]:
         if not timed:
-            for side in ("_our_rates", "_their_rates"):
-                monkeypatch.setattr(Proof, side, lambda *_: Rates(1.0, 1.0))
+            monkeypatch.setattr(Proof, "_rates", lambda *_: Rates(1.0, 1.0))
         file = tmp_path / "report.json"
         status, out, _ = florence(
             "verify", "--model", model, "--device", "cpu", "--quick", "--json", file, *arguments

@@ -4,6 +4,7 @@ answers on the goldens, and differences that are no faults are told apart from t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from goldens import Goldens, imagenet_normalize, load_float32, options_of, rules_of, sequence_of
+from layouts import DEMO
 from safetensors.torch import load_file, save_file
 from serving import ROOT
 from tiny import make_native
@@ -220,6 +222,16 @@ def test_a_checkpoint_that_transformers_does_not_take_is_refused(tmp_path: Path)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"model\.more\.weight"):
         read_model(tmp_path, 1100)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"version": "1.0", "added_tokens": []}'])
+def test_a_tokenizer_that_transformers_can_not_read_is_refused(tmp_path: Path, content: str) -> None:
+    """Whatever it raises."""
+    for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        shutil.copyfile(DEMO / name, tmp_path / name)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match="transformers can't read the tokenizer"):
+        read_processor(tmp_path, tmp_path)
 
 
 def test_all_tasks_are_asked_with_every_setting() -> None:

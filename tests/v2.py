@@ -12,6 +12,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
+from florence.server.http.bodies import BodyBudget
 from florence.server.v2 import infer_body
 from florence.server.v2.inference import Inference
 from florence.server.v2.model import ServedModel
@@ -35,6 +36,11 @@ def encoded(data: bytes) -> str:
 
 
 PICTURE = encoded(picture())
+
+
+def roomy() -> BodyBudget:
+    """A budget of bodies that no test uses up."""
+    return BodyBudget(10**9, 60.0)
 
 
 def parse_infer_request(body: bytes, header_length: str | None = None) -> InferRequest:

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import grpc
+from bodies import grpc_request, small_picture
 from tritonclient.grpc import service_pb2
 
-from against.connections import picture
 from against.target import PATIENCE_S, Attack, Target, counted
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -80,11 +80,8 @@ def unread(target: Target) -> object:
 
 
 def asked_and_unread(target: Target) -> object:
-    """Open streams of captions of one token whose answers are not read."""
-    request = service_pb2.ModelInferRequest(model_name="florence2")
-    for name, value in (("INPUT_IMAGE", picture()), ("TASK_PROMPT", b"<CAPTION>")):
-        tensor = request.inputs.add(name=name, datatype="BYTES", shape=[1, 1])
-        tensor.contents.bytes_contents.append(value)
+    """The same with captions of one token."""
+    request = grpc_request(small_picture())
     request.parameters["num_beams"].int64_param = 1
     request.parameters["max_new_tokens"].int64_param = 1
     with channel(target) as opened:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 
-from PIL import Image
+from bodies import as_text, small_picture
 
 from against.target import Attack, Target, held
 
 HELD_S = 6.0
-
-
-def picture() -> bytes:
-    """A small PNG."""
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
-    return file.getvalue()
 
 
 def post(path: str, content: dict[str, object]) -> bytes:
@@ -31,14 +22,14 @@ def get(path: str) -> bytes:
     return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode()
 
 
-def unread(path: str, count: int = 200, each: int = 50) -> Attack:
-    """An attack by many connections that request a path repeatedly and read nothing."""
-    return lambda target: held(target, count, get(path) * target.times(each), HELD_S)
+def unread(path: str) -> Attack:
+    """Many connections that ask for a path again and again, and read nothing."""
+    return lambda target: held(target, 200, get(path) * target.times(50), HELD_S)
 
 
 def image() -> str:
-    """A small PNG as base64."""
-    return base64.b64encode(picture()).decode()
+    """A small picture."""
+    return as_text(small_picture())
 
 
 def streams(target: Target) -> object:

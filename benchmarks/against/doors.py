@@ -3,7 +3,6 @@ prompts at their limits, and pictures derived from others."""
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import socket
@@ -13,14 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from bodies import EDGE, FORM, as_text, small_picture
 from serving import ROOT
 
-from against.connections import image, picture
+from against.connections import image
 from against.target import PATIENCE_S, Attack, Target, counted
 
 CHAT = "/v1/chat/completions"
-EDGE = b"edge7f3a"
-FORM = {"Content-Type": f"multipart/form-data; boundary={EDGE.decode()}"}
 KEY = {"Authorization": "Bearer " + "k" * 64}
 Body = tuple[str, bytes, dict[str, str]]
 """A path, a request's body, its headers."""
@@ -84,8 +82,7 @@ def _serve(client: socket.socket) -> None:
 
 
 def _said(path: str) -> Iterator[bytes]:
-    """The pieces of an answer for this path."""
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n" + picture()[:60]
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n" + small_picture()[:60]
     if path == "/silent":
         time.sleep(PATIENCE_S)
     elif path == "/endless":
@@ -115,10 +112,9 @@ def messages(count: int, parts: int, url: str) -> Body:
     return CHAT, json.dumps(body).encode(), {}
 
 
-def form(parts: int, names: str = "a", size: int = 1) -> Body:
-    """A form of this number of parts."""
-    part = b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
-    one = part % (EDGE, names.encode(), b"x" * size)
+def form(parts: int, names: str = "a") -> Body:
+    """A form of so many parts."""
+    one = b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\nx\r\n' % (EDGE, names.encode())
     return "/caption", one * parts + b"--%b--\r\n" % EDGE, FORM
 
 
@@ -163,7 +159,7 @@ def derived(form: str, kind: str) -> Callable[[Target], Body]:
             "huge": lambda: heifs.grid(form, (64, 64), 1, 1, (2**31, 2**31)),
             "circle": lambda: heifs.derived(form, b"grid", (64, 64), (64, 64), bytes(8), 60, deep=30),
         }
-        return typed(image=base64.b64encode(makers[kind]()).decode())
+        return typed(image=as_text(makers[kind]()))
 
     return make
 

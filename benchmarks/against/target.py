@@ -29,13 +29,6 @@ Attack = Callable[[Target], object]
 """A function that attacks a service and returns a summary; it runs in a process of its own."""
 
 
-def connected(target: Target) -> socket.socket:
-    """A connection with a time limit of PATIENCE_S."""
-    made = socket.create_connection(("127.0.0.1", target.port), PATIENCE_S)
-    made.settimeout(PATIENCE_S)
-    return made
-
-
 def held(target: Target, count: int, sent: bytes, seconds: float, *, small: bool = False) -> str:
     """Hold `count` connections that send this and read nothing, for `seconds`. small: use a small receive
     buffer."""
@@ -70,14 +63,6 @@ def _is_closed(client: socket.socket) -> bool:
     except OSError:
         return True
     return True
-
-
-def answer(client: socket.socket) -> str:
-    """The first line of an answer, or the name of the error."""
-    try:
-        return client.recv(4096).split(b"\r\n")[0].decode("latin-1") or "closed"
-    except OSError as error:
-        return type(error).__name__
 
 
 def counted(outcomes: Iterable[object]) -> str:

@@ -218,16 +218,17 @@ def product_kind(name: str, args: tuple[Any, ...]) -> str:
     return "batched product" if name in ("bmm", "baddbmm") else "product"
 
 
-def plain(name: str, kernels: int = 1) -> Rule:
-    """A rule for an operation that reads all its arguments and writes its result, in `kernels` kernels."""
-    in_place = name.endswith("_")
+def plain(name: str) -> Rule:
+    """An operation that reads all its arguments and writes its result."""
+    if name in ("fill_", "zero_"):
+        return written(name)
 
     def rule(arguments: tuple[Any, ...], result: Any) -> Operation:
         moved = total(tree_leaves(arguments)) + total(tree_leaves(result))
         kind = "memory" if "::" not in name else "own"
-        return Operation(name, kind, kernels, moved)
+        return Operation(name, kind, 1, moved)
 
-    return written(name) if in_place and name in ("fill_", "zero_") else rule
+    return rule
 
 
 def written(name: str) -> Rule:

@@ -12,6 +12,7 @@ from functools import cache
 from random_models import SIZES, VOCAB
 
 from florence.engine.device.capture.buckets import MIN_SLOTS, doubling
+from florence.model.encoding import PLAIN
 from ledger.counting import Ledger
 from ledger.fakes import DTYPE, Encode, FakeEngine, Shape, fakes, mean_length
 from ledger.graphs import count_graphs
@@ -61,7 +62,7 @@ def count(
         engine = FakeEngine(shape)
         counted = engine.encodes(encodes)
         steps = dict(zip(wanted, engine.steps(wanted), strict=True))
-        tower = engine.eager_tower(max(encodes)) if eager else None
+        tower = engine.tower(max(encodes), PLAIN)[0] if eager else None
         graphs = count_graphs(shape, crowds) if crowds else None
     return Counts(shape, counted, steps, tower, graphs)
 

@@ -41,7 +41,7 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.adapters.grouped import make_bank
 from florence.model.adapters.lowrank import RANK_MULTIPLE, Factors, linear_layers
-from florence.model.encoding import PLAIN, EncodeBackend
+from florence.model.encoding import EncodeBackend
 from florence.model.florence2 import Florence2Model
 from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack
@@ -192,10 +192,6 @@ class FakeEngine:
             tokens = self.runner.model.encode_images(pixels, backend)
         return ledger, tokens
 
-    def eager_tower(self, pictures: int) -> Ledger:
-        """Count the tower by PyTorch's own operations."""
-        return self.tower(pictures, PLAIN)[0]
-
     def _between(self, pictures: int) -> tuple[int, int]:
         """Kernels launched, and bytes sent, around the graphs of an encode."""
         engine = FakeEngine(replace(self.shape, encode_batch=pictures), self.runner.model)
@@ -250,24 +246,23 @@ def fakes() -> Iterator[None]:
         yield
 
 
-def mean_length(length: int, shortest: int = 64) -> float:
-    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below."""
-    return length / 2 if length <= shortest else 0.75 * length
+def mean_length(length: int) -> float:
+    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below; the one
+    of 64 is the lowest."""
+    return length / 2 if length <= 64 else 0.75 * length
 
 
 def gpu_backend(model: Florence2Model) -> Backend:
-    """The backend that the service chooses on a GPU, without the parts that need one."""
-    head_dim = model.config.text.decoder_head_dim
+    """What the service takes on a GPU, without the parts that ask for one."""
+    sizes, config = model.config, EngineConfig(encode_stream="off")
     absent = {"CudaMemory": lambda _: AbsentMemory(), "CudaGraphCapturer": lambda *_: None}
     found = {
         "find_kernels": lambda *_: load_kernels(),
         "find_encode_kernels": lambda *_: load_encode_kernels(),
     }
     with patch.multiple(backends, **absent, **found):
-        config = EngineConfig(encode_stream="off")
-        backend = Backend.for_device(DEVICE, DTYPE, head_dim, model.config.vision, config)
-    tries = {"pins_attention": False}  # trying attentions needs their values
-    return replace(backend, **{name: off for name, off in tries.items() if hasattr(backend, name)})
+        backend = Backend.for_device(DEVICE, DTYPE, sizes.text.decoder_head_dim, sizes.vision, config)
+    return replace(backend, pins_attention=False)  # trying attentions needs their values
 
 
 def fake_model(size: str, *, fp8: bool = False) -> Florence2Model:

@@ -27,16 +27,16 @@ LONGEST = 160
 """Tokens of the longest answers on photographs."""
 
 
-def count_graphs(shape: Shape, crowds: int = 400, seed: int = 0) -> tuple[int, int]:
-    """Graphs captured before the engine is ready, and after that while it serves random batches of all tasks
-    with 1 to 8 beams. Use it in `fakes()`."""
+def count_graphs(shape: Shape, crowds: int) -> tuple[int, int]:
+    """Graphs that are captured before the engine is ready, and after that while random crowds of all tasks,
+    with 1 to 8 beams, are served. Use it in `fakes()`."""
     with without_work(), without_starts():
         engine = FakeEngine(shape)
         runner = engine.runner
         runner.picture_size = (SIDE[shape.size], SIDE[shape.size])
         runner.prepare()
         before = engine.captured
-        dice = random.Random(seed)
+        dice = random.Random(0)
         for _ in range(crowds):
             encode(engine, dice)
             step(engine, dice)

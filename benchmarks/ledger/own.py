@@ -1,24 +1,19 @@
 """The project's GPU kernels, as the ledger and `gpu.py` find them: by one list, so that a new kernel appears
 in both by itself.
 
-`florence.engine.device.cuda.kernels` has `KERNELS`, a sequence of `OwnKernel`. A kernel is a
-custom operation (`torch.library.custom_op` or `triton_op`) with a fake implementation. An operation of the
-project's that is not in the list counts as one kernel that reads and writes all its arguments.
+The list is `KERNELS` of `florence.engine.device.cuda.kernels`; what they cost is in `own_costs.py`, by the
+names of their operations. An operation of the project's that is not in the list counts as one kernel that
+reads and writes all its arguments.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from florence.engine.device.cuda.kernel import CudaKernel
 from ledger.counting import Ledger, Operation, Rule
-
-PACKAGE = "florence.engine.device.cuda.kernels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,44 +27,37 @@ class Load:
     length: float
 
 
+Cost = Callable[..., tuple[float, ...]]
+"""From a `Load` and a call's (fake) arguments to bytes moved, FLOP needed, and, if partly filled tiles
+make them more, FLOP done."""
+
+
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One kernel on random inputs of real sizes, three ways; each call returns what it computed. `twin`: the
-    plain definition. `dense`: what runs where the kernel is off, None where that is the twin."""
+class OwnKernel:
+    """A kernel as the ledger sees it. `name`: of its operation, "florence::own_attention"; `kind`: the class
+    of costs, as `costs.CLASSES` names it."""
 
-    kernel: Callable[[], Tensor | Sequence[Tensor]]
-    twin: Callable[[], Tensor | Sequence[Tensor]]
-    dense: Callable[[], Tensor | Sequence[Tensor]] | None = None
-
-
-class OwnKernel(Protocol):
-    """A kernel as the benchmarks see it. `name`: of its operation, "florence::own_attention"; `title`: of its
-    figures. `kind`: the class of costs, as `costs.CLASSES` names it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def title(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-
-    def cost(self, load: Load, *arguments: Any) -> tuple[float, ...]:
-        """Bytes moved and FLOP of one call with these (fake) arguments, and FLOP that are done, if they are
-        more."""
-
-    def case(self, device: torch.device, dtype: torch.dtype, *, real: bool = True) -> Case:
-        """Random inputs, of real sizes or of small ones."""
+    name: str
+    cost: Cost
+    kind: str
 
 
-def own_kernels(package: str = PACKAGE) -> Sequence[OwnKernel]:
-    """The list of kernels; empty without kernels or without Triton."""
+def kernel_table() -> Sequence[CudaKernel[Any]]:
+    """The list; empty where there is no Triton."""
     try:
-        module = importlib.import_module(package)
+        from florence.engine.device.cuda.kernels import KERNELS
     except ModuleNotFoundError:
         return ()
-    found: Sequence[OwnKernel] = getattr(module, "KERNELS", ())
-    return found
+    return KERNELS
+
+
+def own_kernels() -> Sequence[OwnKernel]:
+    """The list with costs; empty where there is no Triton. Raises `KeyError` for a kernel without a cost."""
+    if not (table := kernel_table()):
+        return ()
+    from ledger.own_costs import COSTS
+
+    return [OwnKernel(kernel.name, *COSTS[kernel.name]) for kernel in table]
 
 
 Calls = list[tuple[OwnKernel, tuple[Any, ...]]]

@@ -7,13 +7,10 @@ HTTP count only as far as the given times contain them.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from closed_loop import Rates
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.capture.buckets import ENCODE_HALVES, doubling, round_down
@@ -34,15 +31,6 @@ EXTRA_STEPS = 1
 
 ROUNDS = 12
 """Answers that count, as a multiple of the requests in flight."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Answers per second, and latencies in seconds."""
-
-    rate: float
-    p50: float
-    p99: float
 
 
 class _Decoding:
@@ -145,9 +133,9 @@ def closed_loop(
     encode_s: EncodeTime,
     step_s: StepTime,
     slowdown: Slowdown | None = None,
-) -> Row:
-    """Estimate one task of `tokens` tokens with `concurrency` requests in flight. `slowdown`: of concurrent
-    encodes; None: encodes run between steps."""
+) -> Rates:
+    """One task of so many tokens, `concurrency` requests at once. `slowdown`: of encodes beside steps; None:
+    encodes run between steps."""
     steps = tokens + EXTRA_STEPS
     loop = _Loop(EngineConfig.for_device("cuda"), steps, encode_s, step_s, slowdown or (lambda *_: 1.0))
     encode = loop.encode_beside if slowdown else loop.encode
@@ -159,4 +147,4 @@ def closed_loop(
     warm = loop.done[concurrency - 1 :]  # the latency of a first answer includes the cold start
     latencies = sorted(seconds for _, seconds in warm[1:])
     rate = (len(warm) - 1) / (warm[-1][0] - warm[0][0])
-    return Row(rate, latencies[len(latencies) // 2], latencies[int(0.99 * (len(latencies) - 1))])
+    return Rates(rate, latencies[len(latencies) // 2], latencies[int(0.99 * (len(latencies) - 1))])

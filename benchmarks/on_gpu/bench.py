@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from random_models import SIDE, backend_of, load_saved, make_native, picture_tokens
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Florence2ForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -30,6 +32,14 @@ from florence.engine.device.runner import Runner
 from florence.engine.loop import Engine
 from florence.model.encoding import EncodeBackend
 from florence.model.florence2 import Florence2Model
+
+BACKENDS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+)
+"""Of PyTorch's attention."""
 
 
 @dataclass
@@ -125,9 +135,8 @@ class Bench:
         return load_saved(self.folder, self.device, dtype or self.dtype)
 
     def load_fp8(self) -> Florence2Model:
-        """`load` in bfloat16, with products in fp8, which a CPU emulates. Raises an error if the card has no
-        fp8."""
-        return load_saved(self.folder, self.device, torch.bfloat16, fp8=True)
+        """`load` in bfloat16, with what multiplies in fp8; emulated on a CPU. Raises where the card can't."""
+        return load_saved(self.folder, self.device, torch.bfloat16, "fp8")
 
     @cached_property
     def model(self) -> Florence2Model:
@@ -254,6 +263,12 @@ def without_cudnn_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def attend(backend: SDPBackend, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """PyTorch's attention by this backend and no other."""
+    with sdpa_kernel([backend]):
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 def forget() -> None:

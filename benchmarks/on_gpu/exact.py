@@ -3,28 +3,27 @@ other dtypes against float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from closed_loop import options
 from closed_loop import requests as random_requests
 from exactness import Theirs, generate_alone, requests
 from logits import apart, states_of
 from random_models import convert, decide, make_native
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from florence.engine.loop import Engine
 from florence.engine.request import Generation, Request
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
-from on_gpu.bench import Bench, forget
+from on_gpu.bench import BACKENDS, Bench, attend, forget
+from on_gpu.sections import Add
 
-Add = Callable[[str, Any], None]
-PATIENCE_S = 90.0  # the first answer of a size and dtype waits for compilation
+PATIENCE_S = 90.0  # the first answer of a size and dtype waits until its kernels are compiled
 
 
 def smoke(bench: Bench, add: Add) -> None:
@@ -49,26 +48,13 @@ def attention_backends(bench: Bench) -> dict[str, Any]:
     )
     mask = (torch.arange(640, device=bench.device) < 589)[None, None, None].expand(2, 1, 3, 640)
     plain = attend(SDPBackend.MATH, queries.float(), keys.float(), values.float(), mask)
-    for backend in (
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.MATH,
-    ):
+    for backend in BACKENDS:
         try:
             mixed = attend(backend, queries, keys, values, mask)
             found[backend.name] = float((mixed.float() - plain).abs().max())
         except RuntimeError as error:
             found[backend.name] = str(error).splitlines()[0]
     return found
-
-
-def attend(
-    backend: SDPBackend, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    """Attention by this backend only."""
-    with sdpa_kernel([backend]):
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 def exactness(bench: Bench, add: Add) -> None:

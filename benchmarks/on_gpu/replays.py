@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-from closed_loop import Measured, measure
+from closed_loop import Rates, measure, unseen
 from closed_loop import requests as random_requests
 from random_models import SIZES, picture_tokens
 from torch.profiler import ProfilerActivity, profile
@@ -24,11 +23,14 @@ from florence.engine.encode_policy import setting_of
 from florence.engine.request import Request
 from florence.engine.sequence import SequenceState
 from on_gpu.bench import Bench, Watched, forget
+from on_gpu.sections import Add
 
-Add = Callable[[str, Any], None]
 GRID = {"slots": (1, 8, 32, 48, 64), "lengths": (64, 128, 256)}
 PROFILED = {"slots": (32, 64), "lengths": (64, 128, 256)}
 REPLAYS = 16
+ROWS = 40
+"""Kernels of a profile that are shown."""
+
 ROOM = 12
 """Steps that fit into a bucket of lengths in addition to the replays."""
 
@@ -191,16 +193,15 @@ def streams(bench: Bench, add: Add) -> None:
             add(f"{task}, encode stream {choice}", asdict(beside(bench, tokens, choice)))
 
 
-def beside(bench: Bench, tokens: int, choice: EncodeStreamChoice) -> Measured:
-    """Answers per second of an engine with 30 requests whose pictures differ."""
+def beside(bench: Bench, tokens: int, choice: EncodeStreamChoice) -> Rates:
+    """Answers a second of an engine, with 30 requests at once whose pictures differ."""
     concurrency = 30 if bench.on_gpu else 3
     asked = random_requests(bench.size, tokens if bench.on_gpu else 3, 32 if bench.on_gpu else 2)
-    unseen = (replace(one, digest=n.to_bytes(8, "big")) for n, one in enumerate(cycle(asked)))
     engine = replace(bench, encode_stream=choice).engine(bench.model)
     try:
         return measure(
             engine,
-            unseen,
+            unseen(asked),
             concurrency,
             first=concurrency,
             count=concurrency,
@@ -296,10 +297,8 @@ def profiled(bench: Bench, add: Add, traces: Path | None) -> None:
     add(f"encode of {len(asked)}", by_kernel(bench, partial(encode, runner, asked), 3, trace))
 
 
-def by_kernel(
-    bench: Bench, work: Callable[[], object], repeats: int, trace: Path | None, rows: int = 40
-) -> list[list[Any]]:
-    """Name, microseconds and launches of one repeat, the longest first."""
+def by_kernel(bench: Bench, work: Callable[[], object], repeats: int, trace: Path | None) -> list[list[Any]]:
+    """Name, microseconds and launches of one repeat, of the longest ones."""
     activities = [ProfilerActivity.CUDA if bench.on_gpu else ProfilerActivity.CPU]
     work()
     bench.synchronize()
@@ -315,4 +314,4 @@ def by_kernel(
         if event.device_type.name == kind:
             spent = event.self_device_time_total if bench.on_gpu else event.self_cpu_time_total
             table.append([event.key[:120], round(spent / repeats, 2), event.count / repeats])
-    return sorted(table, key=lambda row: -row[1])[:rows]
+    return sorted(table, key=lambda row: -row[1])[:ROWS]

@@ -15,10 +15,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+Add = Callable[[str, Any], None]
+"""Takes a figure as it comes, under a name."""
 
 Way = tuple[str, Callable[[], AbstractContextManager[None]]]
 """A name, and a context in which a failed section is tried again."""
@@ -31,7 +35,7 @@ class Section:
 
     name: str
     limit_s: float
-    work: Callable[[Callable[[str, Any], None]], None]
+    work: Callable[[Add], None]
 
 
 @dataclass
@@ -120,11 +124,8 @@ class Sections:
 
         def work() -> None:
             try:
-                if way is None:
-                    section.work(lambda name, value: self.report.add(section.name, name, value))
-                else:
-                    with way[1]():
-                        section.work(lambda name, value: self.report.add(section.name, name, value))
+                with nullcontext() if way is None else way[1]():
+                    section.work(partial(self.report.add, section.name))
             except BaseException as error:  # noqa: BLE001  (written into the report)
                 raised.append(error)
 

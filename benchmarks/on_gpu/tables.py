@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from closed_loop import TASKS, generate_static, measure, options
+from closed_loop import TASKS, generate_static, measure, options, unseen
 from closed_loop import requests as random_requests
 from replaced import REPLACED
 
 from florence.engine.request import Request
 from on_gpu.bench import Bench, forget
+from on_gpu.sections import Add
 
-Add = Callable[[str, Any], None]
 CONCURRENCIES = (30, 36, 64)
 SETTINGS = ("different pictures", "one picture")
 SHORTEST_S = 0.5
@@ -36,11 +36,8 @@ def tokens_of(bench: Bench) -> Mapping[str, int]:
 
 
 def source(asked: list[Request], setting: str) -> Iterator[Request]:
-    """Requests without end; with different pictures each counts as new, whatever its pixels."""
-    if setting == "one picture":
-        return itertools.cycle(asked[:1])
-    numbered = enumerate(itertools.cycle(asked))
-    return (replace(request, digest=number.to_bytes(8, "big")) for number, request in numbered)
+    """Requests without end; with different pictures none was seen before, whatever its pixels are."""
+    return itertools.cycle(asked[:1]) if setting == "one picture" else unseen(asked)
 
 
 def nine_rows(bench: Bench, add: Add, until: float, window_s: float) -> None:

@@ -11,25 +11,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ledger.own import own_kernels
+from ledger.own import kernel_table
 from random_models import SIDE, SIZES, VOCAB
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.kernels.fp8 import Fp8Weight, multiply, quantize_rows
-from on_gpu.bench import Bench, forget
+from on_gpu.bench import BACKENDS, Bench, attend, forget
+from on_gpu.sections import Add
 
-Add = Callable[[str, Any], None]
 Work = Callable[[], object]
 BEAMS, PICTURES, ENCODER_LENGTH = 3, 16, 640
-BACKENDS = (
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-)
 
 
 @torch.inference_mode()
@@ -81,6 +74,12 @@ def head(bench: Bench, add: Add) -> None:
     )
 
 
+def pictures_of(bench: Bench, count: int) -> Tensor:
+    """Random pixels of so many pictures."""
+    side = SIDE[bench.size]
+    return torch.zeros(count, side, side, 3, dtype=torch.uint8).random_(0, 256).to(bench.device)
+
+
 def stages(bench: Bench) -> list[tuple[int, int]]:
     """The dimension and the cells per side of each stage of the tower."""
     return [(dim, SIDE[bench.size] // (4 * 2**stage)) for stage, dim in enumerate(SIZES[bench.size][4])]
@@ -123,17 +122,8 @@ def attention(bench: Bench, add: Add) -> None:
         queries = randn(bench, rows, length, count, width).transpose(1, 2)
         memory = randn(bench, rows, keys, count, width).transpose(1, 2)
         mask = (torch.arange(keys, device=bench.device) < keys - 51).expand(rows, 1, 1, keys)
-
-        def run(
-            backend: SDPBackend,
-            queries: Tensor = queries,
-            memory: Tensor = memory,
-            mask: Tensor | None = mask if masked else None,
-        ) -> Tensor:
-            with sdpa_kernel([backend]):
-                return F.scaled_dot_product_attention(queries, memory, memory, attn_mask=mask)
-
-        ways = {each.name: lambda each=each, run=run: run(each) for each in BACKENDS}
+        tensors = queries, memory, memory, mask if masked else None
+        ways = {each.name: partial(attend, each, *tensors) for each in BACKENDS}
         add(f"attention, {name}", timed(bench, ways))
 
 
@@ -163,8 +153,8 @@ def scaled(bench: Bench, add: Add) -> None:
 
 
 def own(bench: Bench, add: Add) -> None:
-    """Measure each kernel of the project, its plain reference and the code that runs without it."""
-    for kernel in own_kernels():
+    """Each kernel of the project against its plain twin and what runs without it."""
+    for kernel in kernel_table():
         try:
             case = kernel.case(bench.device, bench.dtype, real=bench.on_gpu)
             ways: dict[str, Work] = {"kernel": case.kernel, "twin": case.twin}
@@ -190,8 +180,7 @@ def furthest(found: Any, expected: Any) -> float:
 def batches(bench: Bench, add: Add) -> None:
     """Measure the tower without graphs in larger batches."""
     for count in (4, 8, 16, 32) if bench.on_gpu else (2,):
-        pixels = torch.zeros(count, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
-        pixels = pixels.random_(0, 256).to(bench.device)
+        pixels = pictures_of(bench, count)
         work = {"ms": lambda pixels=pixels: bench.model.encode_images(pixels, bench.served_encode)}
         found = timed(bench, work, 3)["ms"]
         add(f"tower, {count} at once, ms a picture", found / count if isinstance(found, float) else found)
@@ -200,8 +189,7 @@ def batches(bench: Bench, add: Add) -> None:
 def encode_in_fp8(bench: Bench, add: Add) -> None:
     """Measure tower and encoder without graphs, in the served dtype and with products in fp8."""
     count = PICTURES if bench.on_gpu else 2
-    pixels = torch.zeros(count, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
-    pixels = pixels.random_(0, 256).to(bench.device)
+    pixels = pictures_of(bench, count)
     prompt = torch.tensor([[0, 100, 101, 2]] * count, device=bench.device)
     ways = {
         name: lambda model=model: model.encode(model.encode_images(pixels), prompt)  # type: ignore[misc]
@@ -232,7 +220,6 @@ def compiled(bench: Bench, add: Add) -> None:
             name: partial(both, backend, blocks, cells) for name, backend in backends.items()
         }
         add(f"blocks of stage {stage + 1}, ms", timed(bench, ways))
-    pixels = torch.zeros(pictures, SIDE[bench.size], SIDE[bench.size], 3, dtype=torch.uint8)
-    pixels = pixels.random_(0, 256).to(bench.device)
+    pixels = pictures_of(bench, pictures)
     ways = {name: partial(bench.model.encode_images, pixels, backend) for name, backend in backends.items()}
     add("tower, ms", timed(bench, ways, 3))

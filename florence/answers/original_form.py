@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from florence.types.results import Detections, JsonValue, OcrRegions, Result, Segmentation, Tags, Text
+from florence.types.results import Detections, OcrRegions, Result, Segmentation, Wording
 from florence.types.tasks import Kind, Task
 
 
 def original_form(task: Task, result: Result) -> Any:
     """The value that the original's JSON has for the task's token."""
-    if isinstance(result, Text | Tags | JsonValue):
+    if isinstance(result, Wording):
         return result.text
     if isinstance(result, OcrRegions):
         return {

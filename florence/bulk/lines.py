@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -101,7 +102,8 @@ class FailureFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._opened is not None:
-            self._opened.close()
+            with nullcontext() if error is None else suppress(OSError):  # once more, on a disk that is full
+                self._opened.close()
         elif error is None:
             self._path.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,39 +24,39 @@ LONGEST_REST_S = 30.0
 _LOOK_S = 0.5  # interval at which a waiting request checks whether to go on waiting
 
 
-class ThreadClients:
-    """Clients of one service, one for each thread that asks it: threads that share a pool of connections wait
-    for its lock, which takes a quarter of a request's CPU time at 32 of them.
+class IdleClients:
+    """Clients of one service. Each call has one for itself: threads that share a pool of connections wait for
+    its lock, which takes a quarter of a request's CPU time at 32 of them. There are as many as were ever used
+    at the same time, whatever threads come and go.
 
     `make`: connects a client. Thread-safe.
     """
 
     def __init__(self, make: Callable[[], Client]) -> None:
-        self._make, self._own = make, threading.local()
-        self._all: list[Client] = []
-
-    def own(self) -> Client:
-        """This thread's client."""
-        client: Client | None = getattr(self._own, "client", None)
-        if client is None:
-            client = self._own.client = self._make()
-            self._all.append(client)
-        return client
+        self._make = make
+        self._idle: deque[Client] = deque()
 
     def call(self, ask: Callable[[Client], T]) -> T:
-        """Call `ask` with this thread's client."""
-        return ask(self.own())
+        """Call `ask` with the client that was used last, whose connection is most likely still open."""
+        try:
+            client = self._idle.pop()
+        except IndexError:
+            client = self._make()
+        try:
+            return ask(client)
+        finally:
+            self._idle.append(client)
 
     def close(self) -> None:
         """Close all clients, once no thread asks any more."""
-        for client in self._all:
-            client.close()
+        while self._idle:
+            self._idle.pop().close()
 
 
 @dataclass
 class _Service:
     url: str
-    clients: ThreadClients
+    clients: IdleClients
     under_way: int = 0
     rests_until: float = 0.0
     dead: int = 0  # failed connections in a row
@@ -70,7 +71,7 @@ class Services:
 
     def __init__(
         self,
-        clients: Iterable[tuple[str, ThreadClients]],
+        clients: Iterable[tuple[str, IdleClients]],
         tell: Callable[[str], None],
         *,
         patience_s: float = 300.0,
@@ -87,7 +88,7 @@ class Services:
         reached = 0
         for service in self.services:
             try:
-                service.clients.own().ready()
+                service.clients.call(lambda client: client.ready())
                 reached += 1
             except (Unreachable, ConnectionLost) as error:
                 last = error

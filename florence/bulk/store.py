@@ -100,7 +100,11 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        try:
+            self._close()
+        except OSError:  # once more, on a disk that is full
+            if error is None:
+                raise
         if self.packed and error is None and self.lines.exists():
             (write_part if self._part_rows else append_file)(self.lines, self.out)
 

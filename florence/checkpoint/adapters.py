@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -195,10 +196,15 @@ def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of the adapter's file, which may have the name of a full model's file."""
     path = directory / ADAPTER_WEIGHTS
     path = path if path.is_file() else directory / WEIGHTS
+    with open_safetensors(path) as file:
+        for key in file.keys():  # noqa: SIM118  (not a dict: it can't be iterated)
+            yield key, file.get_tensor(key)
+
+
+def open_safetensors(path: Path) -> Any:
+    """An open file of tensors. Raises `CheckpointError` for one that is missing or not complete."""
     check_content(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  (not a dict: it can't be iterated)
-                yield key, file.get_tensor(key)
+        return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from florence.errors import CheckpointError
+from florence.errors import CheckpointError, quote
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -38,14 +38,9 @@ def weight_files(directory: Path) -> list[str]:
         raise CheckpointError(f"{index} can't be read as an index of safetensors files: {error!r}") from error
     if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
         raise CheckpointError(
-            f"{index} names files other than safetensors files beside it: {', '.join(names)}"
+            f"{index} names files other than safetensors files beside it: {quote(', '.join(names))}"
         )
     return names
-
-
-def missing_weights(directory: Path) -> list[str]:
-    """The names of `weight_files` that are not in the directory."""
-    return [name for name in weight_files(directory) if not (directory / name).is_file()]
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
@@ -76,24 +71,27 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 text file, without its byte order mark. Raises `CheckpointError` where it is missing, too
     large, or not UTF-8."""
     try:
+        check_content(path)
         if (size := path.stat().st_size) > MAX_TEXT_BYTES:
             raise CheckpointError(f"{path} has {size} bytes; at most {MAX_TEXT_BYTES} are read")
-        check_content(path)
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from None
 
 
 def check_content(path: Path) -> None:
-    """Raise `CheckpointError` for a Git LFS pointer, left by a clone without Git LFS."""
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise CheckpointError(
-                f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or "
-                "give the repository's name on the hub in place of the folder"
-            )
+    """Raise `CheckpointError` for a missing file, and for a Git LFS pointer, left by a clone without Git
+    LFS."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    if start == _POINTER:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository, or "
+            "give the repository's name on the hub in place of the folder"
+        )
 
 
 def version_of(path: Path) -> tuple[int, ...]:

@@ -29,7 +29,6 @@ from florence.checkpoint.files import (
     WEIGHTS,
     WEIGHTS_INDEX,
     checkpoint_files,
-    missing_weights,
     read_json,
     weight_files,
 )
@@ -246,12 +245,13 @@ def _check_described(directory: Path, name: str, base: Path | None, listing: Cal
 
 def _check_weights(directory: Path, name: str) -> bool:
     """Whether there are weights. Raises `CheckpointError` when a shard is missing."""
-    if missing := missing_weights(directory):
+    names = weight_files(directory)
+    if missing := [name for name in names if not (directory / name).is_file()]:
         raise CheckpointError(
             f"{name} is not a whole Florence-2 checkpoint: it lacks {', '.join(missing)}, "
             f"which {WEIGHTS_INDEX} names"
         )
-    return bool(weight_files(directory))
+    return bool(names)
 
 
 def _without_weights(name: str, directory: Path, names: Sequence[str]) -> CheckpointError:

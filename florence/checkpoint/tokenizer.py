@@ -22,7 +22,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from florence.checkpoint.files import MERGES, TOKENIZER, VOCAB, read_json, read_text
-from florence.errors import CheckpointError, TaskError
+from florence.errors import CheckpointError, TaskError, quote
 
 BOS, PAD, EOS = "<s>", "<pad>", "</s>"
 IMAGE = "<image>"  # in native files only: a placeholder for picture tokens in transformers' prompts
@@ -144,28 +144,31 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     unreadable, when the added tokens have other ids than in the original, and when the vocabulary does not
     fit the embedding.
     """
-    backend = _read_backend(directory)
-    # A file may contain settings from training; the original encodes whole prompts.
-    backend.no_truncation()
-    backend.no_padding()
-    _complete_added_tokens(backend, directory)
-    tokenizer = Tokenizer(backend)
-    _check_size(tokenizer, vocab_size, directory)
-    _check_round_trip(tokenizer, _required_id(backend, ADDED_TOKENS[0]), directory)
+    try:
+        backend = _read_backend(directory)
+        # A file may contain settings from training; the original encodes whole prompts.
+        backend.no_truncation()
+        backend.no_padding()
+        _complete_added_tokens(backend, directory)
+        tokenizer = Tokenizer(backend)
+        _check_size(tokenizer, vocab_size, directory)
+        _check_round_trip(tokenizer, _required_id(backend, ADDED_TOKENS[0]), directory)
+    except CheckpointError:
+        raise
+    except BaseException as error:
+        # For a file that it can't use, the Rust library raises plain `Exception`, or panics, which is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"the tokenizer in {directory} can't be read: {quote(str(error))}") from error
     return tokenizer
 
 
 def _read_backend(directory: Path) -> Backend:
     file, vocab, merges = directory / TOKENIZER, directory / VOCAB, directory / MERGES
-    try:
-        if file.is_file():
-            return Backend.from_str(read_text(file))
-        if vocab.is_file() and merges.is_file():
-            return _bart_backend(vocab, merges)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the Rust library raises plain `Exception` for a file that it can't parse
-        raise CheckpointError(f"the tokenizer in {directory} can't be read: {error}") from error
+    if file.is_file():
+        return Backend.from_str(read_text(file))
+    if vocab.is_file() and merges.is_file():
+        return _bart_backend(vocab, merges)
     raise CheckpointError(
         f"{directory} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt; "
         "copy the file from the checkpoint that this one was made from"

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from florence.checkpoint.adapters import Adapter, read_adapter
-from florence.checkpoint.files import WEIGHTS, WEIGHTS_INDEX, check_content, missing_weights, weight_files
+from florence.checkpoint.adapters import Adapter, open_safetensors, read_adapter
+from florence.checkpoint.files import WEIGHTS, weight_files
 from florence.checkpoint.foreign import explain_tensors
 from florence.checkpoint.layout import (
     BIAS,
@@ -213,31 +212,17 @@ def _expected_shapes(
         name: list(tensor.shape)[:: -1 if is_transposed(name, layout) else 1]
         for name, tensor in state.items()
     }
-    return shapes | _with_all_rows(config)
-
-
-def _with_all_rows(config: ModelConfig) -> dict[str, list[int]]:
-    """Shapes of the tensors that have a row for each token of the file's vocabulary."""
-    rows = config.text.vocab_size
-    return {SHARED: [rows, config.text.d_model], HEAD: [rows, config.text.d_model], BIAS: [1, rows]}
+    rows, width = config.text.vocab_size, config.text.d_model
+    return shapes | {SHARED: [rows, width], HEAD: [rows, width], BIAS: [1, rows]}
 
 
 def _open_tensors(directory: Path, files: ExitStack) -> dict[str, TensorSource]:
     """The source of each tensor, by its name in an unwrapped model."""
-    names = weight_files(directory)
-    if not names:
-        raise CheckpointError(f"{directory} holds neither {WEIGHTS} nor {WEIGHTS_INDEX}")
-    if missing := missing_weights(directory):
-        raise CheckpointError(f"{directory} lacks {', '.join(missing)}, which {WEIGHTS_INDEX} names")
     found: dict[str, TensorSource] = {}
     dtypes: dict[str, str] = {}
     metadata: dict[str, str] = {}
-    for path in (directory / name for name in names):
-        check_content(path)
-        try:
-            file = files.enter_context(safe_open(path, framework="pt"))
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
+    for file_name in weight_files(directory) or [WEIGHTS]:
+        file = files.enter_context(open_safetensors(directory / file_name))
         metadata |= file.metadata() or {}
         for name in file.keys():  # noqa: SIM118  (not a dict: it can't be iterated)
             if (short := unwrapped(name)) in found:

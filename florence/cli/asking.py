@@ -21,7 +21,7 @@ from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_json
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Ask
-from florence.bulk.services import Services, ThreadClients
+from florence.bulk.services import IdleClients, Services
 from florence.cli.telling import tell_lines
 from florence.client import Client
 from florence.errors import FlorenceError, TaskError, quote
@@ -82,11 +82,11 @@ def open_asker(arguments: argparse.Namespace, stopped: Event | None = None) -> I
         with load_model(arguments) as model:
             yield ModelAsker(model)
     elif len(urls) == 1:
-        with closing(ThreadClients(lambda: Client(urls[0]))) as clients:
-            clients.own().ready()  # an unreachable service is reported once, not for each picture
+        with closing(IdleClients(lambda: Client(urls[0]))) as clients:
+            clients.call(Client.ready)  # an unreachable service is reported once, not for each picture
             yield ServiceAsker(clients.call, _limits(arguments))
     else:
-        each = ((url, ThreadClients(partial(Client, url, retries=0))) for url in urls)
+        each = ((url, IdleClients(partial(Client, url, retries=0))) for url in urls)
         services = Services(each, lambda line: tell_lines([line]), stopped=stopped)
         try:
             services.check()

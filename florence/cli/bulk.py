@@ -30,7 +30,7 @@ from florence.cli.asking import (
 from florence.cli.bulk_ray import ask_on_ray, check_ray
 from florence.cli.export import export_results, read_exports
 from florence.cli.telling import SOME_FAILED, tell_lines
-from florence.errors import FlorenceError, RequestError, TaskError
+from florence.errors import FlorenceError, RequestError, TaskError, words_of
 from florence.types.tasks import Input, Task
 
 
@@ -151,7 +151,7 @@ class _Run:
 
     def ask_all(self, jobs: Iterator[Job], ask: Ask, arguments: argparse.Namespace) -> int:
         """Ask them all; returns the number of new answers. An interrupt raises KeyboardInterrupt with a
-        message that says what was kept."""
+        message that says what was kept, and a file that can't be written FlorenceError with the same."""
         bar = tqdm(total=self._total, unit="answer", disable=True if arguments.no_progress else None)
         running = Running(
             jobs,
@@ -170,12 +170,15 @@ class _Run:
             except KeyboardInterrupt:
                 for job, outcomes in running.drain():  # what fails now will be asked again
                     self._keep(job, outcomes, failures=False)
-                left = "rest" if self._total is None else f"other {self._total - self._made}"
-                raise KeyboardInterrupt(
-                    f"interrupted: {self._made} answers are kept in {self._store.lines}; the same command "
-                    f"asks for the {left}"
-                ) from None
+                raise KeyboardInterrupt(f"interrupted: {self._kept()}") from None
+            except OSError as error:  # of the files: a full disk, for instance
+                raise FlorenceError(f"{words_of(error)}: {self._kept()}") from error
         return self._made
+
+    def _kept(self) -> str:
+        left = "rest" if self._total is None else f"other {self._total - self._made}"
+        kept = f"{self._made} answers are kept in {self._store.lines}"
+        return f"{kept}; the same command asks for the {left}"
 
     def _keep(self, job: Job, outcomes: Sequence[QuestionOutcome], *, failures: bool = True) -> None:
         for question, outcome in zip(job.questions, outcomes, strict=True):

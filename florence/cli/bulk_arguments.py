@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from florence.export.formats import FORMATS
 from florence.types.tasks import Kind
+
+FORMATS: Final = ("coco", "yolo", "voc", "labelstudio", "txt", "drawn")
+"""What a file of answers can be exported to."""
 
 BULK: Final = (
     "ask tasks about many pictures, into a file of JSON lines or Parquet",

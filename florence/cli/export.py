@@ -14,12 +14,12 @@ from PIL import Image
 from florence.answers.reading import PictureAnswer, read_each
 from florence.bulk.items import item_named
 from florence.bulk.question import parse_file
+from florence.cli.bulk_arguments import FORMATS
 from florence.cli.draw import check_new, draw_answers, is_asked
 from florence.cli.telling import SOME_FAILED, tell_lines
 from florence.errors import FlorenceError, RequestError
 from florence.export.coco import Categories, coco_dataset, label_map
 from florence.export.drawing import Drawing
-from florence.export.formats import FORMATS
 from florence.export.labelled import Labelled, keep_labels, labelled_pictures
 from florence.export.labelstudio import write_label_studio
 from florence.export.names import FileNames

@@ -24,6 +24,7 @@ from florence.client.exchange import (
     exchange,
     read_error,
     read_failure,
+    read_json,
     read_outcome,
 )
 from florence.client.many import AsyncPictureMap, PictureMap
@@ -133,7 +134,7 @@ class Client(
 
     def server(self) -> dict[str, Any]:
         """What the service says about itself: name, version, extensions."""
-        return _read_json(self._get(_METADATA))
+        return _read_object(self._get(_METADATA))
 
     def info(self) -> ServiceInfo:
         """What runs there: checkpoint, device, dtype, limits; of the worker that answers."""
@@ -208,7 +209,7 @@ class AsyncClient(
 
     async def server(self) -> dict[str, Any]:
         """What the service says about itself: name, version, extensions."""
-        return _read_json(await self._get(_METADATA))
+        return _read_object(await self._get(_METADATA))
 
     async def info(self) -> ServiceInfo:
         """As `Client.info`."""
@@ -250,10 +251,8 @@ class AsyncClient(
             raise read_failure(error, _PROBE_S) from error
 
 
-def _read_json(response: httpx.Response) -> dict[str, Any]:
-    if response.status_code != httpx.codes.OK:
+def _read_object(response: httpx.Response) -> dict[str, Any]:
+    content = read_json(response)
+    if response.status_code != httpx.codes.OK or not isinstance(content, dict):
         raise read_error(response)
-    try:
-        return dict(response.json())
-    except (ValueError, TypeError) as error:
-        raise read_error(response) from error
+    return content

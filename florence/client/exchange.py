@@ -252,12 +252,17 @@ def _retry_after_s(response: httpx.Response) -> float | None:
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
+def read_json(response: httpx.Response) -> Any:
+    """The body's JSON value; None where it is not JSON."""
+    try:
+        return response.json()
+    except (ValueError, RecursionError):  # RecursionError: lists in lists
+        return None
+
+
 def _words(response: httpx.Response) -> str:
     """The text of `{"error": "..."}`; empty where the body is something else."""
-    try:
-        content = response.json()
-    except ValueError:
-        return ""
+    content = read_json(response)
     words = content.get("error") if isinstance(content, dict) else None
     return words if isinstance(words, str) else ""
 

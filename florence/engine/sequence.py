@@ -34,12 +34,25 @@ def _ignore(*_: object) -> None:
     pass
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class SequenceState:
+@dataclass(slots=True, eq=False, weakref_slot=True, kw_only=True)
+class StepSequence:
+    """What a decode step needs to know of a request. `encoder_length`: positions of picture and prompt.
+    `steps`: how many it has taken. `sampled`: whether it samples. `penalized`: whether it has a repetition
+    penalty. `adapter`: its adapter's slot, 0 for none."""
+
+    slot: Slot = UNPLACED
+    encoder_length: int = 0
+    steps: int = 0
+    sampled: bool = False
+    penalized: bool = False
+    adapter: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class SequenceState(StepSequence):
     """A request in the engine. Only the engine's thread changes it; `cancel` is thread-safe.
 
-    Set by the runner: `slot`; `adapter`, its adapter's slot, 0 for none; `picture_tokens`, and
-    `encoder_length`, which includes the prompt; `steps` taken; `finite`: whether all that it wrote to the
+    Set by the runner, with the fields for steps: `picture_tokens`; `finite`: whether all that it wrote to the
     caches is known to be finite; `ended`: its search is known to have ended, and its answer is being copied
     to the host; `dropped`: its slot may belong to another request. Set by the engine: `on_taken`, called when
     the request leaves the queue; `phase`; `cancelled`; `arrived_s`, `taken_s`, `encoded_s`: times by the
@@ -47,11 +60,7 @@ class SequenceState:
     """
 
     request: Request
-    slot: Slot = UNPLACED
-    adapter: int = 0
     picture_tokens: int = 0
-    encoder_length: int = 0
-    steps: int = 0
     finite: bool = False
     ended: bool = False
     dropped: bool = False
@@ -64,6 +73,10 @@ class SequenceState:
     taken_s: float | None = None  # left the queue
     encoded_s: float = 0.0
     cancellations: deque[ref[SequenceState]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        options = self.request.options
+        self.sampled, self.penalized = options.do_sample, options.repetition_penalty != 1
 
     def cancel(self) -> None:
         """Cancel the request: the engine frees its slot before the next step. Thread-safe, and takes no lock.

@@ -34,12 +34,12 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def compare(a: Evaluation, b: Evaluation, *, resamples: int, seed: int = 0) -> list[Difference]:
+def compare(a: Evaluation, b: Evaluation, *, resamples: int) -> list[Difference]:
     """The difference of each figure between two evaluations of the same questions in the same order.
 
     `resamples`: number of bootstrap samples.
     """
-    dice, count = np.random.default_rng(seed), a.pictures
+    dice, count = np.random.default_rng(0), a.pictures
     first, second = a.figures(), b.figures()
     changes = np.full((resamples, len(first)), np.nan)
     for number in range(resamples):

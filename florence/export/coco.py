@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from florence.errors import RequestError, quote
-from florence.export.annotation import Annotation, Drawable, DrawableAnswer
+from florence.export.annotation import Annotation, Drawable
 from florence.export.geometry import area, polygon_area
 
 UNNAMED: Final = "object"  # the category of things without a label
@@ -82,7 +82,7 @@ def _check_ids(named: Iterable[tuple[Any, Any]]) -> None:
 
 
 def coco_dataset(
-    answers: Iterable[tuple[str, DrawableAnswer]], *, categories: LabelMap | None = None
+    answers: Iterable[tuple[str, Drawable]], *, categories: LabelMap | None = None
 ) -> dict[str, Any]:
     """The answers, each with its picture's file name, as `images`, `annotations` and `categories`.
 

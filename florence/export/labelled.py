@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from florence.errors import RequestError, quote
-from florence.export.annotation import Annotation, DrawableAnswer
+from florence.export.annotation import Annotation, Drawable
 from florence.export.coco import category_name
 
 
 @dataclass
-class Labelled(DrawableAnswer):
+class Labelled(Drawable):
     """One picture. `name`: that of its answers. `size`: width and height of the upright picture. `places`:
     all annotations. `texts`: answers in text. `models`: checkpoints that answered."""
 

@@ -5,10 +5,12 @@ Knows the SDK's types. Which task a call asks is in `tools`; the function that a
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import mimetypes
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from typing import Any, Final
@@ -21,6 +23,8 @@ from mcp import MCPError
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from florence import __version__
 from florence.answers.told import describe
@@ -43,6 +47,9 @@ AskUrl = Callable[[str, PictureQuestion], TaskAnswer[Any]]
 LONGEST_SIDE: Final = 1024
 """Pixels of a drawn picture's longer side: agents pay by the pixel."""
 MAX_BODY_BYTES: Final = 64 * 2**20
+MOST_CALLS: Final = 32
+"""Calls that are answered at a time, also for clients that have left; more wait."""
+GRACE_S: Final = 30
 INSTRUCTIONS: Final = "Tools about one picture each. Boxes and regions are x1, y1, x2, y2 in its pixels."
 _INTERNAL: Final = "the tool failed; the server's log says more"
 
@@ -57,6 +64,7 @@ class PictureServer:
         left_out = ([] if roots.local else ["path"]) + ([] if ask_url else ["url"])
         self._ways = [way for way in PICTURE if way not in left_out]
         self._tools = {tool.name: tool for tool in TOOLS}
+        self._threads = ThreadPoolExecutor(MOST_CALLS, "florence-mcp")
 
     def protocol(self) -> Server[Any]:
         """The SDK's server with these handlers."""
@@ -88,7 +96,7 @@ class PictureServer:
             raise MCPError(types.INVALID_PARAMS, f"unknown tool {call.name[:60]!r}; the tools are {known}")
         work = partial(self._answer, tool, call.arguments)
         try:
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+            return await asyncio.wrap_future(self._threads.submit(work))
         except FlorenceError as error:
             return _failed(str(error))
         except Exception:
@@ -137,12 +145,28 @@ class PictureServer:
         return types.ReadResourceResult(contents=[contents])
 
 
+class NoStream:
+    """Answers 405 to GET, as the protocol says for a server that sends nothing by itself. The SDK would keep
+    the connection open, for a stream on which nothing ever comes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET":
+            refusal = PlainTextResponse("Method Not Allowed: send a POST to /mcp", 405, {"Allow": "POST"})
+            return await refusal(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
 def http_app(server: PictureServer, host: str) -> Starlette:
     """The ASGI application: streamable HTTP at /mcp, without sessions. `host`: the address that is listened
     on; for a loopback address the SDK refuses requests with foreign Host or Origin headers."""
-    return server.protocol().streamable_http_app(
+    app = server.protocol().streamable_http_app(
         host=host, stateless_http=True, max_request_body_size=MAX_BODY_BYTES
     )
+    app.add_middleware(NoStream)
+    return app
 
 
 def serve_stdio(server: PictureServer) -> None:
@@ -157,8 +181,9 @@ def serve_stdio(server: PictureServer) -> None:
 
 
 def serve_http(server: PictureServer, host: str, port: int) -> None:
-    """Serve until the process is signalled to stop."""
-    uvicorn.run(http_app(server, host), host=host, port=port, log_level="warning")
+    """Serve until the process is signalled to stop; requests under way then have `GRACE_S` seconds."""
+    app = http_app(server, host)
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
 
 
 def _draw(answer: TaskAnswer[Any], picture: bytes) -> bytes:

@@ -1,9 +1,9 @@
 """The decoder's self-attention and cross-attention in one step, behind one interface.
 
-To add a kernel for another device, implement `AttentionBackend`: `begin` gets all inputs of a step, and the
-`StepAttention` that it returns is called in each layer, once for each attention. Two backends are here:
-`DenseAttention` (PyTorch, any device, fixed shapes, masks) and `KernelAttention` (the project's kernel for
-CPUs, no padding). Knows tensors and caches; the caller decides which beams take part and where their past is.
+To add a kernel for another device, write a `StepAttention`, which gets all inputs of a step and is called in
+each layer, once for each attention, and an `AttentionBackend` of it. Two are here: `DenseAttention` (PyTorch,
+any device, fixed shapes, masks) and `KernelAttention` (the project's kernel for CPUs, no padding). Knows
+tensors and caches; the caller decides which beams take part and where their past is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Protocol
+from functools import partial
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -112,41 +113,31 @@ class StepAttention(ABC):
         caches.self_values[layer][rows, :, positions] = split_heads(values, heads)
 
 
-class AttentionBackend(Protocol):
+@dataclass(frozen=True, slots=True)
+class AttentionBackend:
     """A way to compute a step's attentions.
 
-    `masked`: whether it reads the first slots and rows of the caches as a whole and masks all positions that
-    are not a request's own. Then its batches list those slots and rows in order (`steps.dense_batch`), and
-    masked values must be finite. Otherwise batches hold only the rows in use, a request's rows adjacent
-    (`steps.ragged_batch`), and only what a request has written is read. `grouped`: whether each request has
-    as many rows as the widest (`steps.grouped_batch`), so that lengths and beams change no shape.
+    `begin`: makes those of one step, prepared for all layers. Where steps are captured as graphs, this call
+    is captured too: it must not read a value on the host. `masked`: whether it reads the first slots and rows
+    of the caches as a whole and masks all positions that are not a request's own. Then its batches list those
+    slots and rows in order (`steps.dense_batch`), and masked values must be finite. Otherwise batches hold
+    only the rows in use, a request's rows adjacent (`steps.ragged_batch`), and only what a request has
+    written is read. `grouped`: whether each request has as many rows as the widest (`steps.grouped_batch`),
+    so that lengths and beams change no shape.
     """
 
-    @property
-    def masked(self) -> bool: ...
-
-    @property
-    def grouped(self) -> bool: ...
-
-    def begin(self, step: StepInputs) -> StepAttention:
-        """The attentions of one step, prepared for all layers. Where steps are captured as graphs, this call
-        is captured too: it must not read a value on the host."""
+    begin: Callable[[StepInputs], StepAttention]
+    masked: bool = False
+    grouped: bool = False
 
 
-class DenseAttention:
+class DenseAttention(StepAttention):
     """Both attentions with PyTorch's operations; positions that are not a beam's past are masked.
 
     Shapes depend only on those of the batch and `beam_indirection`, and on `encoder_length`, never on values
     of tensors, so that a CUDA graph can capture a step.
     """
 
-    masked, grouped = True, False
-
-    def begin(self, step: StepInputs) -> StepAttention:
-        return _DenseStep(step)
-
-
-class _DenseStep(StepAttention):
     def __init__(self, step: StepInputs) -> None:
         super().__init__(step)
         batch, indirection, device = step.batch, step.beam_indirection, step.positions.device
@@ -206,19 +197,12 @@ class _DenseStep(StepAttention):
         return result
 
 
-class KernelAttention:
+DENSE: Final = AttentionBackend(DenseAttention, masked=True)
+
+
+class KernelAttention(StepAttention):
     """Both attentions by the CPU kernel, which reads each beam's keys in place, and only those."""
 
-    masked = grouped = False
-
-    def __init__(self, kernel: CpuAttention) -> None:
-        self._kernel = kernel
-
-    def begin(self, step: StepInputs) -> StepAttention:
-        return _KernelStep(self._kernel, step)
-
-
-class _KernelStep(StepAttention):
     def __init__(self, kernel: CpuAttention, step: StepInputs) -> None:
         super().__init__(step)
         batch = step.batch
@@ -238,6 +222,11 @@ class _KernelStep(StepAttention):
         self._write(keys, values, layer)
         keys, values = self._caches.self_keys[layer], self._caches.self_values[layer]
         return self._kernel.self_attention(queries, keys, values, self._sources, self._lengths)
+
+
+def by_kernel(kernel: CpuAttention) -> AttentionBackend:
+    """The backend of `KernelAttention`."""
+    return AttentionBackend(partial(KernelAttention, kernel))
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

@@ -39,10 +39,8 @@ def _quotas(root: Path) -> Iterator[float]:
         else:
             continue
         group = mount / path.lstrip("/")
-        for folder in [
-            group,
-            *group.parents,
-        ]:  # a container may see its own group at the mount, not at `path`
+        # A container may see its own group at the mount, not at `path`.
+        for folder in [group, *group.parents]:
             if folder.is_relative_to(mount) and (quota := read(folder)) is not None:
                 yield quota
 

@@ -28,12 +28,13 @@ MOST_STRUCTURE: Final = 65_536
 MOST_STRINGS: Final = 4096
 MOST_NESTED: Final = 64
 """Levels of objects and lists; a request has five. Functions that visit a value call themselves for each."""
+MOST_QUOTED: Final = 12 * MAX_TEXT_CHARS
+"""Bytes of a text in JSON, each character written as two escapes."""
 MOST_PARSED: Final = 2 * 2**20
 """Bytes that are given to the parser: 36 rows whose strings all stay just below `LONG` have 1.7 MiB."""
 
 _AT_ONCE: Final = 4 * 2**20  # bytes that are searched for quotes in a fraction of a millisecond
 _FEW_STRINGS: Final = 32  # all of them short: 0.5 MiB for the parser
-_MOST_QUOTED: Final = 12 * MAX_TEXT_CHARS  # bytes of a text, each character written as two escapes
 _QUOTE: Final = b'"'
 _BACKSLASH: Final = ord("\\")
 _WHITE: Final = b" \t\r\n"
@@ -123,7 +124,7 @@ def short_strings(value: Any) -> Any:
     """The value with a `str` in place of each LongString. Raises ProtocolError for one that is longer than
     any text may be."""
     if isinstance(value, LongString):
-        if len(value) > _MOST_QUOTED:
+        if len(value) > MOST_QUOTED:
             raise ProtocolError(
                 f"a text has {len(value)} bytes; at most {MAX_TEXT_CHARS} characters are allowed"
             )
@@ -251,7 +252,7 @@ def _end_of_string(body: bytes | bytearray, start: int, end: int) -> int:
     if stop < 0 or body[stop - 1] != _BACKSLASH or stop == start:
         return stop
     position = start  # a quote that may be part of the text: read its escapes
-    while position - start <= _MOST_QUOTED:
+    while position - start <= MOST_QUOTED:
         match = _INSIDE.match(body, position, min(end, position + _PIECE))
         stop = match.end() if match else position
         if stop < end and body[stop] == _QUOTE[0]:
@@ -259,4 +260,4 @@ def _end_of_string(body: bytes | bytearray, start: int, end: int) -> int:
         if stop == position:
             return -1
         position = stop
-    raise _too_much(f"a string with quotation marks in it has more than {_MOST_QUOTED} bytes")
+    raise _too_much(f"a string with quotation marks in it has more than {MOST_QUOTED} bytes")

@@ -13,10 +13,11 @@ from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 from florence.answers.answer import Answer, OriginalAnswer
-from florence.errors import Closed, DeadlineExceeded, FlorenceError
+from florence.errors import Closed, FlorenceError
 from florence.server.keys import caller
 from florence.server.observability.json_log import FIELDS
 from florence.server.observability.request_ids import call_facts
+from florence.server.replies import late
 
 logger = logging.getLogger("florence.service")
 
@@ -71,7 +72,7 @@ async def await_answers(
         if outcome is not None:
             answers.append(outcome)
     if len(answers) < len(futures):
-        raise _late(timeout_s)
+        raise late(timeout_s)
     for answer in answers:
         log(answer)
     return answers
@@ -86,7 +87,7 @@ async def await_outcomes(
     for outcome in outcomes:
         if outcome is not None and not isinstance(outcome, BaseException):
             log_answer(outcome)
-    return [_late(timeout_s) if outcome is None else outcome for outcome in outcomes]
+    return [late(timeout_s) if outcome is None else outcome for outcome in outcomes]
 
 
 def name_row(error: FlorenceError, index: int, count: int) -> FlorenceError:
@@ -122,7 +123,3 @@ def _cancel(waiting: Sequence[asyncio.Future[Any]]) -> None:
     for future in waiting:
         if not future.cancel() and not future.cancelled():
             future.exception()  # asyncio warns about an exception that is never retrieved
-
-
-def _late(timeout_s: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")

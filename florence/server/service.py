@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import sys
 import threading
 import time
@@ -24,15 +23,16 @@ from starlette.routing import Route
 from florence.bento.image import image_settings
 from florence.bento.weights import CheckpointModel, packed_settings
 from florence.engine.observer import Observer
-from florence.errors import FlorenceError, SettingsError, is_foreseen, words_of
+from florence.errors import FlorenceError, is_foreseen, words_of
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.garbage import collect_rarely, collect_while_cheap, set_aside
-from florence.server.gpus import count_gpus
 from florence.server.http.bodies import BodyBudget
 from florence.server.http.connections import bound_connections
 from florence.server.http.middleware import TimeLimit
-from florence.server.http.routing import OPEN_PATHS, known_paths, middleware_of
-from florence.server.keys import ApiKeys, caller, keys_of
+from florence.server.http.paths import HEALTH, OPEN_PATHS
+from florence.server.http.routing import known_paths, middleware_of
+from florence.server.keys import ApiKeys, keys_of
+from florence.server.loading import count_gpus, fetch_checkpoint, load_model
 from florence.server.observability.access_log import guard_log
 from florence.server.observability.gpu_metrics import gpu_metrics
 from florence.server.observability.http_metrics import CountRequests, metrics_endpoint
@@ -71,59 +71,10 @@ logger = logging.getLogger("florence.service")
 
 Load = Callable[[Settings, str, Observer], "Florence2"]
 Fetch = Callable[[Settings], None]
-PROBES = ("/metrics", "/healthz", "/livez", "/readyz", "/v2/health")  # would fill the access log
-SPINS = "10000"  # spin-loop turns, a few microseconds: as long as one operation of a step lasts
-ANSWERS_S = 2.0  # for the last answers of a worker whose engine is broken
+UNLOGGED = (*HEALTH, "/metrics")  # they would fill the access log
 ALL_ADDRESSES = "0.0.0.0"
 SWITCH_S = 0.001  # a fifth of Python's: the event loop gets the lock sooner from threads that compute
 GRACE_S = 10.0  # added to BentoML's time limit: ours comes first, and its message says more
-
-
-def fetch_checkpoint(settings: Settings) -> None:
-    """Download the checkpoint's files once for all workers. Ends the process where that fails."""
-    from florence.checkpoint.adapter_list import adapters_of_settings, list_adapters
-    from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
-
-    with _named(settings, "model", "revision", "base"):
-        resolve_checkpoint(settings.model, settings.revision, settings.base)
-    with _named(settings, "adapter"):
-        if settings.adapter:
-            resolve_adapter(settings.adapter)
-    with _named(settings, "adapters", "adapters_file"):
-        if sources := adapters_of_settings(settings.adapters, settings.adapters_file):
-            for source in list_adapters(sources, settings.max_adapters).values():
-                resolve_adapter(source)
-
-
-@contextmanager
-def _named(settings: Settings, *names: str) -> Iterator[None]:
-    """A context that ends the process where what these settings name can't be had. The message begins with
-    those that are set; that of a SettingsError names them already."""
-    try:
-        yield
-    except (FlorenceError, OSError) as error:
-        named = "" if isinstance(error, SettingsError) else f"{settings.told(*names)}: "
-        sys.exit(f"florence: {named}{words_of(error)}")
-
-
-def load_model(settings: Settings, device: str, observer: Observer) -> Florence2:
-    """The checkpoint that the settings name, loaded on a device and warmed up."""
-    let_threads_sleep()
-    from florence import Florence2  # torch comes with it
-
-    workers = len(settings.devices(count_gpus()))
-    model = Florence2.from_settings(
-        settings, device, workers=workers, observer=observer, on_broken=end_worker, owner=caller
-    )
-    model.warm_up()
-    return model
-
-
-def let_threads_sleep() -> None:
-    """Call before torch is imported: makes its idle threads sleep instead of spin, because the event loop and
-    the readers of pictures need the same cores. OpenMP's own variables take precedence."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 class TaskService:
@@ -146,7 +97,6 @@ class TaskService:
         sys.setswitchinterval(SWITCH_S)
         end_with_supervisor()
         self.started = time.monotonic()
-        self.timeout_s = self.settings.timeout_s
         self.grpc: GrpcServer | None = None
         if not is_worker():
             self._load()
@@ -229,10 +179,10 @@ class TaskService:
         """Stop gRPC and the model; each gets the service's time limit to finish. All HTTP requests have been
         answered before: the server waits for them."""
         if self.grpc is not None:
-            await self.grpc.stop(self.timeout_s)
+            await self.grpc.stop(self.settings.timeout_s)
         model, self.inference.model = self.inference.model, None
         if model is not None:
-            model.close(drain_s=self.timeout_s)
+            model.close(drain_s=self.settings.timeout_s)
         elif is_worker():
             leave(0)  # it is being loaded, in a thread that can't be stopped
 
@@ -284,29 +234,13 @@ def build_service(
     if {"model", "revision"} & settings.model_fields_set:
         wanted = (settings.model, settings.revision, settings.base)
         members["checkpoint"] = CheckpointModel(*wanted)  # for `bentoml build`
-    on_gpus = [int(device.removeprefix("cuda:")) for device in devices if device != "cpu"]
-    variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
-    decorate: Any = bentoml.service(
-        name="florence2",
-        http={"port": 8000},
-        **({"ssl": tls.for_bentoml()} if tls else {}),
-        workers=len(devices),
-        resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
-        traffic={"timeout": settings.timeout_s + GRACE_S},
-        metrics={"enabled": False},  # they label any path that a client requests; see `http_metrics`
-        # infer writes a line of its own; BentoML's fails at a content type that is not UTF-8
-        logging={
-            "access": {"skip_paths": [*PROBES, *infer_paths(inference.served)], "request_content_type": False}
-        },
-        image=variant.image,
-        envs=variant.envs,
-    )
+    decorate = _decorator(settings, devices, tls, infer_paths(inference.served))
     built = decorate(type("Florence2Service", (TaskService,), members))
     scrape = metrics_endpoint(lambda: inference.statistics.as_metrics() + gpu_metrics())
     own = Starlette(
         routes=[
             *about_routes(inference, settings.max_body_bytes),
-            task_route(inference, fetcher),
+            task_route(inference, fetcher, settings.image_limits),
             Route("/metrics", scrape),
         ]
     )
@@ -331,19 +265,29 @@ def build_service(
     return built
 
 
+def _decorator(settings: Settings, devices: Sequence[str], tls: Tls | None, unlogged: Sequence[str]) -> Any:
+    """BentoML's decorator with its configuration. `unlogged`: paths that write log lines of their own."""
+    on_gpus = [int(device.removeprefix("cuda:")) for device in devices if device != "cpu"]
+    variant = image_settings("cpu" if settings.device == "cpu" else "gpu")
+    decorator: Any = bentoml.service(
+        name="florence2",
+        http={"port": 8000},
+        **({"ssl": tls.for_bentoml()} if tls else {}),
+        workers=len(devices),
+        resources={"gpu": max(on_gpus) + 1} if on_gpus else {},  # BentoML shows the first GPUs to workers
+        traffic={"timeout": settings.timeout_s + GRACE_S},
+        metrics={"enabled": False},  # they label any path that a client requests; see `http_metrics`
+        # BentoML's line fails at a content type that is not UTF-8
+        logging={"access": {"skip_paths": [*UNLOGGED, *unlogged], "request_content_type": False}},
+        image=variant.image,
+        envs=variant.envs,
+    )
+    return decorator
+
+
 def _before_workers(settings: Settings, fetch: Fetch) -> None:
     prepare_supervisor()
     fetch(settings)
-
-
-def end_worker() -> None:
-    """Call in a worker whose engine is broken: ends the process, once the waiting requests have got their
-    errors. BentoML starts another worker, or, in a container, ends too, and the orchestrator restarts it."""
-    logger.critical("the engine can't recover: this worker ends")
-    if is_worker():
-        end = threading.Timer(ANSWERS_S, leave, [1])
-        end.daemon = True
-        end.start()
 
 
 @functools.cache

@@ -23,12 +23,16 @@ from typing import Final
 
 import bentoml
 
-from florence.server.v2.tally import DIRECTORY
+from florence.server.observability.metric_files import DIRECTORY
+
+logger = logging.getLogger("florence.service")
 
 FAILED: Final = signal.SIGUSR1
 """The signal from a worker to its supervisor when it can't start: other workers could not either."""
 CHECK_S: Final = 1.0
 """Seconds between two checks of the supervisor on its workers."""
+ANSWERS_S: Final = 2.0
+"""Seconds for the last answers of a worker whose engine is broken."""
 _MARK: Final = "florence-loaded-"
 _PR_SET_PDEATHSIG: Final = 1  # of Linux's prctl
 _M_ARENA_MAX: Final = -8  # of glibc's mallopt
@@ -88,6 +92,16 @@ def end_serving() -> None:
     if is_worker():
         os.kill(os.getppid(), FAILED)
         leave(1)
+
+
+def end_worker() -> None:
+    """Call in a worker whose engine is broken: ends the process, once the waiting requests have got their
+    errors. BentoML starts another worker, or, in a container, ends too, and the orchestrator restarts it."""
+    logger.critical("the engine can't recover: this worker ends")
+    if is_worker():
+        end = threading.Timer(ANSWERS_S, leave, [1])
+        end.daemon = True
+        end.start()
 
 
 def leave(status: int) -> None:

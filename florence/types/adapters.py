@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 from pydantic import BaseModel, ConfigDict, Field
-
-
-class AdapterKeywords(TypedDict, total=False):
-    """The field of `AdapterOption` as a keyword argument."""
-
-    adapter: str | None
 
 
 class AdapterOption(BaseModel):

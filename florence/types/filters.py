@@ -5,7 +5,7 @@ Knows nothing about how items are found; `florence.answers.filtering` applies th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, TypedDict
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -13,18 +13,6 @@ MOST_LABELS: Final = 1000
 MOST_ITEMS: Final = 10_000
 LARGEST_SIZE: Final = 100_000
 _Label = Annotated[str, Field(min_length=1, max_length=1000)]
-
-
-class FilterKeywords(TypedDict, total=False):
-    """The fields of `ItemFilter` as keyword arguments; an option that is left out, or None, filters
-    nothing."""
-
-    min_score: float | None
-    labels: tuple[str, ...] | None
-    nms_iou: float | None
-    nms_agnostic: bool | None
-    min_size: float | None
-    max_items: int | None
 
 
 class ItemFilter(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from florence.errors import OptionError, quote
-from florence.types.adapters import AdapterKeywords, AdapterOption
+from florence.types.adapters import AdapterOption
 from florence.types.bounds import (
     LEAST_FACTOR,
     MAX_BEAMS,
@@ -21,9 +21,9 @@ from florence.types.bounds import (
     MAX_TOKENS,
     MAX_TOP_K,
 )
-from florence.types.filters import FilterKeywords, ItemFilter
-from florence.types.pictures import PictureKeywords, PictureOptions
-from florence.types.tiling import TileKeywords, TileOptions
+from florence.types.filters import ItemFilter
+from florence.types.pictures import PictureOptions, Pictures
+from florence.types.tiling import TileOptions
 
 MAX_TEXT_CHARS = 65_536
 """Most characters of a text, in every interface: a bound on the tokenizer's work. Whether a prompt fits is
@@ -32,29 +32,6 @@ decided by the limit on its tokens, which a text of this length always exceeds: 
 
 OF_SAMPLING: Final = ("temperature", "top_k", "top_p", "seed")
 """The options that only have a meaning with `do_sample`."""
-
-
-class GenerationKeywords(TypedDict, total=False):
-    """Generation options as keyword arguments: the fields of `GenerationParameters`, which has their ranges.
-
-    An option that is left out, or None, has the checkpoint's default; `max_new_tokens` has 1024, and is
-    capped at the model's limit (`info()["limits"]`). `early_stopping` is as in transformers. A new option is
-    declared in these two classes and in `florence.engine.request.GenerationOptions`; HTTP, client, library
-    and command line then offer it automatically.
-    """
-
-    num_beams: int | None
-    max_new_tokens: int | None
-    min_new_tokens: int | None
-    no_repeat_ngram_size: int | None
-    early_stopping: bool | Literal["never"] | None
-    length_penalty: float | None
-    repetition_penalty: float | None
-    do_sample: bool | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    seed: int | None
 
 
 class GenerationParameters(BaseModel):
@@ -164,10 +141,44 @@ class GenerationParameters(BaseModel):
         return self.model_copy(update={"seed": secrets.randbelow(2**32)})  # short enough to copy by hand
 
 
-class RequestKeywords(
-    GenerationKeywords, PictureKeywords, TileKeywords, FilterKeywords, AdapterKeywords, total=False
-):
-    """All options of a request as keyword arguments."""
+class RequestKeywords(TypedDict, total=False):
+    """All options of a request as keyword arguments: the fields of `RequestParameters`, which has their
+    ranges.
+
+    An option that is left out, or None, has the checkpoint's default, and one of pictures the service's;
+    nothing is cut or filtered. `max_new_tokens` has 1024, and is capped at the model's limit
+    (`info()["limits"]`). `early_stopping` is as in transformers. A new option is declared here and in the one
+    of the bases of `RequestParameters` that it belongs to, one of generation also in
+    `florence.engine.request.GenerationOptions`; HTTP, client, library and command line then offer it
+    automatically.
+    """
+
+    num_beams: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    no_repeat_ngram_size: int | None
+    early_stopping: bool | Literal["never"] | None
+    length_penalty: float | None
+    repetition_penalty: float | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    pictures: Pictures | None
+    background: str | None
+    frame: int | None
+    page: int | None
+    tiles: str | None
+    tile_scale: float | None
+    tile_overlap: float | None
+    min_score: float | None
+    labels: tuple[str, ...] | None
+    nms_iou: float | None
+    nms_agnostic: bool | None
+    min_size: float | None
+    max_items: int | None
+    adapter: str | None
 
 
 class RequestParameters(AdapterOption, ItemFilter, TileOptions, PictureOptions, GenerationParameters):

@@ -6,22 +6,12 @@ Knows nothing about how that is done; `florence.images.seen` does it.
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypedDict
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Pictures = Literal["seen", "original"]
 MOST_NUMBER: Final = 1_000_000
-
-
-class PictureKeywords(TypedDict, total=False):
-    """The fields of `PictureOptions` as keyword arguments; an option that is left out, or None, has the
-    service's default."""
-
-    pictures: Pictures | None
-    background: str | None
-    frame: int | None
-    page: int | None
 
 
 class PictureOptions(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -139,7 +139,20 @@ class Segmentation(Drawable, BaseModel):
         return [Annotation(i.label, i.score, i.polygons, "area") for i in self.instances if any(i.polygons)]
 
 
-class Text(Drawable, BaseModel):
+class Wording(Drawable):
+    """A result in words, which names no places."""
+
+    if TYPE_CHECKING:
+        text: str
+
+    def annotations(self) -> list[Annotation]:
+        return []
+
+    def caption(self) -> str:
+        return self.text
+
+
+class Text(Wording, BaseModel):
     """A caption, a category, a description, or text that was read."""
 
     model_config = config_with_example(
@@ -150,14 +163,8 @@ class Text(Drawable, BaseModel):
     text: str = Field(description="The text, without white space around it.")
     score: TextScore = None
 
-    def annotations(self) -> list[Annotation]:
-        return []
 
-    def caption(self) -> str:
-        return self.text
-
-
-class Tags(Drawable, BaseModel):
+class Tags(Wording, BaseModel):
     """The parts of a text that is a list: what stands between its commas."""
 
     model_config = config_with_example(
@@ -169,14 +176,8 @@ class Tags(Drawable, BaseModel):
     text: str = Field(description="The text that they stand in, without white space around it.")
     score: Score = None
 
-    def annotations(self) -> list[Annotation]:
-        return []
 
-    def caption(self) -> str:
-        return self.text
-
-
-class JsonValue(Drawable, BaseModel):
+class JsonValue(Wording, BaseModel):
     """A text that is meant to be JSON."""
 
     model_config = config_with_example(
@@ -188,12 +189,6 @@ class JsonValue(Drawable, BaseModel):
     text: str = Field(description="The text, without white space around it.")
     error: str | None = Field(default=None, description="Why the text is not JSON; null where it is.")
     score: Score = None
-
-    def annotations(self) -> list[Annotation]:
-        return []
-
-    def caption(self) -> str:
-        return self.text
 
 
 RESULT_TYPES: Final[Mapping[Kind, Any]] = MappingProxyType(

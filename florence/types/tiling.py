@@ -6,7 +6,7 @@ Knows nothing about the implementation: `florence.images.tiles` cuts, `florence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, TypedDict
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,14 +28,6 @@ OF_BOXES: Final = UsualTiles(2.0, (0.2, 0.2))
 OF_TEXT: Final = UsualTiles(1.75, (0.4, 0.25))
 """For tasks that read text: a line of text is long and low. These and the other defaults were chosen by
 `benchmarks/tiles.py`."""
-
-
-class TileKeywords(TypedDict, total=False):
-    """The fields of `TileOptions` as keyword arguments; without `tiles`, or with None, nothing is cut."""
-
-    tiles: str | None
-    tile_scale: float | None
-    tile_overlap: float | None
 
 
 class TileOptions(BaseModel):

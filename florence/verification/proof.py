@@ -8,15 +8,15 @@ which differences are faults.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
 import torch
 
 from florence.checkpoint.hub import resolve_adapter, resolve_checkpoint
-from florence.engine.request import GenerationOptions
 from florence.model.devices import QUANTIZED, pick_device, pick_dtype
 from florence.runtime.florence2 import Florence2
 from florence.verification import checks
@@ -28,6 +28,7 @@ from florence.verification.reading import quiet_libraries, read_model, read_proc
 from florence.verification.report import Line, Report
 from florence.verification.theirs import Given, Transformers
 from florence.verification.trials import (
+    BEAMS,
     LONGEST,
     LONGEST_QUICK,
     PLAIN,
@@ -115,13 +116,13 @@ class Proof:
             together = list(over("florence, float32, all at once", all_at_once, count, together=True))
             one_by_one = (ask_alone(model, trial) for trial in trials)
             alone = list(over("florence, float32, one by one", one_by_one, count))
-            rates[FLOAT32] = self._our_rates(model, trials)
+            rates[FLOAT32] = self._rates("florence", trials, partial(ask_at_once, model))
         _free()
         if self.served != FLOAT32:
             with self.load(self.served) as model:
                 what, all_at_once = f"florence, {self.served}, all at once", ask_at_once(model, trials)
                 served = list(over(what, all_at_once, count, together=True))
-                rates[self.served] = self._our_rates(model, trials)
+                rates[self.served] = self._rates("florence", trials, partial(ask_at_once, model))
             _free()
         return trials, Ours(inputs, together, alone, served, rates)
 
@@ -142,16 +143,17 @@ class Proof:
             checks.answer_line(part, [each for each in compared if each.trial.part is part]) for part in Part
         ]
         lines.append(checks.crowd_line(ours.together, ours.alone, self._excused(compared, ours, theirs)))
-        rates = {FLOAT32: self._their_rates(theirs, trials)}
+        rates = {FLOAT32: self._rates("transformers", trials, theirs.generate)}
         if ours.served is not None:
             moved = None
             if self.served not in QUANTIZED:
                 theirs.model.to(getattr(torch, self.served))
                 moved = self._their_move(theirs, compared)
-                rates[self.served] = self._their_rates(theirs, trials)
+                rates[self.served] = self._rates("transformers", trials, theirs.generate)
             lines.append(checks.dtype_line(self.served, ours.together, ours.served, moved))
         for dtype, rate in ours.rates.items():
-            lines += checks.rate_lines(dtype, rate, rates.get(dtype), self._timed_about(trials))
+            about = f"{self._timed} pictures, {PLAIN.token}, {BEAMS[-1]} beams"
+            lines += checks.rate_lines(dtype, rate, rates.get(dtype), about)
         return lines, compared
 
     def _read_theirs(self, inputs: Inputs) -> tuple[Any, torch.nn.Module]:
@@ -200,41 +202,28 @@ class Proof:
             [each.theirs for each in greedy], list(self.progress.over(what, scored, len(greedy)))
         )
 
-    def _our_rates(self, model: Florence2, trials: Sequence[Trial]) -> Rates:
-        alone, together = self._timed(trials)
-        ask_alone(model, trials[0])
-        return Rates(
-            self._rate(len(alone), lambda: [ask_alone(model, trial) for trial in alone]),
-            self._rate(len(together), lambda: list(ask_at_once(model, together))),
-        )
+    def _rates(
+        self, side: str, trials: Sequence[Trial], ask: Callable[[list[Trial]], Iterable[object]]
+    ) -> Rates:
+        """How quick a side is with captions of distinct pictures, so that it can't use a cache. `ask`:
+        answers trials together."""
+        self.progress.say(f"{side}, pictures a second")
+        options = next(trial.options for trial in trials if trial.part is Part.BEAMS)
+        pictures, count = variants(self.pictures, 1 + 2 * self._timed), self._timed
+        first, *timed = (Trial(Part.BEAMS, picture, PLAIN, options) for picture in pictures)
+        list(ask([first]))  # what a side prepares at its first answer is not timed
+        rates = []
+        for groups in ([[trial] for trial in timed[:count]], [timed[count:]]):
+            started = self.progress.clock()
+            for group in groups:
+                list(ask(group))
+            rates.append(count / (self.progress.clock() - started))
+        return Rates(*rates)
 
-    def _their_rates(self, theirs: Transformers, trials: Sequence[Trial]) -> Rates:
-        self.progress.say("transformers, pictures a second")
-        alone, together = self._timed(trials)
-        theirs.generate(alone[:1])
-        return Rates(
-            self._rate(len(alone), lambda: [theirs.generate([trial]) for trial in alone]),
-            self._rate(len(together), lambda: theirs.generate(together)),
-        )
-
-    def _rate(self, count: int, ask: Callable[[], object]) -> float:
-        started = self.progress.clock()
-        ask()
-        return count / (self.progress.clock() - started)
-
-    def _timed(self, trials: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
-        """Two sets of caption trials on distinct pictures, so that no side can use a cache."""
-        count = _TIMED_QUICK if self.quick else _TIMED
-        options = self._timed_options(trials)
-        made = [Trial(Part.BEAMS, picture, PLAIN, options) for picture in variants(self.pictures, 2 * count)]
-        return made[:count], made[count:]
-
-    def _timed_options(self, trials: Sequence[Trial]) -> GenerationOptions:
-        return next(trial.options for trial in trials if trial.part is Part.BEAMS)
-
-    def _timed_about(self, trials: Sequence[Trial]) -> str:
-        count = _TIMED_QUICK if self.quick else _TIMED
-        return f"{count} pictures, {PLAIN.token}, {self._timed_options(trials).num_beams} beams"
+    @property
+    def _timed(self) -> int:
+        """Pictures with which each speed is measured."""
+        return _TIMED_QUICK if self.quick else _TIMED
 
     def _say_expected(self, trials: int, inputs: Inputs) -> None:
         sides = 2 if self.served == FLOAT32 else 3

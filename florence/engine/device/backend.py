@@ -16,7 +16,7 @@ from florence.engine.device.capture.graphs import CudaGraphCapturer, GraphCaptur
 from florence.engine.device.cuda.find_kernels import find_encode_kernels, find_kernels
 from florence.engine.device.encode.stream import CudaEncodeStream, EncodeStream
 from florence.engine.device.memory import CudaMemory, DeviceMemory
-from florence.model.attention import AttentionBackend, DenseAttention, KernelAttention
+from florence.model.attention import DENSE, AttentionBackend, by_kernel
 from florence.model.config import VisionConfig
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.kernels.cpu.attention import CpuAttention
@@ -38,7 +38,7 @@ class Backend:
     so that it may skip work. `lazy_pages`: whether memory that was never written takes no space.
     """
 
-    attention: AttentionBackend = field(default_factory=DenseAttention)
+    attention: AttentionBackend = DENSE
     search: SearchStep = advance
     encode: EncodeBackend = PLAIN
     memory: DeviceMemory = field(default_factory=DeviceMemory)
@@ -64,7 +64,7 @@ class Backend:
         where encodes run."""
         if device.type == "cuda":
             kernels = find_kernels(device, dtype, head_dim) if config.cuda_kernels == "auto" else None
-            attention, search = kernels or (DenseAttention(), advance)
+            attention, search = kernels or (DENSE, advance)
             encode: EncodeBackend | None = CompiledEncode() if config.compile_tower else None
             if encode is None and vision is not None and config.cuda_kernels == "auto":
                 encode = find_encode_kernels(device, dtype, vision)
@@ -86,4 +86,4 @@ class Backend:
         # The kernel's vectors of bfloat16 are pairs.
         if config.cpu_kernels == "off" or head_dim % 2 or not available(dtype):
             return cls()
-        return cls(attention=KernelAttention(CpuAttention(dtype, head_dim, config.threads)))
+        return cls(attention=by_kernel(CpuAttention(dtype, head_dim, config.threads)))

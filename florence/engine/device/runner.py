@@ -25,7 +25,6 @@ from florence.engine.device.encode.features import FeatureCache
 from florence.engine.device.encode.stream import EncodeStream
 from florence.engine.device.encode.trial import try_encode_stream
 from florence.engine.device.readback import StepReadback
-from florence.engine.device.steps import StepSequence
 from florence.engine.encode_policy import Decision
 from florence.engine.request import Request
 from florence.engine.runner import StepRunner
@@ -303,7 +302,7 @@ class Runner(StepRunner):
         outcome has become known; their slots are free again."""
         running = [sequence for sequence in sequences if not sequence.ended]
         if running:
-            self.buffers.steps.run([StepSequence.of(sequence) for sequence in running])
+            self.buffers.steps.run(running)
         for sequence in running:
             sequence.steps += 1
         latest = StepReadback(self.state, self.backend.memory, running)

@@ -19,7 +19,7 @@ from torch import Tensor
 from florence.engine.device.beams.search import SearchStep
 from florence.engine.device.beams.search_state import SearchState, StepShape
 from florence.engine.device.memory import DeviceMemory
-from florence.engine.sequence import SequenceState
+from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
 from florence.model.attention import AttentionBackend, DecodeBatch, StepInputs
 from florence.model.caches import Caches
@@ -28,32 +28,6 @@ from florence.model.florence2 import Florence2Model
 
 Occupancy = list[tuple[Slot, int, int]]
 """For each request its slot, encoder length and adapter slot: all that a `DecodeBatch` depends on."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepSequence:
-    """What a step needs to know of a request. `steps`: how many it has taken. `sampled`: whether it samples.
-    `penalized`: whether it has a repetition penalty. `adapter`: its adapter's slot, 0 for none."""
-
-    slot: Slot
-    encoder_length: int
-    steps: int
-    sampled: bool = False
-    penalized: bool = False
-    adapter: int = 0
-
-    @classmethod
-    def of(cls, sequence: SequenceState) -> StepSequence:
-        """From a request in the engine."""
-        options = sequence.request.options
-        return cls(
-            sequence.slot,
-            sequence.encoder_length,
-            sequence.steps,
-            sampled=options.do_sample,
-            penalized=options.repetition_penalty != 1,
-            adapter=sequence.adapter,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from florence.evaluation.measures.captions import CaptionScores, words_here
 from florence.evaluation.measures.figures import Evaluation, Metric, judge, mean_of
 from florence.evaluation.measures.masks import mask_precision
 from florence.evaluation.measures.overlaps import RIGHT_OVERLAP, box_overlap
-from florence.evaluation.measures.precision import AveragePrecision, PlacedThing
+from florence.evaluation.measures.precision import AveragePrecision, PictureId, PlacedThing
 from florence.types.results import Detection, Detections, Segmentation
 
 _WORDING: Final = ("METEOR", "ROUGE-L")  # need no word weights, which would depend on the answers
@@ -67,12 +67,9 @@ def measure_open_vocabulary(rows: Sequence[Answered]) -> Evaluation:
     """Metrics of boxes for a named thing: COCO's figures by class; those of all texts together ("pooled");
     the share of absent things that got a box. For outlines also COCO's figures of masks by class ("masks"),
     where the outline of each thing is known."""
-    found, truth = [], []
-    for number, row in _numbered(rows):
-        asked = (number, ""), row.example.text or ""
-        found += [PlacedThing(*asked, each.box, each.score) for each in boxes_of(row)]
-        truth += [PlacedThing(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
-    by_class, together = AveragePrecision(found, truth), pooled(rows, prefix="pooled_")
+    asked = [((number, ""), row) for number, row in _numbered(rows)]
+    by_class = _placed(asked, lambda row, _: row.example.text or "")
+    together = pooled(rows, prefix="pooled_")
     notes = [] if any(not row.example.truth.things for row in rows) else [
         "each picture was asked only for the classes that are in it: boxes of absent ones cost nothing"
     ]  # fmt: skip
@@ -90,16 +87,12 @@ def pooled(rows: Sequence[Answered], *, prefix: str = "") -> Evaluation:
     numbered = list(_numbered(rows))
     present = [(number, row) for number, row in numbered if row.example.truth.things]
     absent = [(number, row) for number, row in numbered if not row.example.truth.things]
-    found, truth = [], []
-    for number, row in present:
-        asked = (number, row.example.text or ""), ""
-        found += [PlacedThing(*asked, each.box, each.score) for each in boxes_of(row)]
-        truth += [PlacedThing(*asked, thing.box, crowd=thing.crowd) for thing in row.example.truth.things]
-    precision = AveragePrecision(found, truth, prefix=prefix)
+    asked = [((number, row.example.text or ""), row) for number, row in present]
+    precision = _placed(asked, lambda *_: "", prefix)
     invented = mean_of(
         "invented", [number for number, _ in absent], [float(bool(boxes_of(row))) for _, row in absent]
     )
-    judged = judge([one.score for one in found], precision.right)
+    judged = _judged([row for _, row in present], precision)
     for _, row in absent:
         judged += judge([each.score for each in boxes_of(row)], [False] * len(boxes_of(row)))
     return Evaluation(rows, [precision, invented], [], judged)
@@ -146,12 +139,20 @@ def _numbered(rows: Sequence[Answered]) -> list[tuple[int, Answered]]:
 def _precision(
     rows: Sequence[Answered], label: Callable[[str], str], *, prefix: str = ""
 ) -> AveragePrecision:
+    asked = [((number, str(index)), row) for index, (number, row) in enumerate(_numbered(rows))]
+    return _placed(asked, lambda _, written: label(written), prefix)  # a file may list a picture twice
+
+
+def _placed(
+    rows: Sequence[tuple[PictureId, Answered]], label: Callable[[Answered, str], str], prefix: str = ""
+) -> AveragePrecision:
+    """COCO's figures of boxes. `rows`: each with its unit of evaluation; `label`: from a row and a thing's
+    own label."""
     found, truth = [], []
-    for index, (number, row) in enumerate(_numbered(rows)):
-        place = (number, str(index))  # a file may list a picture twice
-        found += [PlacedThing(place, label(each.label), each.box, each.score) for each in boxes_of(row)]
+    for place, row in rows:
+        found += [PlacedThing(place, label(row, each.label), each.box, each.score) for each in boxes_of(row)]
         truth += [
-            PlacedThing(place, label(thing.label), thing.box, crowd=thing.crowd)
+            PlacedThing(place, label(row, thing.label), thing.box, crowd=thing.crowd)
             for thing in row.example.truth.things
         ]
     return AveragePrecision(found, truth, prefix=prefix)

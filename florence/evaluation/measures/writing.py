@@ -25,7 +25,7 @@ def text_of(row: Answered) -> str:
     """The answer's text; for pieces of text, all of them."""
     if isinstance(row.result, OcrRegions):
         return " ".join(region.text for region in row.result.regions)
-    return row.result.text if isinstance(row.result, Text | Tags | JsonValue) else ""
+    return row.result.caption()
 
 
 def measure_captions(rows: Sequence[Answered]) -> Evaluation:

@@ -8,7 +8,7 @@ same whatever other rows are in the batch. Slots are read on the host, so this i
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, KeysView, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ class GroupedAdapters(AdapterBank):
             if name in layers:
                 factors = layers[name]
                 beside.put(slot, *factors.padded(len(factors.down), self._dtype, self._device))
-            linear.beside = beside if beside.slots() else None
+            linear.beside = beside if beside.factors else None
         self._held[slot] = layers
         return False
 
@@ -104,15 +104,13 @@ class GroupedAdapters(AdapterBank):
 
 
 class _Layer(Beside):
-    """One layer's factors."""
+    """One layer's factors. `factors`: by the slots of the adapters that have some for this layer."""
+
+    factors: dict[int, tuple[Tensor, Tensor]]
 
     def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
         super().__init__(linear.out_features)
         self._bank = bank
-
-    @abstractmethod
-    def slots(self) -> KeysView[int]:
-        """The slots whose adapters have factors for this layer."""
 
     @abstractmethod
     def clear(self, slot: int) -> None:
@@ -124,7 +122,7 @@ class _Layer(Beside):
 
     @property
     def is_used(self) -> bool:
-        return not self.slots().isdisjoint(self._bank.present)
+        return not self.factors.keys().isdisjoint(self._bank.present)
 
 
 class _PlainLayer(_Layer):
@@ -132,22 +130,19 @@ class _PlainLayer(_Layer):
 
     def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
         super().__init__(bank, linear)
-        self._factors = dict[int, tuple[Tensor, Tensor]]()
-
-    def slots(self) -> KeysView[int]:
-        return self._factors.keys()
+        self.factors = {}
 
     def clear(self, slot: int) -> None:
-        self._factors.pop(slot, None)
+        self.factors.pop(slot, None)
 
     def put(self, slot: int, down: Tensor, up: Tensor) -> None:
-        self._factors[slot] = down, up
+        self.factors[slot] = down, up
 
     def _add(self, total: Tensor, states: Tensor) -> None:
         parts = len(states) // self._bank.rows
         for slot, first, count in self._bank.runs:
-            if slot in self._factors:
-                rows, (down, up) = slice(first * parts, (first + count) * parts), self._factors[slot]
+            if slot in self.factors:
+                rows, (down, up) = slice(first * parts, (first + count) * parts), self.factors[slot]
                 total[rows] += F.linear(F.linear(states[rows], down), up)
 
 
@@ -158,9 +153,7 @@ class _KernelLayer(_Layer):
         super().__init__(bank, linear)
         self._kernel = kernel
         self._layer = LowRankLayer(kernel, bank.slots, linear.in_features, linear.out_features)
-
-    def slots(self) -> KeysView[int]:
-        return self._layer.factors.keys()
+        self.factors = self._layer.factors
 
     def clear(self, slot: int) -> None:
         self._layer.clear(slot)

@@ -4,26 +4,21 @@ for NVIDIA GPUs. Imports triton, so it is only imported where a CUDA device comp
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import Tensor, nn
 
-from florence.model.attention import StepAttention, StepInputs
+from florence.model.attention import AttentionBackend, StepAttention
 from florence.model.cuda.layers import apply, normed
 from florence.model.kernels.cuda import attention, norms
 from florence.model.kernels.linear import Linear
 from florence.model.language import POSITION_OFFSET, LanguageModel
 
 
-class CudaAttention:
+class CudaAttention(StepAttention):
     """Lengths, positions and numbers of beams are read from device memory, so shapes depend on the number of
     rows only."""
 
-    masked, grouped = False, True
-
-    def begin(self, step: StepInputs) -> StepAttention:
-        return _CudaStep(step)
-
-
-class _CudaStep(StepAttention):
     def cross_attention(self, queries: Tensor, layer: int) -> Tensor:
         batch, caches = self._batch, self._caches
         keys, values = caches.cross_keys[layer], caches.cross_values[layer]
@@ -64,3 +59,6 @@ class _CudaStep(StepAttention):
 
     def add_norm(self, linear: Linear, norm: nn.LayerNorm, inputs: Tensor, residual: Tensor) -> Tensor:
         return normed(linear, norm, inputs, residual)
+
+
+CUDA: Final = AttentionBackend(CudaAttention, grouped=True)

@@ -46,31 +46,27 @@ _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 logger = logging.getLogger("florence.service")
 
 
-@dataclass(frozen=True, slots=True)
-class FetchLimits:
-    """`max_bytes`: of a picture. `arrive_s`: seconds for it to arrive. `most`: pictures that are fetched at a
-    time. `most_of_key`: of these, for one API key."""
-
-    max_bytes: int = 20 * 2**20
-    arrive_s: float = 60.0
-    most: int = 256
-    most_of_key: int = 128
-
-
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class PictureFetcher:
-    """Fetches pictures for the requests of one worker, on one event loop. `resolve`, `connector` and `tls`
-    are arguments, so that tests need no network."""
+    """Fetches pictures for the requests of one worker, on one event loop.
+
+    `max_bytes`: of a picture. `arrive_s`: seconds for it to arrive. `most`: pictures that are fetched at a
+    time. `most_of_key`: of these, for one API key. `resolve`, `connector` and `tls` are arguments, so that
+    tests need no network.
+    """
 
     allowed: AllowList
-    limits: FetchLimits = field(default_factory=FetchLimits)
+    max_bytes: int
+    arrive_s: float
+    most: int
+    most_of_key: int
     resolve: Resolve = field(default_factory=system_resolver)
     connector: httpcore.AsyncNetworkBackend = field(default_factory=httpcore.AnyIOBackend)
     tls: SSLContext | None = None
 
     def __post_init__(self) -> None:
         self.running = 0
-        self._shares = Shares(self.limits.most_of_key, caller)
+        self._shares = Shares(self.most_of_key, caller)
 
     async def fetch(self, url: str, *, timeout_s: float, body: Body | None = None) -> bytearray:
         """The encoded picture at a URL. `timeout_s`: seconds left of the request's time. `body`: the
@@ -81,7 +77,7 @@ class PictureFetcher:
         """
         if not self.allowed.rules:
             raise UrlError(OFF)
-        limit_s = min(timeout_s, self.limits.arrive_s)
+        limit_s = min(timeout_s, self.arrive_s)
         with self._one_more():
             try:
                 async with asyncio.timeout(limit_s) as limit:
@@ -92,20 +88,19 @@ class PictureFetcher:
                 raise self._late(timeout_s) from None
 
     def _late(self, timeout_s: float) -> DeadlineExceeded:
-        if timeout_s <= self.limits.arrive_s:
+        if timeout_s <= self.arrive_s:
             return DeadlineExceeded(
                 "the picture at image_url did not arrive in the time that the request has"
             )
         return DeadlineExceeded(
-            f"the picture at image_url did not arrive within {self.limits.arrive_s:g} s "
-            "(FLORENCE_BODY_TIMEOUT_S)"
+            f"the picture at image_url did not arrive within {self.arrive_s:g} s (FLORENCE_BODY_TIMEOUT_S)"
         )
 
     @contextmanager
     def _one_more(self) -> Iterator[None]:
         owner, fetch = self._shares.owner(), object()
         self._shares.check(owner, lambda _: 1.0)
-        if self.running >= self.limits.most:
+        if self.running >= self.most:
             raise Overloaded(
                 f"{self.running} pictures are being fetched, which is the limit (FLORENCE_MAX_QUEUE); come "
                 "back in 1 s"
@@ -205,11 +200,11 @@ class PictureFetcher:
         if headers.get(b"content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise NoPicture("image_url's host sends the picture in an encoding, though none was asked for")
         length = headers.get(b"content-length", "").strip()
-        if length.isdecimal() and int(length[:20]) > self.limits.max_bytes:
+        if length.isdecimal() and int(length[:20]) > self.max_bytes:
             raise self._too_large()
         picture = bytearray()
         async for piece in response.aiter_stream():
-            if len(picture) + len(piece) > self.limits.max_bytes:
+            if len(picture) + len(piece) > self.max_bytes:
                 raise self._too_large()
             if body is not None:
                 await body.grow(len(piece))
@@ -222,7 +217,7 @@ class PictureFetcher:
 
     def _too_large(self) -> ImageTooLarge:
         return ImageTooLarge(
-            f"the picture at image_url has more than the {self.limits.max_bytes} bytes allowed "
+            f"the picture at image_url has more than the {self.max_bytes} bytes allowed "
             "(FLORENCE_MAX_IMAGE_BYTES)"
         )
 
@@ -240,10 +235,11 @@ def fetcher_of(settings: Settings) -> PictureFetcher:
     Raises SettingsError. Certificates are checked against `certifi`'s bundle, or SSL_CERT_FILE.
     """
     allowed = read_allow_list(settings.image_hosts, settings.image_networks)
-    limits = FetchLimits(
+    return PictureFetcher(
+        allowed=allowed,
         max_bytes=settings.max_image_bytes,
         arrive_s=settings.body_timeout_s,
         most=settings.max_queue,
         most_of_key=int(settings.max_queue * settings.key_queue_share),
+        tls=httpx.create_ssl_context() if allowed.rules else None,
     )
-    return PictureFetcher(allowed, limits, tls=httpx.create_ssl_context() if allowed.rules else None)

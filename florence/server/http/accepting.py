@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import resource
 import select
@@ -17,9 +18,11 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from uvicorn.loops import auto
+
+from florence.server.http.paths import HEALTH
 
 ACCEPTED_AT_ONCE: Final = 512
 """Connections accepted in one iteration of the event loop, some 10 microseconds each."""
@@ -29,25 +32,20 @@ SPARE: Final = 256
 OTHER_FILES: Final = 1024  # that a worker may have open beside its connections
 AGAIN_S: Final = 0.1
 PROBES: Final = tuple(
-    b"%b %b " % (method, path)
-    for method in (b"GET", b"HEAD")
-    for path in (b"/livez", b"/readyz", b"/healthz", b"/v2/health/live", b"/v2/health/ready")
+    b"%b %b " % (method, path) for method in (b"GET", b"HEAD") for path in map(str.encode, HEALTH)
 )
 _LONGEST: Final = max(map(len, PROBES))
-_ERROR: Final = b'{"error":"each connection has a request under way (FLORENCE_MAX_CONNECTIONS)"}'
-_FULL: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(_ERROR), _ERROR)
-)
-
 logger = logging.getLogger("florence.service")
 
 
-class Closable(Protocol):
-    """A connection that waits for a request."""
-
-    def close_idle(self) -> None:
-        """Close it."""
+def refusal(status: str, message: str, more: str = "") -> bytes:
+    """An answer of HTTP/1.1 after which the connection is closed. `more`: further header lines."""
+    body = json.dumps({"error": message}).encode("ascii")
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{more}"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body
 
 
 class Crowd:
@@ -57,14 +55,14 @@ class Crowd:
     def __init__(self, most: int) -> None:
         self.most = most
         self.count = 0
-        self._idle: dict[Closable, None] = {}  # in the order in which they became idle
+        self._idle: dict[asyncio.Transport, None] = {}  # in the order in which they became idle
 
-    def rests(self, connection: Closable) -> None:
+    def rests(self, connection: asyncio.Transport) -> None:
         """From now on the connection waits for a request."""
         self._idle.pop(connection, None)
         self._idle[connection] = None
 
-    def works(self, connection: Closable) -> None:
+    def works(self, connection: asyncio.Transport) -> None:
         """The connection no longer waits for a request."""
         self._idle.pop(connection, None)
 
@@ -72,7 +70,7 @@ class Crowd:
         """Close the connection that has waited longest for a request; False where none waits."""
         for connection in self._idle:
             del self._idle[connection]
-            connection.close_idle()
+            connection.close()
             return True
         return False
 
@@ -200,9 +198,10 @@ class Acceptor:
 
 
 def _refuse(client: socket.socket, *, plain: bool) -> None:
+    message = "each connection has a request under way (FLORENCE_MAX_CONNECTIONS)"
     with contextlib.suppress(OSError):
         if plain:
-            client.send(_FULL)
+            client.send(refusal("503 Service Unavailable", message, "Retry-After: 1\r\n"))
             client.recv(65_536)  # else closing would reset the connection, and lose the answer
     client.close()
 

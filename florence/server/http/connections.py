@@ -10,7 +10,6 @@ probes.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ import h11
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from florence.server.http.accepting import PROBES, Crowd, accept_with_care
+from florence.server.http.accepting import PROBES, Crowd, accept_with_care, refusal
 from florence.server.http.receiving import Receiver
 
 MOST_LINES: Final = 2_000
@@ -164,7 +163,7 @@ class BoundedConnection(H11Protocol):
             cycle.disconnected = True
             cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.write(_refusal("400 Bad Request", "the request is not valid HTTP/1.1"))
+            self.transport.write(refusal("400 Bad Request", "the request is not valid HTTP/1.1"))
         self.transport.close()
 
     def pause_writing(self) -> None:
@@ -178,7 +177,7 @@ class BoundedConnection(H11Protocol):
     def on_response_complete(self) -> None:
         if not self._receiver.has_taken():
             self._receiver.watch()
-        self.crowd.rests(self)
+        self.crowd.rests(self.transport)
         super().on_response_complete()
 
     def handle_events(self) -> None:
@@ -219,10 +218,10 @@ class BoundedConnection(H11Protocol):
     def _wait_for_head(self) -> None:
         if self._timer is None:
             self._timer = self.loop.call_later(self.head_timeout_s, self._give_up)
-            self.crowd.rests(self)
+            self.crowd.rests(self.transport)
 
     def _stop_waiting(self) -> None:
-        self.crowd.works(self)
+        self.crowd.works(self.transport)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -236,10 +235,6 @@ class BoundedConnection(H11Protocol):
             return
         if self._begun and not self._answered:
             self.transport.write(_too_slow(self.head_timeout_s))
-        self.transport.close()
-
-    def close_idle(self) -> None:
-        """Close the connection, to make room for others."""
         self.transport.close()
 
 
@@ -279,13 +274,4 @@ def _line_ends(data: bytes, most: int) -> list[int]:
 
 def _too_slow(head_timeout_s: float) -> bytes:
     message = f"the request's head did not arrive within {head_timeout_s:g} s (FLORENCE_HEAD_TIMEOUT_S)"
-    return _refusal("408 Request Timeout", message)
-
-
-def _refusal(status: str, message: str) -> bytes:
-    body = json.dumps({"error": message}).encode("ascii")
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode("ascii") + body
+    return refusal("408 Request Timeout", message)

@@ -1,5 +1,5 @@
-"""ASGI middleware around all routes: limits on bodies and time, API keys, clients that disconnect, the v2
-routes, error bodies.
+"""ASGI middleware around all routes: limits on bodies and time, API keys, clients that disconnect, branches
+to other apps.
 
 Knows HTTP messages only. The order is in `routing.middleware_of`.
 """
@@ -7,13 +7,11 @@ Knows HTTP messages only. The order is in `routing.middleware_of`.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any, Final
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -23,17 +21,15 @@ from florence.errors import (
     BodyTooLarge,
     ClientLeft,
     Closed,
-    DeadlineExceeded,
     FlorenceError,
     SlowBody,
     Unauthorized,
 )
 from florence.server.http.bodies import Body, BodyBudget, keep_body, plain_body, read_body
+from florence.server.http.paths import WITHOUT_MODEL
 from florence.server.keys import ApiKeys
-from florence.server.replies import error_reply, json_reply
+from florence.server.replies import error_reply, json_reply, late
 from florence.server.v2.compression import PIECE
-
-_WITHOUT_MODEL: Final = frozenset(("/", "/docs.json", "/healthz", "/livez", "/metrics", "/v2/health/live"))
 
 logger = logging.getLogger("florence.service")
 
@@ -101,7 +97,7 @@ class WhileLoading(HttpMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if scope["path"] not in _WITHOUT_MODEL:
+            if scope["path"] not in WITHOUT_MODEL:
                 self.check_loaded()
         except Closed as error:
             return await error_reply(error)(scope, receive, send)
@@ -216,8 +212,7 @@ class TimeLimit(HttpMiddleware):
         except TimeoutError:
             if not limit.expired():
                 raise
-            late = DeadlineExceeded(f"the request was not finished within {self.timeout:g} s")
-            await error_reply(late)(scope, receive, send)
+            await error_reply(late(self.timeout))(scope, receive, send)
 
 
 class CancelOnDisconnect(HttpMiddleware):
@@ -274,70 +269,3 @@ class CancelOnDisconnect(HttpMiddleware):
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-class ErrorShape(HttpMiddleware):
-    """Gives the bodies of errors a shape of its own."""
-
-    @abstractmethod
-    def shape(self, body: bytes, status: int) -> object:
-        """What JSON is to stand in place of an error's body."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start: Message | None = None
-        body = bytearray()
-
-        async def shaped(message: Message) -> None:
-            nonlocal start
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                start = message
-            elif start is None or message["type"] != "http.response.body":
-                await send(message)
-            else:
-                body.extend(message.get("body", b""))
-                if not message.get("more_body", False):
-                    reply = json_reply(self.shape(bytes(body), start["status"]), start["status"])
-                    replaced = (b"content-length", b"content-type")
-                    kept = [each for each in start["headers"] if each[0].lower() not in replaced]
-                    reply.raw_headers = kept + reply.raw_headers
-                    await reply(scope, receive, send)
-
-        await self.app(scope, receive, shaped)
-
-
-class ErrorBodies(ErrorShape):
-    """Makes every error's body {"error": "..."}: the framework's are plain text, lists, or hold more keys.
-
-    An exception becomes an error's reply: without one BentoML would wait until its time limit.
-    """
-
-    def shape(self, body: bytes, status: int) -> object:
-        return {"error": _error_text(body, status)}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await super().handle(scope, receive, noted)
-        except Exception as error:
-            if begun:
-                raise
-            await error_reply(error)(scope, receive, send)
-
-
-def _error_text(body: bytes, status: int) -> str:
-    """The message in an error's body of any shape; the status's standard phrase if it has none."""
-    try:
-        content = json.loads(body)
-    except ValueError:
-        content = body.decode("utf-8", "replace").strip()
-    if isinstance(content, list) and len(content) == 1:
-        content = content[0]
-    if isinstance(content, dict):
-        content = content.get("error")
-    return content if isinstance(content, str) and content else HTTPStatus(status).phrase

@@ -6,7 +6,7 @@ Knows which middleware a request passes, and in which order; nothing about model
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -14,29 +14,24 @@ from starlette.routing import Route
 
 from florence.server.http.bodies import BodyBudget
 from florence.server.http.cors import Cors
+from florence.server.http.error_bodies import ErrorBodies
 from florence.server.http.held import LargeAnswers
 from florence.server.http.middleware import (
     BodyLimit,
     Branch,
     CancelOnDisconnect,
     Decompress,
-    ErrorBodies,
     NeedsKey,
     WhileLoading,
 )
+from florence.server.http.paths import BENTOML_PATHS, OPEN_PATHS, is_openai, is_page, is_v2
 from florence.server.keys import ApiKeys
 from florence.server.observability.request_ids import RequestIds
-from florence.server.openai.errors import OpenAIErrors, is_openai
-from florence.server.pages.site import Site, is_page
-from florence.server.v2.http_app import V2App, is_v2, v2_paths
+from florence.server.openai.errors import OpenAIErrors
+from florence.server.pages.site import Site
+from florence.server.v2.http_app import V2App, v2_paths
 from florence.server.v2.inference import ModelRepository
 from florence.server.v2.model import ServedModel
-
-BENTOML_PATHS: Final = ("/schema.json", "/docs.json", "/healthz", "/livez", "/readyz")
-OPEN_PATHS: Final = frozenset(
-    ("/", "/docs.json", "/healthz", "/livez", "/metrics", "/readyz", "/v2/health/live", "/v2/health/ready")
-)
-"""Paths that need no API key: health probes and pages."""
 
 
 def known_paths(built: Any, apps: Iterable[Starlette], served: ServedModel) -> set[str]:
@@ -51,7 +46,7 @@ def middleware_of(
     keys: ApiKeys | None = None,
     open_paths: frozenset[str] = OPEN_PATHS,
     *,
-    budget: BodyBudget | None = None,
+    budget: BodyBudget,
     origins: str | None = None,
     site: Site | None = None,
     chat: Starlette | None = None,
@@ -64,7 +59,6 @@ def middleware_of(
     and `CountRequests`, are outside of all these. For gRPC calls, the counterpart are the interceptors that
     `v2.grpc_interceptors` lists.
     """
-    budget = budget or BodyBudget(4 * max_body_bytes, 60.0)
     return [
         Middleware(RequestIds),
         Middleware(Cors, origins=origins),  # a preflight has no key, and no route of its own

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final
 
-from florence.server.observability.prometheus_text import Lines
+from florence.server.observability.prometheus_text import metric_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ def gpu_metrics() -> str:
     """The metrics in the text format."""
     import pynvml  # type: ignore[import-untyped]
 
-    return "".join(map(str, gpu_lines(pynvml)))
+    return "".join(gpu_lines(pynvml))
 
 
-def gpu_lines(nvml: Any) -> Iterator[Lines]:
+def gpu_lines(nvml: Any) -> Iterator[str]:
     """The metrics of all GPUs; none where there is no driver. `nvml`: the module `pynvml`, or a stand-in. A
     value that the driver does not report is left out."""
     try:
@@ -64,7 +64,7 @@ def gpu_lines(nvml: Any) -> Iterator[Lines]:
                 except nvml.NVMLError:
                     continue
             if values:
-                yield Lines(reading.name, reading.text, values, reading.kind)
+                yield metric_text(reading.name, reading.text, values, reading.kind)
     finally:
         nvml.nvmlShutdown()
 

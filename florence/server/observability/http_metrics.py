@@ -23,7 +23,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from florence.server.http.middleware import HttpMiddleware
-from florence.server.v2.tally import DIRECTORY, HIDDEN
+from florence.server.observability.metric_files import DIRECTORY, files_of_the_dead
+from florence.server.v2.tally import HIDDEN
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -52,6 +53,7 @@ class HttpMetrics:
             "runner_name": context.service_name,
         }
         self._paths, self._common = frozenset(paths), tuple(common.values())
+        self._named = {each.partition("{")[0]: each for each in self._paths if each.endswith("}")}
         by_path, by_status = ["endpoint", *common], ["endpoint", *common, "http_response_code"]
         made: dict[str, Any] = {"namespace": PREFIX, "registry": self.registry}
         self._total = Counter("request", "Requests answered", by_status, **made)
@@ -70,8 +72,7 @@ class HttpMetrics:
     def begin(self, path: str) -> Callable[[int], None]:
         """Note the start of a request for `path`; returns a function to call with its status once it is
         answered."""
-        named = f"{path.rpartition('/')[0]}/{{name}}"  # of a task that the checkpoint declares
-        known = next((each for each in (path, named) if each in self._paths), OTHER)
+        known = path if path in self._paths else self._named.get(f"{path.rpartition('/')[0]}/", OTHER)
         labels = (known, *self._common)
         started = time.perf_counter()
         active = self._active.labels(*labels)
@@ -134,10 +135,8 @@ def _forget_the_dead(directory: str) -> None:
     """Remove the gauges of killed workers, which would keep their last values."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    files = Path(directory).glob("gauge_live*_*.db")
-    for pid in {file.stem.rpartition("_")[2] for file in files}:
-        if not Path("/proc", pid).exists():
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    for pid in set(files_of_the_dead(Path(directory), "gauge_live*_*.db").values()):
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class _Collected:

@@ -16,6 +16,8 @@ from typing import Final
 
 from florence.errors import FlorenceError
 
+DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the files' folder, which only the workers of one service share."""
 SIZES: Final = {
     "counter": 2**16,
     "gauge_livemax": 2**16,
@@ -32,7 +34,7 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 def reserve_files() -> None:
     """Call in a worker before it makes its first metric. Also gives back what workers that are gone had
     reserved and not used. Raises FlorenceError where the disk has no room."""
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    directory = os.environ.get(DIRECTORY)
     if not directory:  # no workers
         return
     _trim_the_dead(Path(directory))
@@ -48,8 +50,13 @@ def reserve_files() -> None:
             ) from error  # another error: a file system that can't reserve
 
 
+def files_of_the_dead(directory: Path, pattern: str) -> dict[Path, str]:
+    """Files whose name fits the pattern, and whose worker is gone, with the worker's process id."""
+    pids = {file: file.stem.rpartition("_")[2] for file in directory.glob(pattern)}
+    return {file: pid for file, pid in pids.items() if not Path("/proc", pid).exists()}
+
+
 def _trim_the_dead(directory: Path) -> None:
-    for file in directory.glob("*_*.db"):
-        if not Path("/proc", file.stem.rpartition("_")[2]).exists():
-            with suppress(OSError), file.open("r+b") as opened:
-                opened.truncate(max(int.from_bytes(opened.read(_USED), sys.byteorder), 2 * _USED))
+    for file in files_of_the_dead(directory, "*_*.db"):
+        with suppress(OSError), file.open("r+b") as opened:
+            opened.truncate(max(int.from_bytes(opened.read(_USED), sys.byteorder), 2 * _USED))

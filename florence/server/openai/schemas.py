@@ -32,7 +32,7 @@ from florence.types.tasks import Kind
 TAG: Final = "OpenAI's API"
 
 
-def chat_paths(picture: str, answer: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
+def chat_operations(picture: str, answer: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
     """The operations by path and method. `picture`: an example in base64. `answer`: the typed answer to
     `caption` about it."""
     asked = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}

@@ -23,8 +23,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from florence import __version__
+from florence.server.http.error_bodies import ErrorBodies
 from florence.server.http.held import HeldBody
-from florence.server.http.middleware import ErrorBodies, HttpMiddleware, with_headers
+from florence.server.http.middleware import HttpMiddleware, with_headers
 from florence.server.replies import json_reply
 from florence.server.v2.inference import Inference
 from florence.server.v2.model import server_metadata
@@ -41,13 +42,6 @@ _HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-cache"),  # a browser asks whether a file is still the same
 )
-
-
-def is_page(path: str) -> bool:
-    """Whether the pages' own app answers a path. It hides BentoML's page at `/` and its files, and BentoML's
-    redirects of paths that end with a slash."""
-    own = path in ("/", "/ui", "/docs") or path.startswith(("/pages/", "/static_content/", "/assets/"))
-    return own or (path.endswith("/") and not path.startswith("/v2/"))
 
 
 class _Headed(HttpMiddleware):

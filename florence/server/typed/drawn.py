@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio.subprocess import PIPE
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from anyio.lowlevel import RunVar
@@ -37,22 +36,15 @@ def wants_picture(accept: str) -> bool:
 
 
 async def draw_answer(
-    answer: Answer, picture: bytes, options: PictureOptions, limits: Mapping[str, Any], timeout_s: float
+    answer: Answer, picture: bytes, options: PictureOptions, limits: ImageLimits, timeout_s: float
 ) -> Response:
-    """The reply with the drawn answer. `options`: the request's. `limits`: as in `/info`.
+    """The reply with the drawn answer. `options`: the request's. `limits`: on the picture.
 
     Raises ImageError for a picture that can't be drawn on, DeadlineExceeded, and EngineError for a process
     that ended.
     """
-    image_limits = ImageLimits(
-        max_bytes=limits["max_image_bytes"],
-        max_pixels=limits["max_image_pixels"],
-        max_side=limits["max_image_side"],
-        max_frames=limits["max_image_frames"],
-        decode_bytes=limits["decode_memory_bytes"],
-    )
     view = options.model_dump(include={"background", "frame", "page"})
-    job = DrawJob(answer.annotations(), answer.caption(), image_limits, **view).pack(bytes(picture))
+    job = DrawJob(answer.annotations(), answer.caption(), limits, **view).pack(bytes(picture))
     try:
         async with asyncio.timeout(timeout_s), limiter_in(_TURN, _MOST):
             return Response(await _run(job), media_type=PNG)

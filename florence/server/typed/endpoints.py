@@ -14,12 +14,14 @@ from pydantic import BaseModel, create_model
 from starlette.responses import Response
 
 from florence.answers.answer import Answer
+from florence.images.limits import ImageLimits
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.outcomes import await_answer
 from florence.server.replies import reply_or_error
 from florence.server.typed.drawn import draw_answer, wants_picture
 from florence.server.typed.inputs import INPUT_TYPES, Described, PictureInput, PromptInput, bring_picture
 from florence.server.typed.refusals import explain
+from florence.settings import Settings
 from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import RequestParameters
 from florence.types.results import Result
@@ -47,8 +49,8 @@ class PromptAnswer(Described, TaskAnswer[Result]):
 class Endpoints(Protocol):
     """The members of the service that endpoints use."""
 
+    settings: Settings
     model: Florence2
-    timeout_s: float
     fetcher: PictureFetcher
 
 
@@ -56,7 +58,8 @@ def endpoint(task: Task) -> Any:
     """The BentoML API of a task: `POST /<name>`."""
 
     async def answer(service: Endpoints, fields: dict[str, Any], timeout_s: float) -> BaseModel | Response:
-        return await answer_task(service.model, timeout_s, task.token, fields, accepted())
+        limits = service.settings.image_limits
+        return await answer_task(service.model, limits, timeout_s, task.token, fields, accepted())
 
     summary = f"{task.summary} Task {task.token}."
     return create_api(task.name, summary, INPUT_TYPES[task.input], output_type(task.kind), answer, task)
@@ -67,7 +70,8 @@ def prompt_endpoint() -> Any:
 
     async def answer(service: Endpoints, fields: dict[str, Any], timeout_s: float) -> BaseModel | Response:
         task = prompt_task(fields.pop("prompt"), fields.pop("answer_as"))
-        return await answer_task(service.model, timeout_s, task, fields, accepted())
+        limits = service.settings.image_limits
+        return await answer_task(service.model, limits, timeout_s, task, fields, accepted())
 
     return create_api("prompt", PROMPT_SUMMARY, PromptInput, PromptAnswer, answer)
 
@@ -78,7 +82,12 @@ def accepted() -> str:
 
 
 async def answer_task(
-    model: Florence2, timeout_s: float, task: str | Task, fields: dict[str, Any], accept: str
+    model: Florence2,
+    limits: ImageLimits,
+    timeout_s: float,
+    task: str | Task,
+    fields: dict[str, Any],
+    accept: str,
 ) -> BaseModel | Response:
     """The answer to a task, by the fields of its input; a PNG with it drawn on the picture where only that is
     accepted."""
@@ -94,7 +103,7 @@ async def answer_task(
     )
     answer = await await_answer(future, timeout_s)
     if wants_picture(accept):
-        return await draw_answer(answer, image, parameters, model.info()["limits"], timeout_s)
+        return await draw_answer(answer, image, parameters, limits, timeout_s)
     return task_answer(answer)
 
 
@@ -113,7 +122,7 @@ def create_api(
         if "error" in fields:
             raise explain(fields["error"], input_type, task)
         scope = bentoml.Context().request.scope
-        timeout_s = await bring_picture(service.fetcher, fields, service.timeout_s, scope)
+        timeout_s = await bring_picture(service.fetcher, fields, service.settings.timeout_s, scope)
         return await answer(service, fields, timeout_s)
 
     async def call(service: Endpoints, **fields: Any) -> BaseModel | Response:

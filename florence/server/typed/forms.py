@@ -14,9 +14,8 @@ from starlette.requests import Request
 from florence.errors import ProtocolError, RequestError, TooMuchStructure
 from florence.images.headers import FIRST_BYTES, is_picture
 from florence.server.http.bodies import read_body
-from florence.server.long_strings import Document, short_strings
+from florence.server.long_strings import MOST_QUOTED, Document, short_strings
 from florence.server.replies import off_loop
-from florence.types.options import MAX_TEXT_CHARS
 
 MULTIPART: Final = "multipart/form-data"
 PICTURE: Final = "image/*"
@@ -24,7 +23,6 @@ PICTURE: Final = "image/*"
 _PLAIN: Final = ("text", "prompt")  # never JSON
 _MOST_PARTS: Final = 32
 _MOST_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is not a file: it is decoded in one go
-_MOST_FIELD: Final = 12 * MAX_TEXT_CHARS  # bytes of a part that is not a picture: a text, escaped twice
 _PIECE: Final = 2**20
 _BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 
@@ -83,8 +81,8 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
         and is_picture(await part.read(FIRST_BYTES))
     ):
         raise RequestError(f"{name[:60]} holds a picture; the field for the picture is image")
-    if name != "image" and size > _MOST_FIELD:
-        raise RequestError(f"{name[:60]} has {size} bytes; up to {_MOST_FIELD} are allowed")
+    if name != "image" and size > MOST_QUOTED:
+        raise RequestError(f"{name[:60]} has {size} bytes; up to {MOST_QUOTED} are allowed")
     if isinstance(part, UploadFile):
         await part.seek(0)
         data = await off_loop(size, _read_upload, part.file)

@@ -59,7 +59,7 @@ class Refused:
 
     model_fields: ClassVar[Mapping[str, None]] = MappingProxyType({"error": None})
 
-    def __init__(self, error: FlorenceError | ValidationError) -> None:
+    def __init__(self, error: Exception) -> None:
         self.error = error
 
 
@@ -130,10 +130,8 @@ class PictureInput(Described):
                 return await off_loop(size, cls.model_validate, fields)
             body = await read_body(request.receive)
             return await off_loop(parsing_cost(body), cls.from_json, body)
-        except (FlorenceError, ValidationError) as error:
+        except (FlorenceError, ValidationError, ClientDisconnect) as error:
             return Refused(error)
-        except ClientDisconnect:
-            return Refused(RequestError("the client left while it sent its request"))
 
     @classmethod
     def from_json(cls, body: bytes | bytearray) -> PictureInput:
@@ -142,7 +140,7 @@ class PictureInput(Described):
         try:
             content = Document(body).parse() if body else {}
             if isinstance(content, dict):
-                image = {name: content.pop(name) for name in ("image",) if name in content}
+                image = {"image": content.pop("image")} if "image" in content else {}
                 if image.get("image", "") is None and content.get("image_url") is not None:
                     image = {}  # null, as some clients send for a field that is not given
                 content = {**image, **short_strings(content)}

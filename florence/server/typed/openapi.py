@@ -24,8 +24,8 @@ from florence.errors import Closed
 from florence.server.http.held import HeldBody
 from florence.server.json_schemas import JSON, REFERENCE, object_of, reference
 from florence.server.keys import HELP
-from florence.server.openai.schemas import TAG, chat_paths, chat_schemas
-from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
+from florence.server.openai.schemas import TAG, chat_operations, chat_schemas
+from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply, late
 from florence.server.typed.analysis import SUMMARY as ANALYZE_SUMMARY
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
@@ -33,9 +33,8 @@ from florence.server.typed.endpoints import PROMPT_SUMMARY, PromptAnswer, output
 from florence.server.typed.examples import PICTURE_PATH, example_answer, example_input, picture_text
 from florence.server.typed.forms import MULTIPART, PICTURE
 from florence.server.typed.inputs import INPUT_TYPES, PromptInput
-from florence.server.typed.v2_paths import v2_paths
-from florence.server.typed.v2_schemas import v2_schemas
 from florence.server.v2.inference import Inference
+from florence.server.v2.schemas import v2_operations, v2_schemas
 from florence.types.info import ServiceInfo
 from florence.types.tasks import TASKS, Input, Task
 
@@ -70,7 +69,7 @@ _FAILURES: Final = (  # status, meaning, an example of its message
         "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
         "256 requests are waiting, which is the limit; come back in 3 s",
     ),
-    (504, "Not finished in the time allowed.", "the request was not finished within 300 s"),
+    (504, "Not finished in the time allowed.", str(late(300))),
 )
 
 
@@ -117,7 +116,7 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
     paths |= {f"/tasks/{task.name}": {"post": _task_operation(task, schemas)} for task in own_tasks}
     paths["/prompt"] = {"post": _prompt_operation(schemas)}
     paths["/analyze"] = {"post": _analyze_operation(schemas)}
-    chat = chat_paths(picture_text(), example_answer("caption") or {}, _responses)
+    caption = picture_text(), example_answer("caption") or {}, _responses
     return {
         "openapi": "3.1.0",
         "info": {
@@ -132,8 +131,8 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
         "paths": {
             **paths,
             "/info": {"get": _info_operation(schemas)},
-            **v2_paths(picture_text(), example_answer("caption") or {}, _responses),
-            **chat,
+            **v2_operations(*caption),
+            **chat_operations(*caption),
             **_health_paths(),
         },
         "components": {

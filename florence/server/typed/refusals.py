@@ -12,7 +12,7 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
-from florence.errors import FlorenceError, RequestError, TaskError, quote
+from florence.errors import RequestError, TaskError, quote
 from florence.types.analysis import MOST_TASKS, AnalysisTask
 from florence.types.options import RequestParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
@@ -24,12 +24,10 @@ _PROBLEMS: Final = MappingProxyType(
 )
 
 
-def explain(
-    error: ValidationError | FlorenceError, input_type: type[BaseModel], task: Task | None
-) -> FlorenceError:
-    """The error that says which field of an input is wrong, and what is allowed. `task`: the endpoint's,
-    if it is always the same."""
-    if isinstance(error, FlorenceError):
+def explain(error: Exception, input_type: type[BaseModel], task: Task | None) -> Exception:
+    """The error that says which field of an input is wrong, and what is allowed; one that is not pydantic's
+    unchanged. `task`: the endpoint's, if it is always the same."""
+    if not isinstance(error, ValidationError):
         return error
     allowed = ", ".join(input_type.model_fields)
     reasons: list[str] = []

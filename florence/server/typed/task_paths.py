@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from florence.errors import Closed, NotFound, TaskError
+from florence.errors import NotFound, TaskError
+from florence.images.limits import ImageLimits
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.replies import json_reply, reply_or_error
 from florence.server.typed.endpoints import answer_task
@@ -20,19 +21,20 @@ from florence.server.v2.inference import Inference
 from florence.types.declared import ways_out
 
 
-def task_route(inference: Inference, fetcher: PictureFetcher) -> Route:
-    """The route. `fetcher`: fetches pictures that are given as URLs."""
+def task_route(inference: Inference, fetcher: PictureFetcher, limits: ImageLimits) -> Route:
+    """The route. `fetcher`: fetches pictures that are given as URLs. `limits`: on a picture to draw on."""
 
     async def task(request: Request) -> Response:
-        return await reply_or_error(_answer(inference, fetcher, request))
+        return await reply_or_error(_answer(inference, fetcher, limits, request))
 
     return Route("/tasks/{name}", task, methods=["POST"])
 
 
-async def _answer(inference: Inference, fetcher: PictureFetcher, request: Request) -> Response:
+async def _answer(
+    inference: Inference, fetcher: PictureFetcher, limits: ImageLimits, request: Request
+) -> Response:
     """The reply to a request. Raises NotFound, which lists the tasks, for a path that names none of them."""
-    if (model := inference.model) is None:
-        raise Closed("the model is not loaded")
+    model = inference.ready_model()
     name = request.path_params["name"]
     try:
         task = model.tasks.resolve(name)
@@ -45,5 +47,5 @@ async def _answer(inference: Inference, fetcher: PictureFetcher, request: Reques
     fields = {name: getattr(sent, name) for name in input_type.model_fields}
     accept = request.headers.get("accept", "")
     timeout_s = await bring_picture(fetcher, fields, inference.timeout_s, request.scope)
-    answer = await answer_task(model, timeout_s, task.token, fields, accept)
+    answer = await answer_task(model, limits, timeout_s, task.token, fields, accept)
     return answer if isinstance(answer, Response) else json_reply(answer.model_dump(mode="json"))

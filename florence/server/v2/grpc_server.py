@@ -58,7 +58,7 @@ class GrpcServer:
         keys: ApiKeys | None = None,
         *,
         shared: bool,
-        budget: BodyBudget | None = None,
+        budget: BodyBudget,
         tls: Tls | None = None,
     ) -> None:
         self._tls = tls
@@ -70,7 +70,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", int(shared)),
             ],
         )
-        self._calls = _Calls(repository, budget or BodyBudget(4 * max_message_bytes, 60.0))
+        self._calls = _Calls(repository, budget)
         self._health = Health(lambda: repository.ready)
         add_about(self._server, self._health)
         self._server.add_generic_rpc_handlers(_handlers(self._calls))

@@ -35,11 +35,6 @@ MODEL_PATH = "/v2/models/{model}"
 VERSION_PATH = MODEL_PATH + "/versions/{version}"
 
 
-def is_v2(path: str) -> bool:
-    """Whether a path is the protocol's."""
-    return path == "/v2" or path.startswith("/v2/")
-
-
 def infer_paths(served: ServedModel) -> list[str]:
     """The paths of a model's infer requests, with its version and without."""
     paths = (MODEL_PATH, VERSION_PATH)

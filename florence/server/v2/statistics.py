@@ -9,7 +9,7 @@ import time
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from florence.server.observability.prometheus_text import Lines
+from florence.server.observability.prometheus_text import metric_text
 from florence.server.v2.model import ServedModel
 from florence.server.v2.tally import LATEST, PENDING, Tally
 
@@ -121,13 +121,13 @@ class Statistics:
             ("compute_output_duration_us", "... making replies", counts["compute_output.ns"] // 1000),
         )
         lines = [
-            Lines(_NAME + "request_failure", "Failed inference requests", failures),
-            *(Lines(_NAME + name, text, {labels: value}) for name, text, value in counters),
-            Lines(
+            metric_text(_NAME + "request_failure", "Failed inference requests", failures),
+            *(metric_text(_NAME + name, text, {labels: value}) for name, text, value in counters),
+            metric_text(
                 _NAME + "pending_request_count",
                 "Inference requests not yet answered",
                 {labels: counts[PENDING]},
                 "gauge",
             ),
         ]
-        return "".join(map(str, lines))
+        return "".join(lines)

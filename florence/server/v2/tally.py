@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from florence.server.observability.metric_files import DIRECTORY
+
 if TYPE_CHECKING:
     from prometheus_client import Gauge
 
-DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that names a folder which only the workers of one service share."""
 HIDDEN: Final = "florence_v2_counts_"
 """Prefix of these metrics' names; /metrics shows them under Triton's names instead."""
 PENDING: Final = "pending"
@@ -35,6 +35,12 @@ class Tally:
     def __init__(self, model: str) -> None:
         self._model = model
         self._counts: Counter[str] = Counter()
+        self._shared: dict[str, Gauge] = {}
+
+    @cached_property
+    def _directory(self) -> str | None:
+        """The workers' files; None where there are no workers."""
+        return os.environ.get(DIRECTORY)
 
     @cached_property
     def _gauges(self) -> dict[str, Gauge]:
@@ -60,17 +66,21 @@ class Tally:
     def set(self, name: str, value: int) -> None:
         """Set a count."""
         self._counts[name] = value
-        if os.environ.get(DIRECTORY):
-            self._gauges[_MODES.get(name, "sum")].labels(self._model, name).set(value)
+        if not self._directory:
+            return
+        if name not in self._shared:
+            self._shared[name] = self._gauges[_MODES.get(name, "sum")].labels(self._model, name)
+        self._shared[name].set(value)
 
     def values(self) -> Counter[str]:
         """All counts so far."""
-        directory = os.environ.get(DIRECTORY)
-        if not directory:
+        if not self._directory:
             return self._counts.copy()
         from prometheus_client.multiprocess import MultiProcessCollector
 
-        files = [str(file) for mode in self._gauges for file in Path(directory).glob(f"gauge_{mode}_*.db")]
+        files = [
+            str(file) for mode in self._gauges for file in Path(self._directory).glob(f"gauge_{mode}_*.db")
+        ]
         merged = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
         samples = [each for metric in merged if metric.name.startswith(HIDDEN) for each in metric.samples]
         own = [(dict(each.labels), int(each.value)) for each in samples]

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, Literal, NoReturn
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.server.long_strings import LongString
+from florence.server.long_strings import MOST_QUOTED, LongString
 from florence.server.outcomes import name_row
 from florence.server.picture import decode_base64, decode_picture
 from florence.server.v2.model import INPUTS, OUTPUT, REQUIRED_INPUTS, ServedModel
@@ -266,8 +266,7 @@ def _picture(element: Element) -> bytes:
 def _text(element: Element, what: str) -> str:
     if isinstance(element, str):
         return check_text(element, what)
-    # Bytes that one character takes at most: in UTF-8, and in JSON as two escapes.
-    if len(element) > (12 if isinstance(element, LongString) else 4) * MAX_TEXT_CHARS:
+    if len(element) > (MOST_QUOTED if isinstance(element, LongString) else 4 * MAX_TEXT_CHARS):  # as UTF-8
         raise ProtocolError(
             f"{what} has {len(element)} bytes; at most {MAX_TEXT_CHARS} characters are allowed"
         )

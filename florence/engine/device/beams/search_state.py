@@ -6,8 +6,10 @@ Knows beams, tokens and cache rows; knows nothing about logits.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -25,26 +27,35 @@ RUNNING, DONE, FAULTY = 0, 1, 2
 
 _EARLY_STOPPING = {True: 0, False: 1, "never": 2}
 
-_NUMBERS = (
-    "status",
-    "last_token",
-    "generated",
-    "finished_count",
-    "beams",
-    "ngram_sizes",
-    "early_stopping",
-    "max_new_tokens",
-    "min_new_tokens",
-    "length_penalty",
-    "samples",
-    "seed",
-    "top_k",
-    "temperature",
-    "repetition_penalty",
-    "tail",
+
+def _bits(value: float) -> int:
+    """A float64 as the integer with the same bits."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", value))
+    return int(bits)
+
+
+_NUMBERS: Final[Mapping[str, Callable[[GenerationOptions], int]]] = MappingProxyType(
+    {
+        "status": lambda _: RUNNING,
+        "last_token": lambda _: 0,
+        "generated": lambda _: 0,
+        "finished_count": lambda _: 0,
+        "beams": lambda options: options.num_beams,
+        "ngram_sizes": lambda options: options.no_repeat_ngram_size,
+        "early_stopping": lambda options: _EARLY_STOPPING[options.early_stopping],
+        "max_new_tokens": lambda options: options.max_new_tokens,
+        "min_new_tokens": lambda options: options.min_new_tokens,
+        "length_penalty": lambda options: _bits(options.length_penalty),
+        "samples": lambda options: int(options.do_sample),
+        "seed": lambda options: options.seed or 0,
+        "top_k": lambda options: options.top_k,
+        "temperature": lambda options: _bits(options.temperature),
+        "repetition_penalty": lambda options: _bits(options.repetition_penalty),
+        "tail": lambda options: _bits(1 - options.top_p),
+    }
 )
-"""The scalars that `SearchState` has for each slot, in the order of their rows; `decided` is the first
-two."""
+"""The scalars that `SearchState` has for each slot, in the order of their rows, and the value of each at the
+start of a search; a float64 is stored by its bits. `decided` is the first two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +139,7 @@ class SearchState:
         self.unused_row = torch.full((), cache_rows, device=device)
         widths = 0 if rules.ordered is None else len(WINDOWS)
         self.windows = torch.zeros(cache_rows + 1, self.max_positions, widths, device=device)
-        # One tensor for all scalars of a slot, so that one write starts a search. Set by `_numbers_of`.
+        # One tensor for all scalars of a slot, so that one write starts a search.
         self._numbers = torch.zeros(len(_NUMBERS), slots, dtype=torch.int64, device=device)
         numbers: dict[str, Tensor] = dict(zip(_NUMBERS, self._numbers, strict=True))
         self.status, self.last_token = numbers["status"], numbers["last_token"]
@@ -157,7 +168,7 @@ class SearchState:
         slots, numbers, rows = starts[0], starts[1:-MAX_BEAMS], starts[-MAX_BEAMS:]
         self._numbers[:, slots] = numbers
         self.beam_indirection[slots, :, 0] = rows.T.int()
-        self.totals[slots] = self._first_totals[numbers[_NUMBERS.index("beams")]]
+        self.totals[slots] = self._first_totals[numbers[list(_NUMBERS).index("beams")]]
 
     def tokens(self, batch: DecodeBatch) -> tuple[Tensor, Tensor]:
         """The token that each row reads next, and its position; both int64 [rows]."""
@@ -170,36 +181,9 @@ class SearchState:
 def starts_of(requests: Sequence[tuple[Slot, GenerationOptions]]) -> Tensor:
     """What `SearchState.start` needs to know of new requests, as one host tensor: int64 [values,
     requests]."""
-    columns = [
-        [slot.index, *_numbers_of(options), *slot.rows, *slot.rows[:1] * (MAX_BEAMS - len(slot.rows))]
-        for slot, options in requests
-    ]
+    columns = []
+    for slot, options in requests:
+        numbers = [initial(options) for initial in _NUMBERS.values()]
+        rows = [*slot.rows, *slot.rows[:1] * (MAX_BEAMS - len(slot.rows))]
+        columns.append([slot.index, *numbers, *rows])
     return torch.tensor(columns).T.contiguous()
-
-
-def _numbers_of(options: GenerationOptions) -> tuple[int, ...]:
-    """The initial `_NUMBERS` of a search; a float64 is stored by its bits."""
-    return (
-        RUNNING,
-        0,
-        0,
-        0,
-        options.num_beams,
-        options.no_repeat_ngram_size,
-        _EARLY_STOPPING[options.early_stopping],
-        options.max_new_tokens,
-        options.min_new_tokens,
-        _bits(options.length_penalty),
-        int(options.do_sample),
-        options.seed or 0,
-        options.top_k,
-        _bits(options.temperature),
-        _bits(options.repetition_penalty),
-        _bits(1 - options.top_p),
-    )
-
-
-def _bits(value: float) -> int:
-    """A float64 as the integer with the same bits."""
-    (bits,) = struct.unpack("<q", struct.pack("<d", value))
-    return int(bits)

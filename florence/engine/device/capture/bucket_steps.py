@@ -14,13 +14,13 @@ from florence.engine.device.steps import (
     Occupancy,
     StepContext,
     Steps,
-    StepSequence,
     dense_batch,
     extent_of,
     grouped_batch,
     occupancy_of,
     shape_of,
 )
+from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
 from florence.model.attention import DecodeBatch
 
@@ -55,7 +55,9 @@ class BucketSteps(Steps):
         self._latest = None
         for key in reversed(self._buckets.steps):
             shape = key.shape
-            request = StepSequence(Slot(0, tuple(range(shape.beams))), shape.encoder_length, 0)
+            request = StepSequence(
+                slot=Slot(0, tuple(range(shape.beams))), encoder_length=shape.encoder_length
+            )
             batch = self._batch(key, [request]).map(self._memory.upload)
             work = CapturedWork(
                 f"the step {key}", partial(self.step, batch, key), batch.tensors(), self._memory

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from florence.engine.device.cuda.kernel import Case, CudaKernel, StepLoad, bytes_of
+from florence.engine.device.cuda.kernel import Case, CudaKernel
 from florence.model.kernels.cuda import copies, gelu, positions, tower_attention, tower_twins
 
 LEVELS, CHANNELS = 256, 3
@@ -40,48 +40,6 @@ LARGE = EncodeSizes(16, 48, 1_024, 32, 12, 640)
 SMALL = EncodeSizes(2, 18, 96, 32, 12, 70)
 """Windows that reach beyond the picture, a width that is not a power of two, and rows for the products' large
 tile."""
-
-
-def _position_norm_cost(load: StepLoad, cells: Tensor, *arguments: object) -> tuple[float, ...]:
-    # A strip's border is counted as read from memory, never from a cache; sums and norms are written.
-    rows, columns = positions.strip_of(cells.shape)
-    read = (rows + 2) * (columns + 2) / (rows * columns)
-    return (read + 2) * bytes_of(cells), 18.0 * cells.numel()
-
-
-def _window_attention_cost(
-    load: StepLoad, qkv: Tensor, bias: Tensor | None, heads: int, side: int
-) -> tuple[float, ...]:
-    pictures, height, width, depth = qkv.shape
-    windows = pictures * -(-height // side) * -(-width // side)
-    cells, per_pair = side * side, 4.0 * windows * depth / 3
-    blocks = tower_attention.WINDOW_QUERIES, tower_attention.WINDOW_KEYS
-    queries, keys = (-(-cells // block) * block for block in blocks)
-    return 4 / 3 * bytes_of(qkv), per_pair * cells**2, per_pair * queries * keys
-
-
-def _channel_scores_cost(load: StepLoad, qkv: Tensor, groups: int) -> tuple[float, ...]:
-    return 2 / 3 * bytes_of(qkv), 2.0 * qkv.numel() / 3 * (qkv.shape[-1] // 3 // groups)
-
-
-def _channel_mix_cost(load: StepLoad, qkv: Tensor, parts: Tensor) -> tuple[float, ...]:
-    # Each program reads all parts of its group.
-    read = bytes_of(parts) * parts.shape[2]
-    return 2 / 3 * bytes_of(qkv) + read, 2.0 * qkv.numel() / 3 * parts.shape[-1]
-
-
-def gelu_linear_cost(load: StepLoad, states: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, ...]:
-    rows = states.numel() // states.shape[-1]
-    moved = bytes_of(states, weight) + rows * len(weight) * states.element_size()
-    return moved, 2.0 * rows * weight.numel()
-
-
-def _look_up_cost(load: StepLoad, pixels: Tensor, table: Tensor, channels: int) -> tuple[float, ...]:
-    return bytes_of(pixels) + pixels.numel() * table.element_size(), 0.0
-
-
-def _write_cross_cost(load: StepLoad, states: Tensor, *arguments: object) -> tuple[float, ...]:
-    return 2 * bytes_of(states), 0.0
 
 
 @dataclass(frozen=True)
@@ -205,16 +163,11 @@ def _write_cross_case(device: torch.device, dtype: torch.dtype, sizes: EncodeSiz
 _kernel = partial(CudaKernel[EncodeSizes], large=LARGE, small=SMALL)
 
 ENCODE_KERNELS = (
-    _kernel("florence::look_up", _look_up_cost, _look_up_case),
-    _kernel("florence::position_norm", _position_norm_cost, _position_norm_case),
-    _kernel(
-        "florence::window_attention",
-        _window_attention_cost,
-        _window_attention_case,
-        kind="attention, head of 32",
-    ),
-    _kernel("florence::channel_scores", _channel_scores_cost, _channel_attention_case),
-    _kernel("florence::channel_mix", _channel_mix_cost, _channel_attention_case),
-    _kernel("florence::gelu_linear", gelu_linear_cost, _gelu_linear_case, kind="own product"),
-    _kernel("florence::write_cross", _write_cross_cost, _write_cross_case),
+    _kernel("florence::look_up", _look_up_case),
+    _kernel("florence::position_norm", _position_norm_case),
+    _kernel("florence::window_attention", _window_attention_case),
+    _kernel("florence::channel_scores", _channel_attention_case),
+    _kernel("florence::channel_mix", _channel_attention_case),
+    _kernel("florence::gelu_linear", _gelu_linear_case),
+    _kernel("florence::write_cross", _write_cross_case),
 )

@@ -109,9 +109,9 @@ def _agree(kernels: Sequence[CudaKernel[Any]], device: torch.device, dtype: torc
 def load_kernels() -> tuple[AttentionBackend, SearchStep]:
     """Attention and search by the kernels, unchecked. Needs triton, and no GPU."""
     from florence.engine.device.cuda import search as cuda_search
-    from florence.model.cuda.attention import CudaAttention
+    from florence.model.cuda.attention import CUDA
 
-    return CudaAttention(), cuda_search.advance
+    return CUDA, cuda_search.advance
 
 
 def load_encode_kernels() -> EncodeBackend:

@@ -1,33 +1,19 @@
-"""A row of the table of Triton kernels: a kernel's name, definition, cost, and an example.
+"""A row of the table of Triton kernels: a kernel's name, definition, and an example.
 
 Used by everything that goes over all kernels: the check at the start, the tests, and the benchmarks, which
-count costs on meta tensors or time the kernels on a GPU. Needs no triton.
+time them on a GPU; what they cost is in `benchmarks/ledger/own_costs.py`. Needs no triton.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 SizesT = TypeVar("SizesT")
-
-
-class StepLoad(Protocol):
-    """What the cost of a step depends on besides shapes: `requests` and `beams` in use, and the mean lengths
-    of encoder states and of a beam's past, in positions."""
-
-    @property
-    def requests(self) -> int: ...
-    @property
-    def beams(self) -> int: ...
-    @property
-    def encoder_length(self) -> float: ...
-    @property
-    def length(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +26,16 @@ class Case:
     dense: Callable[[], Sequence[Tensor]] | None = None
 
 
-Cost = Callable[..., tuple[float, ...]]
-"""From a `StepLoad` and a call's arguments to bytes moved, FLOP needed, and, if partly filled tiles make them
-more, FLOP done."""
-
-
 @dataclass(frozen=True)
 class CudaKernel(Generic[SizesT]):
-    """`name`: of the operation. `cost`: see `Cost`. `kind`: the class of costs in
-    `benchmarks/ledger/costs.py`. `example`: makes a `Case` on a device with given sizes: `large` are those of
+    """`name`: of the operation. `example`: makes a `Case` on a device with given sizes: `large` are those of
     Florence-2-large, `small` those of the check at the start. `note`: tells rows for the same operation
     apart."""
 
     name: str
-    cost: Cost
     example: Callable[[torch.device, torch.dtype, SizesT], Case]
     large: SizesT
     small: SizesT
-    kind: str = "own"
     note: str = ""
 
     @property
@@ -85,8 +63,3 @@ class CudaKernel(Generic[SizesT]):
 
     def _differs(self, message: str) -> str:
         return f"{self.name} differs from its definition: {message}"
-
-
-def bytes_of(*tensors: Tensor) -> float:
-    """Bytes of all elements."""
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))

@@ -15,10 +15,11 @@ from florence.engine.device.beams import search
 from florence.engine.device.beams.reference import TokenRules
 from florence.engine.device.beams.search_state import SearchState, StepShape, starts_of
 from florence.engine.device.cuda import search as cuda_search
-from florence.engine.device.cuda.encode_kernels import ENCODE_KERNELS, activated_case, gelu_linear_cost
-from florence.engine.device.cuda.kernel import Case, CudaKernel, StepLoad, bytes_of
-from florence.engine.device.steps import StepSequence, grouped_batch
+from florence.engine.device.cuda.encode_kernels import ENCODE_KERNELS, activated_case
+from florence.engine.device.cuda.kernel import Case, CudaKernel
+from florence.engine.device.steps import grouped_batch
 from florence.engine.request import GenerationOptions
+from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
 from florence.model.kernels import fp8
 from florence.model.kernels.cuda import attention, low_rank, norms, quantize, twins, windows
@@ -55,68 +56,6 @@ SMALL = ExampleSizes(8, 3, 16, 64, 5_000, 100, 70)
 """Enough requests and heads that a head's keys are not split, as in the smallest captured step."""
 
 
-def _self_attention_cost(load: StepLoad, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
-    values = load.requests * load.beams * queries.shape[1]
-    past = 2 * (load.length + 1) * values * queries.element_size()
-    return 4 * bytes_of(queries) + past, 4 * load.length * values
-
-
-def _cross_attention_cost(load: StepLoad, queries: Tensor, *arguments: Tensor) -> tuple[float, float]:
-    read = 2 * load.requests * load.encoder_length * queries.shape[1] * queries.element_size()
-    flop = 4 * load.requests * load.beams * load.encoder_length * queries.shape[1]
-    return 2 * bytes_of(queries) + read, flop
-
-
-def _add_norm_cost(
-    load: StepLoad, product: Tensor, product_bias: Tensor, residual: Tensor | None, *arguments: object
-) -> tuple[float, float]:
-    return (2 if residual is None else 3) * bytes_of(product), 8.0 * product.numel()
-
-
-def _embed_cost(
-    load: StepLoad, tokens: Tensor, positions: Tensor, table: Tensor, *arguments: object
-) -> tuple[float, float]:
-    values = len(tokens) * table.shape[1]
-    return 3.0 * values * table.element_size(), 8.0 * values
-
-
-def _scan_cost(load: StepLoad, logits: Tensor, *arguments: object) -> tuple[float, float]:
-    # Each program reads its part twice, but the second time from the cache.
-    rows = load.requests * load.beams
-    return rows * (4.0 * logits.shape[1] + 16 * load.length), 4.0 * rows * logits.shape[1]
-
-
-def _merge_cost(load: StepLoad, sums: Tensor, keys: Tensor, *arguments: object) -> tuple[float, float]:
-    return bytes_of(sums, keys), 2.0 * keys.numel()
-
-
-def _choose_cost(load: StepLoad, *arguments: object) -> tuple[float, float]:
-    positions = load.requests * load.beams * load.length
-    return 2.0 * (8 + 8 + 4 + 4) * positions, positions
-
-
-def _windows_cost(load: StepLoad, logits: Tensor, *arguments: Any) -> tuple[float, float]:
-    scores = float(load.requests * load.beams * arguments[-1])  # the last one: how many are ordered
-    return 4 * scores, 2 * scores
-
-
-def _shrink_cost(
-    load: StepLoad, states: Tensor, index: Tensor, down: Tensor, rank: int, parts: int
-) -> tuple[float, float]:
-    # Reckoned with all adapter slots in use, each slot's matrices read once.
-    made = rank * parts
-    read = min(load.requests / (len(down) / made), 1.0) * bytes_of(down)
-    return bytes_of(states) + read + 4.0 * len(states) * made, 2.0 * states.numel() * made
-
-
-def _expand_cost(
-    load: StepLoad, thin: Tensor, index: Tensor, up: Tensor, total: Tensor, parts: int
-) -> tuple[float, float]:
-    rank = thin.shape[1] // parts
-    read = min(load.requests / (up.shape[1] / rank), 1.0) * bytes_of(up)
-    return 2 * bytes_of(total) + read + bytes_of(thin), 2.0 * total.numel() * rank
-
-
 def _low_rank_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
     """Both kernels for queries, keys and values, with eight adapters, and rows without one."""
     slots, rank, parts = 8, 16, 3
@@ -135,10 +74,6 @@ def _low_rank_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes
         return added
 
     return Case(run(low_rank.shrink, low_rank.expand), run(twins.shrink, twins.expand))
-
-
-def _quantize_cost(load: StepLoad, rows: Tensor) -> tuple[float, float]:
-    return bytes_of(rows) + rows.numel() + 4.0 * len(rows), 3.0 * rows.numel()
 
 
 def _quantize_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) -> Case:
@@ -212,7 +147,7 @@ def _search_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSizes) 
     places = [range(slot * sizes.beams, (slot + 1) * sizes.beams) for slot in range(sizes.requests)]
     slots = [Slot(index, tuple(rows)) for index, rows in enumerate(places)]
     state.start(starts_of([(slot, options) for slot in slots]).to(device))
-    sequences = [StepSequence(slot, sizes.encoder_length, 0) for slot in slots]
+    sequences = [StepSequence(slot=slot, encoder_length=sizes.encoder_length) for slot in slots]
     batch = grouped_batch(sequences, sizes.requests, sizes.beams).map(lambda values: values.to(device))
     shape = StepShape(sizes.beams, sizes.length + 1, True, sizes.encoder_length)
     padded = -(-sizes.vocab // 64) * 64
@@ -269,25 +204,23 @@ def _gelu_linear_case(device: torch.device, dtype: torch.dtype, sizes: ExampleSi
 _step_kernel = partial(CudaKernel[ExampleSizes], large=LARGE, small=SMALL)
 
 STEP_KERNELS = (
-    _step_kernel("florence::self_attention", _self_attention_cost, _self_attention_case),
-    _step_kernel("florence::cross_attention", _cross_attention_cost, _cross_attention_case),
-    _step_kernel("florence::add_norm", _add_norm_cost, _add_norm_case),
-    _step_kernel("florence::embed", _embed_cost, _embed_case),
-    _step_kernel(
-        "florence::gelu_linear", gelu_linear_cost, _gelu_linear_case, kind="own product", note="few rows"
-    ),
-    _step_kernel("florence::window_sums", _windows_cost, _windows_case),
-    _step_kernel("florence::scan", _scan_cost, _search_case),
-    _step_kernel("florence::merge", _merge_cost, _search_case),
-    _step_kernel("florence::choose", _choose_cost, _search_case),
+    _step_kernel("florence::self_attention", _self_attention_case),
+    _step_kernel("florence::cross_attention", _cross_attention_case),
+    _step_kernel("florence::add_norm", _add_norm_case),
+    _step_kernel("florence::embed", _embed_case),
+    _step_kernel("florence::gelu_linear", _gelu_linear_case, note="few rows"),
+    _step_kernel("florence::window_sums", _windows_case),
+    _step_kernel("florence::scan", _search_case),
+    _step_kernel("florence::merge", _search_case),
+    _step_kernel("florence::choose", _search_case),
 )
 
-QUANTIZE = _step_kernel("florence::quantize_rows", _quantize_cost, _quantize_case)
+QUANTIZE = _step_kernel("florence::quantize_rows", _quantize_case)
 """Only for cards that multiply in fp8."""
 
 LOW_RANK_KERNELS = (
-    _step_kernel("florence::shrink", _shrink_cost, _low_rank_case),
-    _step_kernel("florence::expand", _expand_cost, _low_rank_case),
+    _step_kernel("florence::shrink", _low_rank_case),
+    _step_kernel("florence::expand", _low_rank_case),
 )
 """For adapters beside the weights."""
 

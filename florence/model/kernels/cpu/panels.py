@@ -99,10 +99,15 @@ class Panels:
             state, weight, *totals = carried
             halves = self._weights(builder, weight)
             builder.prefetch(weight, self.weight_bytes)
-            each = [builder.splat(builder.read(F32, state, row * ROW_BYTES), lanes) for row in range(rows)]
-            pairs = zip(product(each, halves), totals, strict=True)
-            new = [builder.fma(half, number, total) for (number, half), total in pairs]
-            return [builder.add(state, I64(FLOAT_BYTES)), builder.add(weight, I64(self.weight_bytes)), *new]
+            new = []
+            for row in range(rows):
+                number = builder.splat(builder.read(F32, state, row * ROW_BYTES), lanes)
+                new += [builder.fma(half, number, totals[2 * row + side]) for side, half in enumerate(halves)]
+            return [
+                builder.add(state, I64(FLOAT_BYTES)),
+                builder.add(weight, I64(self.weight_bytes)),
+                *new,
+            ]
 
         zeros = [constant(F32, lanes, 0.0)] * (2 * rows)
         totals = builder.repeat(count, 1, [states, weights, *zeros], add_products)[2:]
