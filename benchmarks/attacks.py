@@ -50,6 +50,7 @@ GROUPS: tuple[tuple[Mapping[str, str], Mapping[str, Attack]], ...] = (
 
 
 def main() -> None:
+    """Run the attacks."""
     parser = parser_of(__doc__)
     parser.add_argument("--only", default="", help="attacks whose names contain one of these")
     parser.add_argument("--scale", type=float, default=1.0, help="of numbers of clients and requests")
@@ -85,7 +86,7 @@ def row(name: str, figures: Mapping[str, float], said: object) -> str:
 
 
 def measured(server: Server, target: Target, attack: Attack) -> tuple[dict[str, float], object]:
-    """The figures of `BOUNDS`, and what the attack got."""
+    """The figures of `BOUNDS`, and the attack's summary."""
     said: Any = FORK.SimpleQueue()
     attacker = FORK.Process(target=lambda: said.put(attack(target)))
     with waiting(
@@ -139,7 +140,7 @@ def probe(port: int) -> None:
 
 
 def call(port: int) -> None:
-    """Another caller's caption."""
+    """Ask for another caller's caption."""
     body = {"image": as_text(small_picture()), "max_new_tokens": 3, "num_beams": 1}
     _ask(port, "POST", "/caption", json.dumps(body))
 

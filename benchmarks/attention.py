@@ -132,7 +132,7 @@ def mixed(work: Work, attend: Callable[[int], Tensor], layer: int) -> None:
 
 
 def measure(ways: dict[str, Callable[[int], object]]) -> dict[str, Cost]:
-    """(CPU, wall) milliseconds of a layer: medians of rounds that take turns."""
+    """(CPU, wall) milliseconds of a layer: medians of rounds in turns."""
     times: dict[str, list[Cost]] = {name: [] for name in ways}
     for turn in range(ROUNDS + 1):
         for name, run in ways.items():
@@ -148,6 +148,7 @@ def measure(ways: dict[str, Callable[[int], object]]) -> dict[str, Cost]:
 
 @torch.inference_mode()
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--beams", type=int, default=3)

@@ -28,7 +28,7 @@ SIDE = 64  # pixels
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--at-once", type=int, default=1, help="pictures that the echo answers side by side")
@@ -70,7 +70,7 @@ def make_pictures(folder: Path, count: int) -> bytes:
 
 
 def own_rate(server: Server, picture: bytes, seconds: float, connections: int) -> float:
-    """Requests a second of clients that send one body over and over, each over its connection."""
+    """Requests per second of clients that send one body repeatedly, each over its own connection."""
     body, kind = form(picture), FORM["Content-Type"]
     count, taken = answered(
         [http_sender(server, "/caption", body, kind) for _ in range(connections)], seconds

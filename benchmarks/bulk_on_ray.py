@@ -44,7 +44,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", default="base", help="of random weights, or demo")
     parser.add_argument("--pictures", type=int, default=300)

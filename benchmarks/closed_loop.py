@@ -56,7 +56,7 @@ def requests(size: str, tokens: int, count: int = 64) -> list[Request]:
 
 
 def unseen(asked: Sequence[Request]) -> Iterator[Request]:
-    """These requests over and over; no picture was seen before, whatever its pixels are."""
+    """Repeat these requests without end, each with a digest of its own, so that its picture counts as new."""
     numbered = enumerate(cycle(asked))
     return (replace(request, digest=number.to_bytes(8, "big")) for number, request in numbered)
 
@@ -87,7 +87,7 @@ def measure(
     window_s: float,
     patience_s: float = math.inf,
 ) -> Rates:
-    """Answers a second, and how long they take, with so many requests always under way.
+    """Answers per second and latencies, with `concurrency` requests in flight.
 
     The `first` answers do not count; then at least `count` do, and all others that come within `window_s`.
     Raises `TimeoutError` after `patience_s`.
@@ -148,7 +148,8 @@ def generate_static(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """One static batch through transformers: all decode until the longest is done."""
+    """Run one static batch through transformers; pixels are uploaded as bytes and normalised there, and all
+    requests decode until the longest is done."""
     tokens = max(request.options.max_new_tokens for request in asked)
     native.generate(
         **native_inputs(asked, device, dtype),

@@ -163,6 +163,7 @@ def _print_adapters(runner: Runner, encoded: Tensor, arguments: argparse.Namespa
 
 
 def _print_share(name: str, plain: list[list[Cost]], adapted: list[list[Cost]]) -> None:
+    """Print the costs without and with adapters."""
     best = [min(map(medians, turns)) for turns in (plain, adapted)]
     for which, (cpu, wall) in zip(("without", "with"), best, strict=True):
         print(f"{name} {which:8} {1e3 * cpu:9.2f} CPU-ms {1e3 * wall:9.2f} ms wall")
@@ -215,6 +216,7 @@ def flops_of_step(model: Florence2Model, rows: int) -> float:
 
 
 def _print_scores(steps: list[Cost], scores: Cost) -> None:
+    """Print the costs of a step and of its window sums."""
     step = medians(steps)
     print(f"{'step':13} {1e3 * step[0]:8.2f} CPU-ms {1e3 * step[1]:8.2f} ms wall")
     print(f"{'scores':13} {1e3 * scores[0]:8.2f} CPU-ms {1e3 * scores[1]:8.2f} ms wall")
@@ -222,6 +224,7 @@ def _print_scores(steps: list[Cost], scores: Cost) -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--requests", type=int, default=16)

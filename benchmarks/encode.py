@@ -68,6 +68,7 @@ def encode_natively(native: Florence2ForConditionalGeneration, values: Tensor, p
 
 @torch.inference_mode()
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--pictures", type=int, default=1)

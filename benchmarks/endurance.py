@@ -65,6 +65,7 @@ def resident_bytes() -> int:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--few", type=int, default=200)

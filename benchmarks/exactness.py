@@ -117,7 +117,7 @@ def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> li
 
 @torch.inference_mode()
 def generate_alone(native: Florence2ForConditionalGeneration, request: Request) -> Theirs:
-    """One request through transformers' own `generate`."""
+    """Answer one request with transformers' own `generate`."""
     options = request.options
     search = {"early_stopping": True, "length_penalty": options.length_penalty}
     found = native.generate(
@@ -149,6 +149,7 @@ def generate_alone(native: Florence2ForConditionalGeneration, request: Request) 
 
 
 def main() -> None:
+    """Run the comparison."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--tokens", type=int, default=20, help="most tokens of an answer")

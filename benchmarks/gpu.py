@@ -130,6 +130,7 @@ def is_lost(bench: Bench) -> bool:
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = parser_of(__doc__)
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--size", choices=sorted(set(SIZES) - {"tiny"}), default="large")

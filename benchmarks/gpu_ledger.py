@@ -27,6 +27,7 @@ from random_models import SIZES
 
 
 def main() -> None:
+    """Print the estimates."""
     parser = parser_of(__doc__)
     parser.add_argument("--card", choices=CARDS, default="h100")
     parser.add_argument("--size", choices=SIZES, default="large")

@@ -24,6 +24,7 @@ BOTH_S = 120.0
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=15, help="of each client, one after the other")

@@ -48,7 +48,7 @@ def start(target: str) -> contextlib.AbstractContextManager[Server]:
 
 
 def json_body(task: str) -> bytes:
-    """The request as the replaced deployment's users send it."""
+    """A request as the users of the replaced deployment send it."""
     return json.dumps({"id": "1", **v2_request(as_text(PICTURE), task)}).encode()
 
 
@@ -76,7 +76,7 @@ def http_sender(server: Server, path: str, body: bytes, content_type: str = "app
 
 
 def grpc_sender(server: Server) -> Sender:
-    """Unary calls over one channel, the picture's bytes as a binary tensor."""
+    """A sender of unary calls over one channel, with the picture's bytes as a binary tensor."""
     request = grpc_request(PICTURE)
 
     async def send(end: float) -> int:
@@ -93,7 +93,7 @@ def grpc_sender(server: Server) -> Sender:
 
 
 def answered(senders: Sequence[Sender], seconds: float) -> tuple[int, float]:
-    """How many requests all of them get answered at once, and in how many seconds."""
+    """Run all senders at the same time; return the number of answered requests and the seconds taken."""
 
     async def all_of_them() -> int:
         end = time.perf_counter() + seconds
@@ -104,7 +104,7 @@ def answered(senders: Sequence[Sender], seconds: float) -> tuple[int, float]:
 
 
 def measure(row: Row, seconds: float, connections: int) -> None:
-    """One round of one row."""
+    """Measure one row in one round."""
     used = cpu_seconds(row.server.process.pid)
     count, taken = answered([row.sender() for _ in range(connections)], seconds)
     row.rates.append(count / taken)
@@ -112,7 +112,7 @@ def measure(row: Row, seconds: float, connections: int) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each row in each round")
     parser.add_argument("--rounds", type=int, default=5)

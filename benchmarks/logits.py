@@ -53,6 +53,7 @@ def apart(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str,
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["bfloat16", "fp8", "int8"])

@@ -80,7 +80,7 @@ def read(task: str, protocol: str, printed: str) -> Row:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("perf_analyzer", help="the program, or a script that runs it with its arguments")
     parser.add_argument("more", nargs="*", help="more options of perf_analyzer's, after --")

@@ -69,7 +69,7 @@ async def _client(server: Server) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def _ask(server: Server, rate: float, seconds: float) -> list[float]:
-    """v2 requests at that rate; the seconds that each took."""
+    """Send v2 requests at this rate; return the seconds of each."""
     bodies = [json.dumps(v2_request(as_text(picture.read_bytes()))).encode() for picture in PICTURES]
     start, count = time.perf_counter(), max(2, round(rate * seconds))
     async with _client(server) as client:
@@ -116,6 +116,7 @@ async def _form(client: httpx.AsyncClient, picture: bytes) -> None:
 
 
 async def _stream(client: httpx.AsyncClient, picture: bytes) -> None:
+    """Send a request for a stream."""
     body = {"INPUT_IMAGE": as_text(picture), "TASK_PROMPT": "<CAPTION>", "num_beams": 1}
     (await client.post("/v2/models/florence2/generate_stream", json=body)).raise_for_status()
 

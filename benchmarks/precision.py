@@ -38,6 +38,7 @@ def load(folder: Path, precision: str) -> Florence2Model:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--tokens", type=int, default=12)

@@ -37,13 +37,14 @@ def make_layers(
 
 
 def multiply(layers: list[PackedWeight], states: Tensor) -> None:
-    """All layers, one after the other."""
+    """Multiply by all layers, one after the other."""
     for layer in layers:
         layer.product(states)
 
 
 @torch.inference_mode()
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")

@@ -89,8 +89,8 @@ def convert(
 def load_saved(
     folder: Path, device: torch.device, dtype: torch.dtype, quantized: Literal["", "fp8", "int8"] = ""
 ) -> Florence2Model:
-    """This package's model of weights that transformers has saved. `quantized`: with what multiplies in that;
-    a CPU emulates fp8."""
+    """This package's model of weights that transformers has saved, or that model quantized; a CPU
+    emulates fp8."""
     config, normalize = read_config(folder), Normalize(MEAN, STD, RESCALE)
     model = load_model(folder, config, normalize, VOCAB, device, dtype)
     if quantized == "fp8":

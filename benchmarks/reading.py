@@ -143,6 +143,7 @@ def print_rates(
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--readers", default="1,2", help="numbers of readers, with commas")
     parser.add_argument("--pictures", type=int, default=60, help="of 0.7 megapixels a round; a fifth of 12")

@@ -62,7 +62,7 @@ def serving(target: str, folder: Path = ROOT, **environment: str) -> Iterator[Se
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU seconds that a process and all below it have used."""
+    """CPU seconds used by a process and its descendants."""
     parent = psutil.Process(pid)
     times = [member.cpu_times() for member in (parent, *parent.children(recursive=True))]
     return float(sum(used.user + used.system for used in times))

@@ -43,6 +43,7 @@ Times = tuple[float, float]
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="phases whose name has this in it")
@@ -70,7 +71,7 @@ def run(arguments: list[str], cache: str) -> Times:
 
 
 def serve(cache: str) -> Times:
-    """The service from its start until it is ready; its end is not measured."""
+    """The times of the service from its start until it is ready; its end is not measured."""
     port = free_port()
     began = time.perf_counter()
     command = [sys.executable, *CLI, "serve", "--model", "demo", "--port", str(port)]

@@ -212,6 +212,7 @@ def measure_ours(bench: Bench, name: str) -> float:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")

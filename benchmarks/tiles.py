@@ -31,7 +31,7 @@ MOST_OVERLAP = 0.9  # the limit of a request
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--count", type=int, default=5, help="pages, and scenes")

@@ -95,6 +95,7 @@ def rate(answer: Callable[[bytes], object], pictures: list[bytes], concurrency: 
 
 
 def body_of(picture: bytes) -> dict[str, object]:
+    """The body of a v2 request."""
     parameters = {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS}
     return {**v2_request(as_text(picture)), "parameters": parameters}
 
@@ -134,6 +135,7 @@ def beside_playground(server: Server, arguments: argparse.Namespace) -> str:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")

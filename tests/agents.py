@@ -55,7 +55,7 @@ class FakeAsk:
 
 
 def with_client(ask: Ask, work: Work, *folders: Path, local: bool = True) -> Any:
-    """What the work gives, which gets the SDK's client."""
+    """Run the work with the SDK's client and return its result."""
 
     async def run() -> Any:
         server = PictureServer(ask, Roots(folders, local=local))

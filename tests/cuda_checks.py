@@ -238,7 +238,7 @@ class Searches(NamedTuple):
     width: int
 
     def batch(self, requests: int) -> DecodeBatch:
-        """With padding up to so many."""
+        """These requests as a batch, padded to this number of requests."""
         return grouped_batch(
             [StepSequence(slot=slot, encoder_length=1) for slot in self.placed], requests, self.width
         )

@@ -21,6 +21,7 @@ class BreakingModel(FakeModel):
     """A fake model whose device breaks at the first request."""
 
     def _answer(self, call: Call) -> Answer:
+        """End the worker as a broken device does."""
         end_worker()
         raise EngineError("the device is gone")
 

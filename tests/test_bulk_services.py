@@ -81,7 +81,7 @@ def test_the_one_with_the_least_to_do_is_asked() -> None:
 
 
 def test_calls_at_a_time_have_clients_of_their_own_and_later_ones_find_them() -> None:
-    """Whatever threads come and go, there are no more than were used at a time; all are closed at the end."""
+    """There are no more clients than concurrent calls, even if threads change; all are closed at the end."""
     made, closed = [], []
 
     class Made(Fake):
@@ -114,6 +114,7 @@ def test_calls_at_a_time_have_clients_of_their_own_and_later_ones_find_them() ->
 
 
 def _fail(_: object) -> None:
+    """Fail as a refused request does."""
     raise RequestError("what the call raises does not cost the client")
 
 

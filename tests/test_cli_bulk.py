@@ -194,14 +194,14 @@ def test_an_interrupted_run_says_what_is_kept(
 def test_a_full_disk_ends_a_run_that_can_be_completed(
     florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says what is wrong, what is kept, and that the same command goes on, which it then does."""
+    """On a full disk, bulk reports the error and what is kept; the same command then completes the run."""
     copies(tmp_path / "in", 5)
     example = TaskAnswer[Text].model_validate(TaskAnswer[Text].model_json_schema()["examples"][0])
     monkeypatch.setattr("florence.cli.bulk.open_asker", lambda *_: nullcontext(lambda *_: [example]))
     out = tmp_path / "r.jsonl"
     command = ("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--concurrency", 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # two lines and a half
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # the size of two and a half lines
     try:
         status, _, err = florence(*command)
     finally:

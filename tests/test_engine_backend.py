@@ -34,7 +34,8 @@ needs_kernels = pytest.mark.skipif(not available(torch.float32), reason="no kern
 
 @needs_kernels
 def test_kernels_for_cpus_are_used_unless_they_are_off() -> None:
-    """And PyTorch's attention for a dtype or a size of heads that has no kernel."""
+    """CPU kernels are used unless they are off; a dtype or head size without a kernel gets PyTorch's
+    attention."""
     assert not Backend.for_device(CPU, torch.float32, HEAD_DIM).attention.masked
     off = EngineConfig(cpu_kernels="off")
     for dtype, head_dim, config in (

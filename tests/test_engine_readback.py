@@ -34,6 +34,7 @@ def request(seed: int, most: int = 10, least: int = 0) -> Request:
 
 
 def sequence(slot: int) -> SequenceState:
+    """A sequence in this slot."""
     return SequenceState(request(0), slot=Slot(slot, (slot,)))
 
 

@@ -177,7 +177,7 @@ def test_noise_of_neighbouring_positions_and_tokens_is_independent() -> None:
 
 @pytest.mark.parametrize("flag", ["sampled", "penalized"])
 def test_only_steps_with_such_a_request_have_more_to_do(flag: str) -> None:
-    """Steps of others have the shapes, and the graphs, that they have without it."""
+    """Only a step with a sampled or penalized request gets another shape."""
     plain = StepSequence(slot=Slot(0, (0,)), encoder_length=9, steps=3)
     asking = replace(plain, slot=Slot(1, (1,)), **{flag: True})
     assert shape_of([plain, plain], 20) == StepShape(1, 5, True, 9)

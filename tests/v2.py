@@ -39,7 +39,7 @@ PICTURE = encoded(picture())
 
 
 def roomy() -> BodyBudget:
-    """A budget of bodies that no test uses up."""
+    """A budget of bodies that no test exhausts."""
     return BodyBudget(10**9, 60.0)
 
 

@@ -80,7 +80,7 @@ def unread(target: Target) -> object:
 
 
 def asked_and_unread(target: Target) -> object:
-    """The same with captions of one token."""
+    """Open streams of captions of one token whose answers are not read."""
     request = grpc_request(small_picture())
     request.parameters["num_beams"].int64_param = 1
     request.parameters["max_new_tokens"].int64_param = 1

@@ -23,12 +23,12 @@ def get(path: str) -> bytes:
 
 
 def unread(path: str) -> Attack:
-    """Many connections that ask for a path again and again, and read nothing."""
+    """An attack by many connections that request a path repeatedly and read nothing."""
     return lambda target: held(target, 200, get(path) * target.times(50), HELD_S)
 
 
 def image() -> str:
-    """A small picture."""
+    """A small PNG as base64."""
     return as_text(small_picture())
 
 

@@ -82,6 +82,7 @@ def _serve(client: socket.socket) -> None:
 
 
 def _said(path: str) -> Iterator[bytes]:
+    """The pieces of an answer for this path."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n" + small_picture()[:60]
     if path == "/silent":
         time.sleep(PATIENCE_S)
@@ -113,7 +114,7 @@ def messages(count: int, parts: int, url: str) -> Body:
 
 
 def form(parts: int, names: str = "a") -> Body:
-    """A form of so many parts."""
+    """A form of this number of parts."""
     one = b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\nx\r\n' % (EDGE, names.encode())
     return "/caption", one * parts + b"--%b--\r\n" % EDGE, FORM
 

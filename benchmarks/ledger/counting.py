@@ -219,7 +219,7 @@ def product_kind(name: str, args: tuple[Any, ...]) -> str:
 
 
 def plain(name: str) -> Rule:
-    """An operation that reads all its arguments and writes its result."""
+    """A rule for an operation that reads all its arguments and writes its result."""
     if name in ("fill_", "zero_"):
         return written(name)
 

@@ -132,7 +132,8 @@ class Encode:
 
 
 class FakeEngine:
-    """A runner with fake weights, whose encodes and steps are counted as graphs; use it in `fakes()`."""
+    """A runner with fake weights, whose encodes and steps are counted in the shapes of graphs, in
+    `fakes()`."""
 
     def __init__(self, shape: Shape, model: Florence2Model | None = None) -> None:
         self.shape = shape
@@ -247,13 +248,12 @@ def fakes() -> Iterator[None]:
 
 
 def mean_length(length: int) -> float:
-    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below; the one
-    of 64 is the lowest."""
+    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below."""
     return length / 2 if length <= 64 else 0.75 * length
 
 
 def gpu_backend(model: Florence2Model) -> Backend:
-    """What the service takes on a GPU, without the parts that ask for one."""
+    """The backend that the service chooses on a GPU, without the parts that need one."""
     sizes, config = model.config, EngineConfig(encode_stream="off")
     absent = {"CudaMemory": lambda _: AbsentMemory(), "CudaGraphCapturer": lambda *_: None}
     found = {

@@ -28,8 +28,8 @@ LONGEST = 160
 
 
 def count_graphs(shape: Shape, crowds: int) -> tuple[int, int]:
-    """Graphs that are captured before the engine is ready, and after that while random crowds of all tasks,
-    with 1 to 8 beams, are served. Use it in `fakes()`."""
+    """Graphs captured before the engine is ready, and after that while it serves random batches of all tasks
+    with 1 to 8 beams. Use it in `fakes()`."""
     with without_work(), without_starts():
         engine = FakeEngine(shape)
         runner = engine.runner

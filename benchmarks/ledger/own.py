@@ -28,14 +28,14 @@ class Load:
 
 
 Cost = Callable[..., tuple[float, ...]]
-"""From a `Load` and a call's (fake) arguments to bytes moved, FLOP needed, and, if partly filled tiles
-make them more, FLOP done."""
+"""A function from a `Load` and a call's (fake) arguments to bytes moved, FLOP needed, and, if partly filled
+tiles make them more, FLOP done."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnKernel:
-    """A kernel as the ledger sees it. `name`: of its operation, "florence::own_attention"; `kind`: the class
-    of costs, as `costs.CLASSES` names it."""
+    """One of the project's kernels. `name`: its operation's, for example "florence::own_attention"; `kind`:
+    its class of costs in `costs.CLASSES`."""
 
     name: str
     cost: Cost
@@ -43,7 +43,7 @@ class OwnKernel:
 
 
 def kernel_table() -> Sequence[CudaKernel[Any]]:
-    """The list; empty where there is no Triton."""
+    """The project's GPU kernels; empty without Triton."""
     try:
         from florence.engine.device.cuda.kernels import KERNELS
     except ModuleNotFoundError:
@@ -52,7 +52,7 @@ def kernel_table() -> Sequence[CudaKernel[Any]]:
 
 
 def own_kernels() -> Sequence[OwnKernel]:
-    """The list with costs; empty where there is no Triton. Raises `KeyError` for a kernel without a cost."""
+    """The kernels with their costs; empty without Triton. Raises `KeyError` for a kernel without a cost."""
     if not (table := kernel_table()):
         return ()
     from ledger.own_costs import COSTS

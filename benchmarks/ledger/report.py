@@ -67,7 +67,7 @@ def aim_of_rows() -> str:
 
 
 def ratios(figures: dict[str, Any], setting: str) -> dict[str, float]:
-    """Each task's reckoned rate, 30 at once, in multiples of the replaced deployment's."""
+    """Each task's estimated rate as a multiple of the replaced deployment's."""
     rows, old = figures["rows"]["30"][setting], figures["replaced"]["30"]
     return {task: row["rate"] / old[task] for task, row in rows.items()}
 

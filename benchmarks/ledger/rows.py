@@ -134,8 +134,8 @@ def closed_loop(
     step_s: StepTime,
     slowdown: Slowdown | None = None,
 ) -> Rates:
-    """One task of so many tokens, `concurrency` requests at once. `slowdown`: of encodes beside steps; None:
-    encodes run between steps."""
+    """Estimate one task of `tokens` tokens with `concurrency` requests in flight. `slowdown`: of concurrent
+    encodes; None: encodes run between steps."""
     steps = tokens + EXTRA_STEPS
     loop = _Loop(EngineConfig.for_device("cuda"), steps, encode_s, step_s, slowdown or (lambda *_: 1.0))
     encode = loop.encode_beside if slowdown else loop.encode

@@ -39,7 +39,7 @@ BACKENDS = (
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.MATH,
 )
-"""Of PyTorch's attention."""
+"""Backends of PyTorch's attention."""
 
 
 @dataclass
@@ -135,7 +135,8 @@ class Bench:
         return load_saved(self.folder, self.device, dtype or self.dtype)
 
     def load_fp8(self) -> Florence2Model:
-        """`load` in bfloat16, with what multiplies in fp8; emulated on a CPU. Raises where the card can't."""
+        """`load` in bfloat16, with products in fp8, which a CPU emulates. Raises an error if the card has no
+        fp8."""
         return load_saved(self.folder, self.device, torch.bfloat16, "fp8")
 
     @cached_property
@@ -266,7 +267,7 @@ def without_cudnn_attention() -> Iterator[None]:
 
 
 def attend(backend: SDPBackend, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """PyTorch's attention by this backend and no other."""
+    """PyTorch's attention with this backend only."""
     with sdpa_kernel([backend]):
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 

@@ -29,7 +29,7 @@ GRID = {"slots": (1, 8, 32, 48, 64), "lengths": (64, 128, 256)}
 PROFILED = {"slots": (32, 64), "lengths": (64, 128, 256)}
 REPLAYS = 16
 ROWS = 40
-"""Kernels of a profile that are shown."""
+"""The number of kernels shown of a profile."""
 
 ROOM = 12
 """Steps that fit into a bucket of lengths in addition to the replays."""
@@ -194,7 +194,7 @@ def streams(bench: Bench, add: Add) -> None:
 
 
 def beside(bench: Bench, tokens: int, choice: EncodeStreamChoice) -> Rates:
-    """Answers a second of an engine, with 30 requests at once whose pictures differ."""
+    """Answers per second of an engine with 30 requests whose pictures differ."""
     concurrency = 30 if bench.on_gpu else 3
     asked = random_requests(bench.size, tokens if bench.on_gpu else 3, 32 if bench.on_gpu else 2)
     engine = replace(bench, encode_stream=choice).engine(bench.model)
@@ -298,7 +298,7 @@ def profiled(bench: Bench, add: Add, traces: Path | None) -> None:
 
 
 def by_kernel(bench: Bench, work: Callable[[], object], repeats: int, trace: Path | None) -> list[list[Any]]:
-    """Name, microseconds and launches of one repeat, of the longest ones."""
+    """Name, microseconds and launches of one repeat, the longest first."""
     activities = [ProfilerActivity.CUDA if bench.on_gpu else ProfilerActivity.CPU]
     work()
     bench.synchronize()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 Add = Callable[[str, Any], None]
-"""Takes a figure as it comes, under a name."""
+"""A function that stores a figure under a name."""
 
 Way = tuple[str, Callable[[], AbstractContextManager[None]]]
 """A name, and a context in which a failed section is tried again."""

@@ -36,7 +36,7 @@ def tokens_of(bench: Bench) -> Mapping[str, int]:
 
 
 def source(asked: list[Request], setting: str) -> Iterator[Request]:
-    """Requests without end; with different pictures none was seen before, whatever its pixels are."""
+    """Requests without end; with different pictures each counts as new, whatever its pixels."""
     return itertools.cycle(asked[:1]) if setting == "one picture" else unseen(asked)
 
 

@@ -75,7 +75,7 @@ def head(bench: Bench, add: Add) -> None:
 
 
 def pictures_of(bench: Bench, count: int) -> Tensor:
-    """Random pixels of so many pictures."""
+    """Random pixels of `count` pictures."""
     side = SIDE[bench.size]
     return torch.zeros(count, side, side, 3, dtype=torch.uint8).random_(0, 256).to(bench.device)
 
@@ -153,7 +153,7 @@ def scaled(bench: Bench, add: Add) -> None:
 
 
 def own(bench: Bench, add: Add) -> None:
-    """Each kernel of the project against its plain twin and what runs without it."""
+    """Measure each kernel of the project, its plain reference and the code that runs without it."""
     for kernel in kernel_table():
         try:
             case = kernel.case(bench.device, bench.dtype, real=bench.on_gpu)
