@@ -1,4 +1,4 @@
-"""Which module may import which: read from the sources, so an import inside a function counts too."""
+"""The allowed imports between modules, read from the sources, so an import inside a function counts too."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ ROOMS = {room: doors for rooms in DOORS.values() for room, doors in rooms.items(
 
 
 def room_of(path: Path) -> str:
-    """`florence/model/vision.py` is in "model", `florence/errors.py` in "errors", `florence/__init__.py` in
-    "florence"."""
+    """The room of a file: `florence/model/vision.py` is in "model", `florence/errors.py` in "errors",
+    `florence/__init__.py` in "florence"."""
     parts = path.relative_to(PACKAGE).parts if path.is_relative_to(PACKAGE) else (path.name,)
     return "florence" if parts == ("__init__.py",) else parts[0].removesuffix(".py")
 
@@ -105,7 +105,7 @@ def sources() -> list[Path]:
 
 @cache
 def rooms() -> set[str]:
-    """All that there are."""
+    """All rooms."""
     return {room_of(path) for path in sources()}
 
 
@@ -116,11 +116,12 @@ def may_import(room: str) -> set[str]:
 
 @cache
 def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imported(path: Path) -> Iterator[tuple[str, int]]:
-    """(module, line) of each import in a file, those under `if TYPE_CHECKING` too."""
+    """(module, line) of each import in a file, including those under `if TYPE_CHECKING`."""
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -132,7 +133,8 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def imported_room(module: str) -> str | None:
-    """The room of a module of this package; None for others and for names that `florence` itself offers."""
+    """The room of one of this package's modules; None for other modules and for names that
+    `florence` offers."""
     if module == "florence":
         return "florence"
     owner, _, rest = module.partition(".")
@@ -159,7 +161,8 @@ def test_imports_go_one_way(room: str) -> None:
 
 @pytest.fixture(scope="module")
 def grown() -> list[list[str]]:
-    """Modules that a fresh Python holds: first of the engine, then also of service, build and library."""
+    """The modules of a new Python process: after importing the engine, and then also the service, build and
+    library."""
     engine = ["engine.device.runner", "model.florence2", "checkpoint.weights", "checkpoint.preprocessing"]
     rest = ["server.service", "bento.weights", "runtime.florence2"]
     return modules_after(
@@ -192,7 +195,7 @@ def test_only_convert_opens_a_pickle(grown: list[list[str]]) -> None:
 
 
 def modules_after(*statements: str) -> list[list[str]]:
-    """Modules that a fresh Python holds after each statement."""
+    """The modules that a new Python process holds after each statement."""
     program = "".join(f"{statement}\nimport sys\nprint(*sys.modules)\n" for statement in statements)
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600
@@ -221,11 +224,12 @@ def test_rooms_of_a_node_stand_in_order() -> None:
 
 
 def loaded_after(statement: str) -> set[str]:
-    """Top-level names of the modules that a fresh Python holds after a statement."""
+    """Top-level names of the modules that a new Python process holds after a statement."""
     return tops(modules_after(statement)[0])
 
 
 def tops(modules: list[str]) -> set[str]:
+    """The top-level names of modules."""
     return {name.split(".")[0] for name in modules}
 
 
@@ -238,20 +242,20 @@ def tops(modules: list[str]) -> set[str]:
     ],
 )
 def test_parsing_needs_no_torch(statement: str) -> None:
-    """The package, its parser and its tables load neither torch nor anything that takes seconds to import."""
+    """The package, its parser and its tables load neither torch nor other slow libraries."""
     heavy = {"torch", "timm", "transformers", "bentoml", "huggingface_hub", "tokenizers", "PIL", "numpy"}
     assert not heavy & loaded_after(statement)
 
 
 def test_the_client_needs_no_torch() -> None:
-    """A program that asks a service far away loads nothing of the model's or the server's."""
+    """The client and the commands for a remote service load no library of the model or the server."""
     heavy = {"torch", "timm", "transformers", "bentoml", "starlette", "huggingface_hub", "numpy"}
     assert not heavy & loaded_after("import florence.client")
     assert not heavy & loaded_after("import florence.cli.asking, florence.cli.bulk, florence.cli.serving")
 
 
 def test_the_edges_need_no_torch() -> None:
-    """Reading pictures, tokens and names needs their own libraries only."""
+    """Reading pictures, tokens and names loads neither torch nor transformers."""
     assert not {"torch", "transformers"} & loaded_after(
         "import florence.checkpoint.hub, florence.images.decode, florence.checkpoint.tokenizer"
     )
@@ -259,13 +263,14 @@ def test_the_edges_need_no_torch() -> None:
 
 @pytest.mark.slow
 def test_a_model_runs_without_the_services_packages(grown: list[list[str]]) -> None:
-    """Engine, model and checkpoint load neither pydantic nor BentoML: a machine with a GPU that has neither
-    can run them."""
+    """Engine, model and checkpoint load neither pydantic nor BentoML, so a GPU machine without them can run
+    the model."""
     assert not {"pydantic", "bentoml"} & tops(grown[0])
 
 
 def test_importing_does_no_work() -> None:
-    """At module level stand definitions and constants: no loops, no `with`, no bare calls, no files read."""
+    """Modules have only definitions and constants at their top level: no loops, `with`, calls or
+    file access."""
     bodies = ((path, parsed(path).body) for path in PACKAGE.rglob("*.py"))
     for path, node in ((path, node) for path, body in bodies for node in body):
         assert not isinstance(node, ast.For | ast.While | ast.With | ast.Try | ast.Delete), (
