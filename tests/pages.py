@@ -1,5 +1,5 @@
-"""README.md and the pages of docs/: their text, links and code blocks, and the commands of scripts and modules
-named in them and in benchmarks/."""
+"""README.md and the pages of docs/: their text, links and code blocks, and the commands of scripts and
+modules named in them and in benchmarks/."""
 
 from __future__ import annotations
 
