@@ -127,7 +127,7 @@ class FakeRunner:
             self.drop(sequence)
             if sequence.request.on_token is not None:
                 sequence.request.on_token(sequence.request.prompt_ids[1])
-        return [(sequence, self._outcome(sequence.request.prompt_ids[1])) for sequence in sequences]
+        return [(sequence, self.outcome(sequence.request.prompt_ids[1])) for sequence in sequences]
 
     def drop(self, sequence: SequenceState) -> None:
         """Free the sequence's slot."""
@@ -137,7 +137,7 @@ class FakeRunner:
         """False: no answer is cut."""
         return False
 
-    def _outcome(self, number: int) -> Hypothesis | EngineError:
+    def outcome(self, number: int) -> Hypothesis | EngineError:
         """The answer with this number, or an error for POISON_STEP."""
         if number == POISON_STEP:
             return EngineError("not numbers")

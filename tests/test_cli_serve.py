@@ -23,12 +23,12 @@ def _no_named_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BENTOML_HOME", raising=False)
 
 
-@pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "256.1.1.1", "x" * 300, ".."])
+@pytest.mark.parametrize("host", ["192.0.2.1", "x" * 300, ".."])
 @pytest.mark.parametrize("setting", ["--host", "FLORENCE_GRPC_HOST"])
 def test_serve_says_that_an_address_is_not_here(
     florence: Run, monkeypatch: pytest.MonkeyPatch, host: str, setting: str
 ) -> None:
-    """An unknown host and an address of another machine are one line that names the setting."""
+    """An address of another machine or an invalid name is one line that names the setting, without DNS."""
     if setting == "FLORENCE_GRPC_HOST":
         monkeypatch.setenv(setting, host)
     monkeypatch.setenv("FLORENCE_GRPC_PORT", str(free_port()))

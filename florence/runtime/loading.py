@@ -40,8 +40,8 @@ from florence.model.devices import (
     pick_device,
     pick_dtype,
 )
-from florence.model.fp8 import multiply_in_fp8
-from florence.model.kernels.linear import pack, quantize
+from florence.model.kernels.linear import pack
+from florence.model.quantized import multiply_in_fp8, multiply_in_int8
 from florence.model.vision import Normalize
 from florence.readers.processes import ProcessReaders
 from florence.readers.readers import Readers, ThreadReaders
@@ -135,7 +135,7 @@ def load(
     )
     parameters = count_parameters(model)
     if dtype == INT8:
-        quantize(model.vision.tower, model.language.encoder, model.language.decoder)
+        multiply_in_int8(model)
     if dtype == FP8:
         multiply_in_fp8(model, find_quantizer(placed, config.cuda_kernels))
     if config.cpu_kernels == "auto":
