@@ -46,7 +46,7 @@ numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
-class Question:
+class LoadRequest:
     """One request, before it is encoded. `picture`: the bytes of its file. `text`: a text, a region, or
     None."""
 
@@ -57,7 +57,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadMix:
     """What is sent: pictures and tasks at random, tasks by their weights. `text`: for tasks that take one.
     `fresh`: whether each picture is changed first."""
 
@@ -66,13 +66,13 @@ class Load:
     text: str
     fresh: bool
 
-    def draw(self) -> Question:
+    def draw(self) -> LoadRequest:
         """The next request."""
         (chosen,) = random.choices(list(self.weights), list(self.weights.values()))
         picture = random.choice(self.pictures)
         data = _changed(picture) if self.fresh else picture.read_bytes()
         text = {Input.NONE: None, Input.TEXT: self.text, Input.REGION: REGION}[chosen.input]
-        return Question(str(next(numbers)), data, chosen, text)
+        return LoadRequest(str(next(numbers)), data, chosen, text)
 
 
 @events.init_command_line_parser.add_listener
@@ -109,7 +109,7 @@ def read_load(environment: Environment, **_: Any) -> None:
         weights = read_weights(options.tasks)
     except (TaskError, ValueError) as error:
         sys.exit(f"locustfile.py: --tasks is like 'caption=3, <OD>=1': {error}")
-    FlorenceUser.load = Load(tuple(pictures), weights, options.text, options.fresh)
+    FlorenceUser.load = LoadMix(tuple(pictures), weights, options.text, options.fresh)
 
 
 def read_weights(text: str) -> dict[Task, float]:
@@ -143,7 +143,7 @@ class FlorenceUser(FastHttpUser):
 
     abstract = True
     network_timeout = 320.0  # longer than the service's own limit, whose message says more
-    load: ClassVar[Load]
+    load: ClassVar[LoadMix]
     label: ClassVar[str]  # of a task's requests in locust's table; its first word is the interface
 
     @task
@@ -164,16 +164,16 @@ class FlorenceUser(FastHttpUser):
             if problem:
                 reply.failure(problem)
 
-    def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
+    def request(self, question: LoadRequest) -> tuple[str, bytes, dict[str, str]]:
         """Path, body and headers."""
         raise NotImplementedError
 
-    def problem(self, reply: Any, question: Question) -> str | None:
+    def problem(self, reply: Any, question: LoadRequest) -> str | None:
         """What is wrong with an answer of status 200; None where nothing is. Raises ValueError, LookupError
         and TypeError for one of another shape."""
         raise NotImplementedError
 
-    def _problem(self, reply: Any, question: Question) -> str | None:
+    def _problem(self, reply: Any, question: LoadRequest) -> str | None:
         try:
             return self.problem(reply, question)
         except (ValueError, LookupError, TypeError) as error:
@@ -185,7 +185,7 @@ class V2JsonUser(FlorenceUser):
 
     label = "v2 JSON    {0.token}"
 
-    def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
+    def request(self, question: LoadRequest) -> tuple[str, bytes, dict[str, str]]:
         tensors = [
             {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
             for name, value in _values(question, base64.b64encode(question.picture).decode())
@@ -193,7 +193,7 @@ class V2JsonUser(FlorenceUser):
         body = json.dumps({"id": question.id, "inputs": tensors}).encode()
         return INFER, body, {"Content-Type": "application/json"}
 
-    def problem(self, reply: Any, question: Question) -> str | None:
+    def problem(self, reply: Any, question: LoadRequest) -> str | None:
         content = json.loads(reply.content)
         text = content["outputs"][0]["data"][0]
         return _original_problem(content.get("id"), text, question)
@@ -204,7 +204,7 @@ class V2BinaryUser(FlorenceUser):
 
     label = "v2 binary  {0.token}"
 
-    def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
+    def request(self, question: LoadRequest) -> tuple[str, bytes, dict[str, str]]:
         inputs, tail = [], b""
         for name, value in _values(question, question.picture):
             data = value if isinstance(value, bytes) else value.encode()
@@ -216,7 +216,7 @@ class V2BinaryUser(FlorenceUser):
         head = json.dumps(content).encode()
         return INFER, head + tail, {"Inference-Header-Content-Length": str(len(head))}
 
-    def problem(self, reply: Any, question: Question) -> str | None:
+    def problem(self, reply: Any, question: LoadRequest) -> str | None:
         length = int(reply.headers["Inference-Header-Content-Length"])
         content, packed = json.loads(reply.content[:length]), reply.content[length:]
         size = content["outputs"][0]["parameters"]["binary_data_size"]
@@ -230,14 +230,14 @@ class TypedUser(FlorenceUser):
 
     label = "typed      /{0.name}"
 
-    def request(self, question: Question) -> tuple[str, bytes, dict[str, str]]:
+    def request(self, question: LoadRequest) -> tuple[str, bytes, dict[str, str]]:
         fields: dict[str, Any] = {"image": ("picture", question.picture)}
         if question.text is not None:
             fields["text" if question.task.input is Input.TEXT else "region"] = question.text
         body, kind = encode_multipart_formdata(fields)
         return f"/{question.task.name}", body, {"Content-Type": kind}
 
-    def problem(self, reply: Any, question: Question) -> str | None:
+    def problem(self, reply: Any, question: LoadRequest) -> str | None:
         content = json.loads(reply.content)
         task, kind = content["task"], content["result"]["kind"]
         if task != question.task.token:
@@ -245,12 +245,12 @@ class TypedUser(FlorenceUser):
         return None if kind in question.task.kind.split("_or_") else f"a result of the kind {kind}"
 
 
-def _values(question: Question, picture: Any) -> list[tuple[str, Any]]:
+def _values(question: LoadRequest, picture: Any) -> list[tuple[str, Any]]:
     values = {"INPUT_IMAGE": picture, "TASK_PROMPT": question.task.token, "TEXT_PROMPT": question.text}
     return [(name, value) for name, value in values.items() if value is not None]
 
 
-def _original_problem(id: str | None, text: str | bytes, question: Question) -> str | None:
+def _original_problem(id: str | None, text: str | bytes, question: LoadRequest) -> str | None:
     """What is wrong with the original's JSON: it is keyed by the task's token and holds that task's lists."""
     if id != question.id:
         return f"the answer of request {id}, not of {question.id}"

@@ -62,7 +62,7 @@ def unseen(asked: Sequence[Request]) -> Iterator[Request]:
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class ClosedLoopRates:
     """Answers a second, and latencies in seconds."""
 
     rate: float
@@ -86,7 +86,7 @@ def measure(
     count: int,
     window_s: float,
     patience_s: float = math.inf,
-) -> Rates:
+) -> ClosedLoopRates:
     """Answers per second and latencies, with `concurrency` requests in flight.
 
     The `first` answers do not count; then at least `count` do, and all others that come within `window_s`.
@@ -138,7 +138,7 @@ def measure(
     counted = sorted(latencies[first:last])
     over.set()
     wait(lambda: not idle.is_set())
-    return Rates(rate, *(counted[int(part * (len(counted) - 1))] for part in (0.5, 0.99)))
+    return ClosedLoopRates(rate, *(counted[int(part * (len(counted) - 1))] for part in (0.5, 0.99)))
 
 
 @torch.inference_mode()

@@ -52,8 +52,8 @@ from command import parser_of
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from on_gpu import exact, replays, tables, variants
-from on_gpu.bench import Bench, without_cudnn_attention
-from on_gpu.sections import Lost, Report, Section, Sections, go_on, watch
+from on_gpu.bench import EngineBench, without_cudnn_attention
+from on_gpu.sections import FiguresFile, Lost, Section, Sections, go_on, watch
 from random_models import SIZES
 
 STOP_S = 480.0
@@ -62,7 +62,7 @@ CLOCKS = "clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu,utilizatio
 PACKAGES = ("torch", "triton", "transformers", "timm", "einops", "safetensors", "numpy", "Pillow")
 
 
-def sections_of(bench: Bench, ends_at: float, window_s: float, traces: Path | None) -> list[Section]:
+def sections_of(bench: EngineBench, ends_at: float, window_s: float, traces: Path | None) -> list[Section]:
     """The sections, the most important ones first."""
 
     def smoke(add: Any) -> None:
@@ -88,7 +88,7 @@ def sections_of(bench: Bench, ends_at: float, window_s: float, traces: Path | No
     ]
 
 
-def versions(bench: Bench) -> dict[str, Any]:
+def versions(bench: EngineBench) -> dict[str, Any]:
     """The versions of the packages, and the device."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
@@ -119,7 +119,7 @@ def clocks() -> list[str] | None:
     return read.stdout.strip().split(", ")
 
 
-def is_lost(bench: Bench) -> bool:
+def is_lost(bench: EngineBench) -> bool:
     """True if the device accepts no more work: an illegal access remains until the process ends."""
     if not bench.on_gpu:
         return False
@@ -158,10 +158,10 @@ def main() -> None:
     watch(ends_at - time.time() + GRACE_S)
     if arguments.rehearse:
         torch.set_num_threads(1)
-        bench = Bench("tiny", torch.device("cpu"), torch.bfloat16, slots=4, encode_batch=2)
+        bench = EngineBench("tiny", torch.device("cpu"), torch.bfloat16, slots=4, encode_batch=2)
     else:
-        bench = Bench(arguments.size, torch.device("cuda:0"), getattr(torch, arguments.dtype))
-    report = Report.resumed(arguments.json) if resumed else Report(arguments.json)
+        bench = EngineBench(arguments.size, torch.device("cuda:0"), getattr(torch, arguments.dtype))
+    report = FiguresFile.resumed(arguments.json) if resumed else FiguresFile(arguments.json)
     sections = sections_of(bench, ends_at, arguments.window_s, arguments.traces)
     if arguments.rehearse:  # the machine may be busy
         sections = [replace(section, limit_s=arguments.stop_s) for section in sections]

@@ -32,7 +32,7 @@ Sender = Callable[[float], Awaitable[int]]
 
 
 @dataclass
-class Row:
+class PathRow:
     """One way to the service, and the figures of each round. sender: makes a sender for one connection."""
 
     name: str
@@ -103,7 +103,7 @@ def answered(senders: Sequence[Sender], seconds: float) -> tuple[int, float]:
     return asyncio.run(all_of_them()), time.perf_counter() - started
 
 
-def measure(row: Row, seconds: float, connections: int) -> None:
+def measure(row: PathRow, seconds: float, connections: int) -> None:
     """Measure one row in one round."""
     used = cpu_seconds(row.server.process.pid)
     count, taken = answered([row.sender() for _ in range(connections)], seconds)
@@ -121,10 +121,10 @@ def main() -> None:
     with start("bare_service:bare") as bare, start("echo_services:echo") as echo:
         body, read = json_body("<CAPTION>"), json_body("<OCR>")
         rows = [
-            Row("bare route", bare, lambda: http_sender(bare, "/bare", body)),
-            Row("v2, base64 in JSON", echo, lambda: http_sender(echo, INFER, body)),
-            Row("... the echo reads base64", echo, lambda: http_sender(echo, INFER, read)),
-            Row("v2 over gRPC, binary", echo, lambda: grpc_sender(echo)),
+            PathRow("bare route", bare, lambda: http_sender(bare, "/bare", body)),
+            PathRow("v2, base64 in JSON", echo, lambda: http_sender(echo, INFER, body)),
+            PathRow("... the echo reads base64", echo, lambda: http_sender(echo, INFER, read)),
+            PathRow("v2 over gRPC, binary", echo, lambda: grpc_sender(echo)),
         ]
         for _ in range(arguments.rounds):
             for row in rows:

@@ -36,7 +36,7 @@ NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """The figures of one task over one protocol. milliseconds: by the names of NUMBERS, except the first."""
 
     task: str
@@ -49,7 +49,7 @@ class Row:
         return f"| {self.task} | {self.protocol} | {self.rate:.1f} | {times} |"
 
 
-def run(arguments: argparse.Namespace, task: str, protocol: str) -> Row | None:
+def run(arguments: argparse.Namespace, task: str, protocol: str) -> TaskRow | None:
     """Run perf_analyzer once; print the failure and return None if it fails."""
     command = [
         arguments.perf_analyzer, "-m", "florence2", "-v",
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace, task: str, protocol: str) -> Row | None:
     return None
 
 
-def read(task: str, protocol: str, printed: str) -> Row:
+def read(task: str, protocol: str, printed: str) -> TaskRow:
     """The figures in perf_analyzer's output."""
     summary = printed[printed.index("  Client:") :]
     found = {name: re.search(pattern, summary) for name, pattern in NUMBERS.items()}
@@ -76,7 +76,7 @@ def read(task: str, protocol: str, printed: str) -> Row:
     if len(values) < len(NUMBERS):
         raise SystemExit(f"perf_analyzer did not say {sorted(NUMBERS.keys() - values.keys())}:\n{printed}")
     rate = values.pop("Throughput")
-    return Row(task, protocol, rate, {name: value / 1000 for name, value in values.items()})
+    return TaskRow(task, protocol, rate, {name: value / 1000 for name, value in values.items()})
 
 
 def main() -> None:

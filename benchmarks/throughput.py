@@ -60,7 +60,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Part:
+class Comparison:
     """One comparison. `theirs` and `ours` measure; `rate`: True if more is better, False for a time."""
 
     theirs: Callable[[Bench, Florence2ForConditionalGeneration], float]
@@ -84,7 +84,7 @@ def run_static(bench: Bench, native: Florence2ForConditionalGeneration, asked: S
     return time.perf_counter() - started
 
 
-def compare(asked_of: Callable[[Bench], list[Request]]) -> Part:
+def compare(asked_of: Callable[[Bench], list[Request]]) -> Comparison:
     """A comparison of pictures per second with many requests in flight and in the best static batch."""
 
     def theirs(bench: Bench, native: Florence2ForConditionalGeneration) -> float:
@@ -101,7 +101,7 @@ def compare(asked_of: Callable[[Bench], list[Request]]) -> Part:
         engine.close()
         return rate
 
-    return Part(theirs, ours, rate=True)
+    return Comparison(theirs, ours, rate=True)
 
 
 def nine_lengths(bench: Bench) -> list[Request]:
@@ -182,8 +182,8 @@ PARTS = {
     "caption": compare(lambda bench: requests(bench.size, TASKS["CAPTION"])),
     "od": compare(lambda bench: requests(bench.size, TASKS["OD"])),
     "mixed": compare(nine_lengths),
-    "one-picture": Part(one_picture_theirs, one_picture_ours, rate=False),
-    "latency": Part(latency_theirs, latency_ours, rate=False),
+    "one-picture": Comparison(one_picture_theirs, one_picture_ours, rate=False),
+    "latency": Comparison(latency_theirs, latency_ours, rate=False),
 }
 
 

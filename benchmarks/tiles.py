@@ -20,14 +20,14 @@ from florence.answers.answer import Answer
 from florence.demo.evaluation.tiles import Findings, tally
 from florence.demo.world.drawing import draw_scene
 from florence.demo.world.pages import LONGEST, make_page
-from florence.demo.world.scenes import MOST_CROWDED, Limits, Scene, Split, Thing, make_scene, scene_rng
+from florence.demo.world.scenes import MAX_CROWDED, Limits, Scene, Split, Thing, make_scene, scene_rng
 from florence.demo.world.typeface import Typeface
 from florence.engine.config import EngineConfig
 
 INPUT = 160  # input size of the demo checkpoint in pixels
-CROWD = Limits((MOST_CROWDED, MOST_CROWDED), word_share=0.5, side=(1250, 1250), aspect=1.5, scale=0.26)
+CROWD = Limits((MAX_CROWDED, MAX_CROWDED), word_share=0.5, side=(1250, 1250), aspect=1.5, scale=0.26)
 MOST = 1024  # limit for tiles and for waiting requests
-MOST_OVERLAP = 0.9  # the limit of a request
+MAX_OVERLAP = 0.9  # the limit of a request
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
 def overlap_of(scale: float) -> float:
     """The least overlap, to a hundredth, that contains the longest word; 0.5 if a tile does not."""
     share = math.ceil(100 * LONGEST / (scale * INPUT)) / 100
-    return share if share <= MOST_OVERLAP else 0.5
+    return share if share <= MAX_OVERLAP else 0.5
 
 
 def crowd(rng: Any, typeface: Typeface) -> Scene:

@@ -101,9 +101,9 @@ def make_sides(directory: Path) -> Sides:
     return Sides(directory / "base", directories, found)
 
 
-def random_request(dice: random.Random, adapter: EngineAdapter | None, most_beams: int = 4) -> Request:
+def random_request(dice: random.Random, adapter: EngineAdapter | None, max_beams: int = 4) -> Request:
     """A request with one of four pictures, a random prompt and a random number of beams."""
-    beams = dice.randint(1, most_beams)
+    beams = dice.randint(1, max_beams)
     options = GenerationOptions(beams, dice.randint(2, ROOM), 0, dice.choice([0, 3]), True, 1.0)
     pixels = np.random.default_rng(dice.randrange(4)).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     prompt = (0, *(dice.randint(3, 1000) for _ in range(dice.randint(1, 9))), 2)

@@ -24,7 +24,7 @@ from florence.settings import Settings
 
 KEY = "a1" * 16
 DATA_URI = "data:image/png;base64," + base64.b64encode(picture()).decode()
-MOST_BYTES = 200_000
+MAX_BYTES = 200_000
 
 
 def chat_client(
@@ -35,7 +35,7 @@ def chat_client(
     inference.model = model if loaded else None
     repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
     chat = create_chat_app(inference, fetcher or fetcher_of(Settings()))
-    middleware = middleware_of(repository, MOST_BYTES, keys, OPEN_PATHS, chat=chat, budget=roomy())
+    middleware = middleware_of(repository, MAX_BYTES, keys, OPEN_PATHS, chat=chat, budget=roomy())
     other = Route("/{path:path}", _fails, methods=["POST"])
     return TestClient(Starlette(routes=[other], middleware=middleware), raise_server_exceptions=False)
 

@@ -36,7 +36,12 @@ def redirect(location: str, status: int = 302) -> bytes:
     return answer(b"", status, location=location)
 
 
-LIMITS: dict[str, Any] = {"max_bytes": 20 * 2**20, "arrive_s": 60.0, "most": 256, "most_of_key": 128}
+LIMITS: dict[str, Any] = {
+    "max_bytes": 20 * 2**20,
+    "arrive_s": 60.0,
+    "max_fetches": 256,
+    "max_fetches_of_key": 128,
+}
 
 
 @dataclass

@@ -169,7 +169,7 @@ def test_what_is_too_large_in_an_archive_is_not_read(folder: Path) -> None:
     large = 8 * 2**20
     tar(folder / "s.tar", {"0.png": PNG + bytes(large), "1.bin": bytes(large), "2.png": PNG})
     tracemalloc.start()
-    refused, taken = Sources(["s.tar"], most_bytes=len(PNG)).items()
+    refused, taken = Sources(["s.tar"], max_bytes=len(PNG)).items()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < large / 4
@@ -184,9 +184,9 @@ def test_what_is_too_large_elsewhere_is_refused(folder: Path) -> None:
     (folder / "m.csv").write_text("picture\nmemory://large.png\n")
     asked = (PictureQuestion(TASKS["<CAPTION>"]),)
     for name in ("memory://large.png", "m.csv"):
-        (item,) = Sources([name], questions=asked, most_bytes=len(PNG)).items()
+        (item,) = Sources([name], questions=asked, max_bytes=len(PNG)).items()
         assert item.read() == PNG
-        (item,) = Sources([name], questions=asked, most_bytes=len(PNG) - 1).items()
+        (item,) = Sources([name], questions=asked, max_bytes=len(PNG) - 1).items()
         with pytest.raises(ImageTooLarge):
             item.read()
     with pytest.raises(ImageTooLarge):

@@ -16,7 +16,7 @@ from serving import ROOT
 
 from florence import Florence2
 from florence.answers.answer import Answer
-from florence.checkpoint.config import MOST, read_config
+from florence.checkpoint.config import MAX_SETTINGS, read_config
 from florence.checkpoint.hub import Checkpoint, copy_checkpoint, resolve_checkpoint
 from florence.errors import CheckpointError
 from florence.types.results import Detections
@@ -228,7 +228,7 @@ def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path, name: str) -> N
     ("section", "key", "value"),
     [
         ("text_config", "encoder_layers", 10**6),
-        ("text_config", "decoder_layers", MOST["decoder_layers"] + 1),
+        ("text_config", "decoder_layers", MAX_SETTINGS["decoder_layers"] + 1),
         ("text_config", "vocab_size", 10**12),
         ("text_config", "d_model", 10**400),
         ("text_config", "decoder_ffn_dim", 10**9),

@@ -16,7 +16,7 @@ from pdfs import pdf
 from pictures import drawn, saved
 from serving import Server
 
-from florence.cli.asking import most_bytes
+from florence.cli.asking import max_picture_bytes
 
 Run = Callable[..., tuple[int, str, str]]
 PNG = saved(drawn(48, 32))
@@ -170,7 +170,7 @@ def test_the_service_says_how_large_a_picture_may_be(demo_server: Server) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLORENCE_MAX_IMAGE_BYTES", "77")
         for urls, most in (([dead, demo_server.url], 20 * 2**20), ([], 77)):
-            assert most_bytes(Namespace(url=urls, model="demo")) == most
+            assert max_picture_bytes(Namespace(url=urls, model="demo")) == most
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from florence.demo.world.backgrounds import background
 from florence.demo.world.drawing import draw_lots, draw_scene, thing_mask
 from florence.demo.world.ground_truth import Question, brief, full, questions
 from florence.demo.world.hardship import clip
-from florence.demo.world.scenes import LEFT_GAP, MOST_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
+from florence.demo.world.scenes import LEFT_GAP, MAX_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.world.shapes import unit_outline
 from florence.demo.world.tokenizer import make_tokenizer
 from florence.demo.world.typeface import FACES, Typeface
@@ -156,7 +156,7 @@ def test_things_stand_inside_and_apart(asked: list[tuple[Scene, list[Question]]]
         lefts = [box[0] for box in boxes]
         assert lefts == sorted(lefts)
         assert all(b - a >= LEFT_GAP * scene.width * 0.999 for a, b in itertools.pairwise(lefts))
-    assert MOST_OVERLAP < 0.5
+    assert MAX_OVERLAP < 0.5
 
 
 def test_all_fifteen_tasks_are_asked(asked: list[tuple[Scene, list[Question]]]) -> None:

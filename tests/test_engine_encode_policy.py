@@ -9,7 +9,7 @@ import pytest
 
 from florence.engine.encode_policy import (
     MARGIN,
-    MOST_STEPS,
+    MAX_STEPS,
     Decision,
     Mix,
     Repeat,
@@ -70,4 +70,4 @@ def test_a_trial_is_what_a_full_engine_does_at_a_time() -> None:
                 assert (mix is None) == (room < 4)
                 if mix is not None:
                     assert mix.decoded + mix.encoded == slots
-                    assert 2 <= mix.steps <= min(MOST_STEPS, room - 2)
+                    assert 2 <= mix.steps <= min(MAX_STEPS, room - 2)

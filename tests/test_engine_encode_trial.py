@@ -24,7 +24,7 @@ from florence.engine.device.encode.stream import EncodeStream
 from florence.engine.device.encode.trial import EncodeTrial
 from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
-from florence.engine.encode_policy import MOST_REPEATS, MOST_STEPS, TRIAL_S, Decision, setting_of
+from florence.engine.encode_policy import MAX_REPEATS, MAX_STEPS, TRIAL_S, Decision, setting_of
 from florence.errors import EngineError
 from florence.model.caches import Caches
 from florence.model.florence2 import Florence2Model
@@ -203,13 +203,13 @@ def test_a_trial_is_bounded_in_work_and_in_time(model: Florence2Model, device: D
     """A trial has a limited number of steps and encodes, and only two repeats if they are slow."""
     runner = runner_of(model, Beside(device))
     runner.prepare()
-    for encode_s, repeats in ((1e-6, MOST_REPEATS), (ENCODE_S, MOST_REPEATS), (0.5, 2), (2.0, 2)):
+    for encode_s, repeats in ((1e-6, MAX_REPEATS), (ENCODE_S, MAX_REPEATS), (0.5, 2), (2.0, 2)):
         device.encode_s, device.steps, device.encodes, started = encode_s, 0, 0, device.now
         decision = EncodeTrial(runner, (64, 64), 3, BUDGET_S, lambda: device.now).decide()
         assert decision.between is not None
-        assert device.steps <= 2 * repeats * MOST_STEPS
+        assert device.steps <= 2 * repeats * MAX_STEPS
         assert device.encodes <= 1 + runner.sizes.slots + 2 * repeats
-        if repeats == MOST_REPEATS:
+        if repeats == MAX_REPEATS:
             assert device.now - started < TRIAL_S
         runner.buffers.clear()
 

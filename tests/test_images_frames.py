@@ -12,7 +12,7 @@ from pictures import drawn, saved
 from PIL import Image
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.decode import MOST_PASSES, inspect, open_image
+from florence.images.decode import MAX_PASSES, inspect, open_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.preprocess import InputSize
 from florence.images.seen import View
@@ -115,7 +115,7 @@ def test_frames_that_are_composed_count_for_several_scans(name: str, scans: int)
     """A composed frame counts as several scans, except the first (measured: up to 15 ns a pixel for a PNG in
     Pillow)."""
     data, pixels = animated(name), 60 * 40
-    enough = max(pixels, -(-3 * scans * pixels // MOST_PASSES))
+    enough = max(pixels, -(-3 * scans * pixels // MAX_PASSES))
     assert inspect(data, ImageLimits(max_pixels=enough), View(frame=3)).pass_cost == scans
     assert inspect(data, ImageLimits(max_pixels=pixels)).pass_cost == 1
     if enough > pixels:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from ledger.costs import CARDS, CLASSES, SMALL_KERNEL_S
 from ledger.counting import Counting, Ledger
 from ledger.fakes import FakeEngine, Shape, fakes
-from ledger.own import Load, OwnKernel, rules_of
+from ledger.own import OwnKernel, StepLoad, rules_of
 from ledger.rows import closed_loop
 
 ROWS, COLUMNS = 64, 256
@@ -129,7 +129,7 @@ def test_a_kernel_of_our_own_is_one_kernel_with_its_own_cost(fake: Any) -> None:
     assert (found.kernels, found.moved) == (1, 2 * SIZE)
 
     halve = OwnKernel(name, lambda load, values: (load.length * len(values), 7.0, 9.0), "own product")
-    found = count(work, rules_of([halve], Load(1, 3, 589, 96)))
+    found = count(work, rules_of([halve], StepLoad(1, 3, 589, 96)))
     assert (found.kernels, found.moved, found.flop) == (1, 96 * ROWS, 7.0)
     assert (found.operations[0].kind, found.operations[0].worked) == ("own product", 9.0)
 

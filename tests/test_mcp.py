@@ -24,7 +24,7 @@ from florence.bulk.run import QuestionOutcome
 from florence.cli.mcp import read_address
 from florence.errors import Overloaded, RequestError, SettingsError
 from florence.mcp.arguments import PICTURE, schema_of
-from florence.mcp.server import LONGEST_SIDE, MOST_CALLS
+from florence.mcp.server import LONGEST_SIDE, MAX_CALLS
 from florence.mcp.tools import OF_REGION, TOOLS
 from florence.types.tasks import TASKS
 
@@ -167,16 +167,16 @@ def test_calls_of_clients_that_left_are_bounded() -> None:
 
     async def leave(client: Client) -> None:
         async with anyio.create_task_group() as calls:
-            for _ in range(MOST_CALLS + 5):
+            for _ in range(MAX_CALLS + 5):
                 calls.start_soon(client.call_tool, "describe", {"base64": BASE64})
-            for _ in range(MOST_CALLS):
+            for _ in range(MAX_CALLS):
                 assert await anyio.to_thread.run_sync(begun.acquire, True, PATIENCE_S)
             calls.cancel_scope.cancel()
         may_end.set()
         await client.call_tool("describe", {"base64": BASE64})
 
     with_client(slow, leave)
-    assert count == MOST_CALLS + 1
+    assert count == MAX_CALLS + 1
 
 
 def test_errors_of_what_answers(ask: FakeAsk) -> None:

@@ -13,7 +13,7 @@ from mcp import Client, MCPError
 from v2 import picture
 
 from florence.errors import ImageError, SettingsError
-from florence.mcp.roots import MOST_LISTED, Roots
+from florence.mcp.roots import MAX_LISTED, Roots
 
 
 @pytest.fixture
@@ -128,9 +128,9 @@ def test_pictures_are_listed_and_read(ask: FakeAsk, folder: Path, tmp_path: Path
     (folder / "up").symlink_to(tmp_path)
     assert with_client(ask, work, folder) == [("one.PNG", picture((4, 4))), ("ü.png", picture())]
     assert with_client(ask, lambda client: client.list_resources()).resources == []
-    for number in range(MOST_LISTED):
+    for number in range(MAX_LISTED):
         (folder / f"{number}.png").touch()
-    assert len(with_client(ask, lambda client: client.list_resources(), folder).resources) == MOST_LISTED
+    assert len(with_client(ask, lambda client: client.list_resources(), folder).resources) == MAX_LISTED
 
 
 def test_an_unreadable_file_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,5 +82,5 @@ def test_strips_and_parts_fill_a_card(pictures: int, side: int) -> None:
     assert strips >= min(positions.PROGRAMS, pictures * side * -(-side // columns)) / 2
     groups, cells = dim // HEAD_DIM, side * side
     parts = tower_attention.parts_for(pictures, groups, cells)
-    assert 1 <= parts <= tower_attention.MOST_PARTS
+    assert 1 <= parts <= tower_attention.MAX_PARTS
     assert (parts - 1) * tower_attention.CHANNEL_BLOCK < cells

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from chats import DATA_URI, KEY, MOST_BYTES, ask, chat_client, client_of, messages, refusal
+from chats import DATA_URI, KEY, MAX_BYTES, ask, chat_client, client_of, messages, refusal
 from fake_model import PIECES, RESULT, FakeModel
 from openai.types.chat import completion_create_params
 from starlette.testclient import TestClient
@@ -327,7 +327,7 @@ def test_keys_limits_and_other_paths_answer_in_openais_shape(http: TestClient, m
     with pytest.raises(openai.AuthenticationError, match="API key is not known") as caught:
         ask(client_of(http, "wrong"), "<CAPTION>")
     assert caught.value.code == "invalid_api_key"
-    large = refusal(client_of(http), "<CAPTION>" + "x" * MOST_BYTES)
+    large = refusal(client_of(http), "<CAPTION>" + "x" * MAX_BYTES)
     assert (large.status_code, large.type) == (413, "invalid_request_error")
     with pytest.raises(openai.NotFoundError, match="/v1/embeddings is not supported"):
         client_of(http).embeddings.create(model="florence2", input="x")

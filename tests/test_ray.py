@@ -109,7 +109,7 @@ def test_lines_are_those_of_a_store(tmp_path: Path) -> None:
 def test_actors_are_a_number_or_a_range(text: str, pool: ActorPool) -> None:
     """The number of actors may be a number or a range."""
     assert ActorPool.parse(text) == pool
-    assert (pool.strategy().min_size, pool.strategy().max_size) == (pool.least, pool.most)
+    assert (pool.strategy().min_size, pool.strategy().max_size) == (pool.min_size, pool.max_size)
 
 
 @pytest.mark.parametrize("text", ["", "0", "8..2", "2..", "2-8", "-1", "1...2", "²", "two"])

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from closed_loop import TASKS
 from on_gpu import sections, tables
-from on_gpu.sections import Lost, Report, Section, Sections, own_command
+from on_gpu.sections import FiguresFile, Lost, Section, Sections, own_command
 from replaced import REPLACED
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -48,7 +48,7 @@ def test_a_section_that_fails_leaves_its_figures_and_its_error_and_the_others_ru
         add("before", 2)
         raise RuntimeError("no plan supports the graph")
 
-    report = Report(tmp_path / "figures.json")
+    report = FiguresFile(tmp_path / "figures.json")
     Sections(report, soon()).run([Section("one", 60, broken), Section("two", 60, fine)])
     written = json.loads((tmp_path / "figures.json").read_text())
     assert written == report.figures
@@ -76,7 +76,7 @@ def test_another_way_is_tried_and_kept_where_it_helps() -> None:
             raise RuntimeError("capture failed")
         add("ran", True)
 
-    report = Report()
+    report = FiguresFile()
     ways = [(name, lambda name=name: way(name)) for name in ("cuDNN", "graphs")]
     seen: list[list[str]] = []
     Sections(report, soon(), ways).run(
@@ -86,7 +86,7 @@ def test_another_way_is_tried_and_kept_where_it_helps() -> None:
     assert {"failed", "failed, cuDNN"} <= report.figures["one"].keys()
     assert report.figures["run"]["kept after one"] == "graphs"
     assert seen == [["graphs"]]
-    report = Report()
+    report = FiguresFile()
     Sections(report, soon(), ways).run(
         [Section("one", 60, lambda add: 1 / 0), Section("two", 60, lambda add: seen.append(list(without)))]  # type: ignore[func-returns-value]
     )
@@ -101,7 +101,7 @@ def test_a_section_that_hangs_ends_the_process_and_names_what_is_left() -> None:
         add("before", 1)
         let_go.wait(PATIENCE_S)
 
-    report = Report()
+    report = FiguresFile()
     rest = [Section("two", 60, fine), Section("three", 60, fine)]
     with pytest.raises(Lost) as lost:
         Sections(report, soon()).run([Section("one", 1.0, hang_here), *rest])
@@ -113,7 +113,7 @@ def test_a_section_that_hangs_ends_the_process_and_names_what_is_left() -> None:
 
 def test_a_broken_device_ends_the_process_a_mere_error_does_not() -> None:
     """An error ends the process only if `is_lost` reports a broken device."""
-    report = Report()
+    report = FiguresFile()
     broken = Section("one", 60, lambda add: 1 / 0)  # type: ignore[func-returns-value]
     with pytest.raises(Lost):
         Sections(report, soon(), is_lost=lambda: True).run([broken, Section("two", 60, fine)])
@@ -123,7 +123,7 @@ def test_a_broken_device_ends_the_process_a_mere_error_does_not() -> None:
 
 def test_nothing_begins_when_time_is_over() -> None:
     """No section starts after the time limit, and the report names those left out."""
-    report = Report()
+    report = FiguresFile()
     Sections(report, time.time() - 1).run([Section("one", 60, fine)])
     assert report.figures == {"run": {"left out, no time: one": True}}
 
@@ -133,9 +133,9 @@ def test_a_process_that_goes_on_keeps_figures_and_options(
 ) -> None:
     """A restarted process keeps figures and options, with new sections and a new end."""
     path = tmp_path / "figures.json"
-    Report(path).add("one", "figure", 1)
-    assert Report.resumed(path).figures == {"one": {"figure": 1}}
-    assert Report.resumed(None).figures == {}
+    FiguresFile(path).add("one", "figure", 1)
+    assert FiguresFile.resumed(path).figures == {"one": {"figure": 1}}
+    assert FiguresFile.resumed(None).figures == {}
     words = ["gpu.py", "--only", "a", "b", "--size", "base", "--ends-at", "7", "--json", "x"]
     monkeypatch.setattr(sys, "argv", words)
     assert own_command() == ["gpu.py", "--size", "base", "--json", "x"]

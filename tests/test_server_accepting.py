@@ -14,7 +14,7 @@ from waiting import PATIENCE_S, until
 
 from florence.server.http.accepting import SPARE, AcceptingLoop, Crowd
 from florence.server.http.connections import bounded
-from florence.server.http.receiving import LOOK_S, MOST_UNREAD
+from florence.server.http.receiving import LOOK_S, MAX_UNREAD
 
 GET = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
 PROBE = GET % b"v2/health/live"
@@ -240,4 +240,4 @@ def test_requests_sent_at_once_are_answered_in_their_order(count: int) -> None:
 
 def test_what_a_client_may_leave_unread_is_small() -> None:
     """The limit on unread bytes is below a TCP window, so it shows whether the client reads."""
-    assert MOST_UNREAD < 65_536
+    assert MAX_UNREAD < 65_536

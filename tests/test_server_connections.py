@@ -18,8 +18,8 @@ from waiting import PATIENCE_S
 
 from florence.server.http.accepting import Crowd
 from florence.server.http.bodies import read_body
-from florence.server.http.connections import MOST_CHUNKS, MOST_LINES, BoundedParser, bounded
-from florence.server.observability.access_log import MOST_CHARS, EscapeControls
+from florence.server.http.connections import MAX_CHUNKS, MAX_LINES, BoundedParser, bounded
+from florence.server.observability.access_log import MAX_CHARS, EscapeControls
 
 HEAD_S = 30.0
 HEAD = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -206,7 +206,7 @@ def test_no_round_parses_more_than_its_lines(monkeypatch: pytest.MonkeyPatch) ->
 
     assert asyncio.run(scenario(chunked(b"x" * 9000, [1]))).startswith(b"HTTP/1.1 200")
     assert sum(lines) > 18_000
-    assert max(lines) <= MOST_LINES
+    assert max(lines) <= MAX_LINES
     lines.clear()
     assert asyncio.run(scenario(chunked(bytes(2_000_000), [1_000_000]))).startswith(b"HTTP/1.1 200")
     assert len(lines) < 100
@@ -215,10 +215,10 @@ def test_no_round_parses_more_than_its_lines(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "sent",
     [
-        chunked(b"x" * (MOST_CHUNKS + 20), [1]),
-        HEAD[:-2] % b"" + b"a:\r\n" * (2 * MOST_LINES) + b"\r\n",
+        chunked(b"x" * (MAX_CHUNKS + 20), [1]),
+        HEAD[:-2] % b"" + b"a:\r\n" * (2 * MAX_LINES) + b"\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"a" * 1_000_000 + b"\r\n\r\n",
-        chunked(b"x", [1])[:-2] + b"a:\r\n" * (4 * MOST_LINES) + b"\r\n",
+        chunked(b"x", [1])[:-2] + b"a:\r\n" * (4 * MAX_LINES) + b"\r\n",
     ],
     ids=["chunks", "lines of a head", "a long head", "lines of a trailer"],
 )
@@ -291,6 +291,6 @@ def test_no_line_of_the_log_is_a_clients(control: str) -> None:
 
 def test_a_long_path_is_cut_in_the_log() -> None:
     """A long path is shortened in the log."""
-    record = logging.LogRecord("x", logging.INFO, "x", 1, "%s", ("a" * 10 * MOST_CHARS,), None)
+    record = logging.LogRecord("x", logging.INFO, "x", 1, "%s", ("a" * 10 * MAX_CHARS,), None)
     EscapeControls().filter(record)
-    assert len(record.getMessage()) == MOST_CHARS
+    assert len(record.getMessage()) == MAX_CHARS

@@ -21,7 +21,7 @@ from florence.errors import (
     UrlError,
 )
 from florence.server.fetching.connecting import system_resolver
-from florence.server.fetching.fetcher import MOST_REDIRECTS, fetcher_of
+from florence.server.fetching.fetcher import MAX_REDIRECTS, fetcher_of
 from florence.server.http import bodies
 from florence.server.http.bodies import BodyBudget
 from florence.server.keys import CALLER
@@ -141,9 +141,9 @@ def test_a_redirect_is_checked_like_the_first_url(location: str) -> None:
 def test_redirects_without_end_are_few() -> None:
     """The number of redirects is limited."""
     web = FakeWeb(pages={URL: [redirect(URL)]})
-    with pytest.raises(NoPicture, match=f"{MOST_REDIRECTS} redirects"):
+    with pytest.raises(NoPicture, match=f"{MAX_REDIRECTS} redirects"):
         ask(web)
-    assert len(web.connections) == MOST_REDIRECTS + 1
+    assert len(web.connections) == MAX_REDIRECTS + 1
 
 
 BOMB = gzip.compress(b"\0" * 10_000_000)
@@ -264,7 +264,7 @@ def test_a_cancelled_request_ends_its_fetch_while_the_loop_runs_on() -> None:
     """Cancelling during the lookup or the read closes the connection and frees the place."""
 
     async def cancelled(web: FakeWeb) -> None:
-        fetcher, reached = web.fetcher(most=1), asyncio.Event()
+        fetcher, reached = web.fetcher(max_fetches=1), asyncio.Event()
 
         async def stuck() -> bytes:
             reached.set()
@@ -317,7 +317,7 @@ def test_fetches_at_once_are_bounded_for_all_and_for_one_key() -> None:
     async def crowded() -> None:
         gate = asyncio.Event()
         web = FakeWeb(pages={URL: [gate, answer()]})
-        fetcher = web.fetcher(most=2, most_of_key=1)
+        fetcher = web.fetcher(max_fetches=2, max_fetches_of_key=1)
 
         async def one(key: str) -> bytes:
             CALLER.set(key)

@@ -16,14 +16,14 @@ from v2 import parse_infer_request
 from florence.errors import ProtocolError, TooMuchStructure
 from florence.server.long_strings import (
     LONG,
-    MOST_NESTED,
+    MAX_NESTED,
     Document,
     LongString,
     parse_json,
     parsing_cost,
     short_strings,
 )
-from florence.server.replies import MOST_INLINE
+from florence.server.replies import MAX_INLINE
 from florence.server.v2.tensors import read_rows
 
 STRINGS = st.one_of(
@@ -151,7 +151,7 @@ def test_a_value_is_nested_as_deep_as_a_request_may_need(depth: int, brackets: t
     """Values are nested up to a limit, below which recursive functions don't run out of stack."""
     opening, closing = brackets
     document = Document((opening * depth + "1" + closing * depth).encode())
-    if depth <= MOST_NESTED:
+    if depth <= MAX_NESTED:
         assert short_strings(document.parse()) == json.loads(opening * depth + "1" + closing * depth)
     else:
         with pytest.raises(TooMuchStructure, match="nested in more than 64 levels"):
@@ -208,7 +208,7 @@ def test_a_picture_in_base64_costs_no_parsing_and_all_else_costs_its_bytes() -> 
     decoded first cost all their bytes."""
     inputs = [{"name": "INPUT_IMAGE", "data": ["x" * 2**20]}, {"name": "TASK_PROMPT", "data": ["<OD>"]}]
     picture = json.dumps({"inputs": inputs}).encode()
-    assert parsing_cost(picture) <= MOST_INLINE < len(picture)
+    assert parsing_cost(picture) <= MAX_INLINE < len(picture)
     assert parsing_cost(bytearray(b"{}")) == 2
     many = json.dumps(["y"] * 2**18)
     for body in (

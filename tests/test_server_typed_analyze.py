@@ -12,7 +12,7 @@ from pictures import drawn, saved
 from starlette.testclient import TestClient
 
 from florence.errors import Overloaded
-from florence.types.analysis import MOST_TASKS, Analysis, TaskFailure
+from florence.types.analysis import MAX_TASKS, Analysis, TaskFailure
 from florence.types.tasks import TASKS, Input
 
 PICTURE = saved(drawn(64, 48))
@@ -91,7 +91,7 @@ def test_where_nothing_can_be_answered_the_reply_is_the_error(client: TestClient
         ),
         ({"image": BASE64, "tasks": [{"text": "a"}]}, "tasks.0.task is missing"),
         ({"image": BASE64, "tasks": [{"task": "ocr", "nope": 1}]}, "tasks.0.nope is unknown"),
-        ({"image": BASE64, "tasks": [{"task": "ocr"}] * (MOST_TASKS + 1)}, "1 to 64"),
+        ({"image": BASE64, "tasks": [{"task": "ocr"}] * (MAX_TASKS + 1)}, "1 to 64"),
         ({"image": BASE64, "tasks": [{"task": "ocr"}], "num_beams": 99}, "num_beams must be an integer"),
         ({"image": BASE64, "tasks": [{"task": "ocr"}], "beams": 9}, "unknown field 'beams'"),
         ({"tasks": [{"task": "ocr"}]}, "image is missing"),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from florence.errors import ProtocolError, TooMuchStructure
-from florence.server.v2.messages import MOST_BYTES, MOST_FIELDS, parse_message
+from florence.server.v2.messages import MAX_BYTES, MAX_FIELDS, parse_message
 
 INFER = service_pb2.ModelInferRequest
 JUNK = b"\xff\xfe\xfd" * 20
@@ -34,14 +34,14 @@ def field(number: int, content: bytes) -> bytes:
 
 
 TOO_MUCH = {
-    "inputs": field(5, b"") * (MOST_FIELDS + 1),
-    "empty elements": field(5, field(5, field(8, b"") * (MOST_FIELDS + 1))),
-    "raw contents": field(7, b"") * (MOST_FIELDS + 1),
-    "numbers": b"\x48\x01" * (MOST_FIELDS + 1),
-    "a shape": field(5, field(3, b"\x01" * (MOST_BYTES + 1))),
-    "packed numbers": field(5, field(5, field(3, b"\x01" * (MOST_BYTES + 1)))),
-    "a huge id": field(3, b"x" * (MOST_BYTES + 1)),
-    "many parameters": field(4, field(1, b"name")) * (MOST_FIELDS // 2 + 1) * 2,
+    "inputs": field(5, b"") * (MAX_FIELDS + 1),
+    "empty elements": field(5, field(5, field(8, b"") * (MAX_FIELDS + 1))),
+    "raw contents": field(7, b"") * (MAX_FIELDS + 1),
+    "numbers": b"\x48\x01" * (MAX_FIELDS + 1),
+    "a shape": field(5, field(3, b"\x01" * (MAX_BYTES + 1))),
+    "packed numbers": field(5, field(5, field(3, b"\x01" * (MAX_BYTES + 1)))),
+    "a huge id": field(3, b"x" * (MAX_BYTES + 1)),
+    "many parameters": field(4, field(1, b"name")) * (MAX_FIELDS // 2 + 1) * 2,
 }
 
 
@@ -64,7 +64,7 @@ def test_structure_that_no_request_means_is_refused_before_it_is_read(
 
 def test_elements_of_tensors_may_be_of_any_size() -> None:
     """A tensor's elements, packed or as contents, may have any size."""
-    big = bytes(3 * MOST_BYTES)
+    big = bytes(3 * MAX_BYTES)
     for made in (caption(big), service_pb2.ModelInferRequest()):
         if not made.inputs:
             made.inputs.add(name="INPUT_IMAGE").contents.bytes_contents.extend([big, big])

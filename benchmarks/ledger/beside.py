@@ -30,7 +30,7 @@ def slowdown(card: Card, one: Ledger, other: Ledger) -> float:
 
 
 @dataclass(frozen=True)
-class _Needs:
+class _CardShares:
     """For each operation its part of the time, and the shares of the card's bandwidth and product rate that
     it uses meanwhile; each [operations]."""
 
@@ -39,7 +39,7 @@ class _Needs:
     products: NDArray[np.float64]
 
 
-def _needs(card: Card, ledger: Ledger) -> _Needs:
+def _needs(card: Card, ledger: Ledger) -> _CardShares:
     """The needs of a ledger's operations on a card."""
     rows = [
         (
@@ -50,4 +50,4 @@ def _needs(card: Card, ledger: Ledger) -> _Needs:
         for each in ledger.operations
     ]
     seconds, memory, products = np.array([row for row in rows if row[0] > 0]).T
-    return _Needs(seconds / seconds.sum(), memory / seconds, products / seconds)
+    return _CardShares(seconds / seconds.sum(), memory / seconds, products / seconds)

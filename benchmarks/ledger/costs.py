@@ -62,25 +62,25 @@ pictures; its steps were longer than the steps counted now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class PeakShares:
     """The shares of a card's published bandwidth and product rate that a class of kernels reaches."""
 
     bandwidth: float
     products: float
 
 
-CLASSES: Mapping[str, Shares] = MappingProxyType(
+CLASSES: Mapping[str, PeakShares] = MappingProxyType(
     {
-        "product": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),
-        "fp8 product": Shares(BANDWIDTH_SHARE, FP8_SHARE),
-        "memory": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # element by element, copies, reductions
-        "own": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # a kernel of the project without another class
-        "own product": Shares(BANDWIDTH_SHARE, OWN_PRODUCT * PRODUCT_SHARE),
-        "depthwise": Shares(0.55 * BANDWIDTH_SHARE, PRODUCT_SHARE),
-        "batched product": Shares(0.60 * BANDWIDTH_SHARE, PRODUCT_SHARE),  # skinny ones
-        "attention, head of 32": Shares(BANDWIDTH_SHARE, 180 / 989.4),
-        "attention": Shares(BANDWIDTH_SHARE, 350 / 989.4),
-        "attention, few queries": Shares(2.0 / 3.35, 350 / 989.4),  # a tile of 128 rows for three queries
+        "product": PeakShares(BANDWIDTH_SHARE, PRODUCT_SHARE),
+        "fp8 product": PeakShares(BANDWIDTH_SHARE, FP8_SHARE),
+        "memory": PeakShares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # element by element, copies, reductions
+        "own": PeakShares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # a kernel of the project without another class
+        "own product": PeakShares(BANDWIDTH_SHARE, OWN_PRODUCT * PRODUCT_SHARE),
+        "depthwise": PeakShares(0.55 * BANDWIDTH_SHARE, PRODUCT_SHARE),
+        "batched product": PeakShares(0.60 * BANDWIDTH_SHARE, PRODUCT_SHARE),  # skinny ones
+        "attention, head of 32": PeakShares(BANDWIDTH_SHARE, 180 / 989.4),
+        "attention": PeakShares(BANDWIDTH_SHARE, 350 / 989.4),
+        "attention, few queries": PeakShares(2.0 / 3.35, 350 / 989.4),  # a tile of 128 rows for three queries
     }
 )
 """The audit's class factors: depthwise convolutions 55% of the bandwidth, skinny batched products 60%,

@@ -47,7 +47,7 @@ from florence.model.kernels.linear import pack
 from florence.model.quantized import multiply_in_fp8
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
-from ledger.own import Calls, Load, own_kernels, rules_of, under_load
+from ledger.own import Calls, StepLoad, own_kernels, rules_of, under_load
 
 DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
 
@@ -95,7 +95,7 @@ def decomposed() -> Iterator[None]:
 
 
 @contextmanager
-def counted_steps(load: Load) -> Iterator[tuple[Ledger, Calls]]:
+def counted_steps(load: StepLoad) -> Iterator[tuple[Ledger, Calls]]:
     """Count the operations of decode steps under a load, and the calls of the project's own kernels."""
     ledger, calls, step = Ledger(), Calls(), StepContext.step
 
@@ -167,7 +167,7 @@ class FakeEngine:
 
     def encode(self, pictures: int) -> Encode:
         """Count an encode of different pictures: the content of its graphs, and the kernels between them."""
-        load = Load(pictures, self.shape.beams, self.encoder_length, 0)
+        load = StepLoad(pictures, self.shape.beams, self.encoder_length, 0)
         encodes: Any = self.runner.buffers.encodes
         longest = min(size for size in encodes.buckets.prompts if size >= self.shape.prompt_tokens)
         tower, tokens = self.tower(pictures, self.runner.backend.encode)
@@ -186,7 +186,7 @@ class FakeEngine:
 
     def tower(self, pictures: int, backend: EncodeBackend) -> tuple[Ledger, Tensor]:
         """Count the tower of `pictures` pictures, computed by `backend`; return also their tokens."""
-        load = Load(pictures, self.shape.beams, self.encoder_length, 0)
+        load = StepLoad(pictures, self.shape.beams, self.encoder_length, 0)
         side, ledger = SIDE[self.shape.size], Ledger()
         pixels = on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8))
         with decomposed(), Counting(ledger, rules_of(own_kernels(), load)):
@@ -218,7 +218,7 @@ class FakeEngine:
         ledgers, known = [], dict[int, tuple[Ledger, Calls]]()
         same_shapes = self.runner.backend.attention.grouped  # for all positions
         for requests, positions in wanted:
-            load = Load(requests, self.shape.beams, self.encoder_length, positions)
+            load = StepLoad(requests, self.shape.beams, self.encoder_length, positions)
             if not (same_shapes and requests in known):
                 for sequence in running:
                     sequence.steps = int(positions)

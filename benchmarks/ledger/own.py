@@ -17,7 +17,7 @@ from ledger.counting import Ledger, Operation, Rule
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class StepLoad:
     """The facts about a step that no shape shows. `encoder_length`, `length`: mean positions of a
     request's encoder states and of a beam's past; `requests` and `beams` are in use."""
 
@@ -28,8 +28,8 @@ class Load:
 
 
 Cost = Callable[..., tuple[float, ...]]
-"""A function from a `Load` and a call's (fake) arguments to bytes moved, FLOP needed, and, if partly filled
-tiles make them more, FLOP done."""
+"""A function from a `StepLoad` and a call's (fake) arguments to bytes moved, FLOP needed, and, if partly
+filled tiles make them more, FLOP done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ Calls = list[tuple[OwnKernel, tuple[Any, ...]]]
 """Kernels with their (fake) arguments, in the order of their calls."""
 
 
-def rules_of(kernels: Sequence[OwnKernel], load: Load, calls: Calls | None = None) -> Mapping[str, Rule]:
+def rules_of(kernels: Sequence[OwnKernel], load: StepLoad, calls: Calls | None = None) -> Mapping[str, Rule]:
     """The rules for counting these kernels under a load. `calls`: gets the counted calls."""
 
     def rule(kernel: OwnKernel) -> Rule:
@@ -78,7 +78,7 @@ def rules_of(kernels: Sequence[OwnKernel], load: Load, calls: Calls | None = Non
     return {kernel.name: rule(kernel) for kernel in kernels}
 
 
-def under_load(ledger: Ledger, calls: Calls, load: Load) -> Ledger:
+def under_load(ledger: Ledger, calls: Calls, load: StepLoad) -> Ledger:
     """The same work under another load; `calls` are those of its own kernels."""
     names, left = {kernel.name for kernel, _ in calls}, iter(calls)
     return Ledger(
@@ -86,7 +86,7 @@ def under_load(ledger: Ledger, calls: Calls, load: Load) -> Ledger:
     )
 
 
-def _operation(kernel: OwnKernel, arguments: tuple[Any, ...], load: Load) -> Operation:
+def _operation(kernel: OwnKernel, arguments: tuple[Any, ...], load: StepLoad) -> Operation:
     """The cost of a call of a kernel."""
     moved, flop, *done = kernel.cost(load, *arguments)
     return Operation(kernel.name, kernel.kind, 1, moved, flop, *(done or [flop]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from closed_loop import Rates
+from closed_loop import ClosedLoopRates
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.capture.buckets import ENCODE_HALVES, doubling, round_down
@@ -133,7 +133,7 @@ def closed_loop(
     encode_s: EncodeTime,
     step_s: StepTime,
     slowdown: Slowdown | None = None,
-) -> Rates:
+) -> ClosedLoopRates:
     """Estimate one task of `tokens` tokens with `concurrency` requests in flight. `slowdown`: of concurrent
     encodes; None: encodes run between steps."""
     steps = tokens + EXTRA_STEPS
@@ -147,4 +147,4 @@ def closed_loop(
     warm = loop.done[concurrency - 1 :]  # the latency of a first answer includes the cold start
     latencies = sorted(seconds for _, seconds in warm[1:])
     rate = (len(warm) - 1) / (warm[-1][0] - warm[0][0])
-    return Rates(rate, latencies[len(latencies) // 2], latencies[int(0.99 * (len(latencies) - 1))])
+    return ClosedLoopRates(rate, latencies[len(latencies) // 2], latencies[int(0.99 * (len(latencies) - 1))])

@@ -88,7 +88,7 @@ class BesideOnCpu(EncodeStream):
 
 
 @dataclass
-class Bench:
+class EngineBench:
     """The engine and model under test. `slots`, `encode_batch`: of the service's engine. `capture`: steps and
     encodes are captured. `encode_stream`: the setting."""
 

@@ -20,13 +20,13 @@ from florence.engine.loop import Engine
 from florence.engine.request import Generation, Request
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
-from on_gpu.bench import BACKENDS, Bench, attend, forget
+from on_gpu.bench import BACKENDS, EngineBench, attend, forget
 from on_gpu.sections import Add
 
 PATIENCE_S = 90.0  # the first answer of a size and dtype waits until its kernels are compiled
 
 
-def smoke(bench: Bench, add: Add) -> None:
+def smoke(bench: EngineBench, add: Add) -> None:
     """Capture everything once at tiny size, and compare each attention backend with the plain one."""
     tiny = replace(bench, size="tiny")
     model = tiny.load()
@@ -38,7 +38,7 @@ def smoke(bench: Bench, add: Add) -> None:
     add("attention", attention_backends(bench))
 
 
-def attention_backends(bench: Bench) -> dict[str, Any]:
+def attention_backends(bench: EngineBench) -> dict[str, Any]:
     """The largest difference of each backend from the plain attention, or its error."""
     dice = torch.Generator(bench.device).manual_seed(0)
     found: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def attention_backends(bench: Bench) -> dict[str, Any]:
     return found
 
 
-def exactness(bench: Bench, add: Add) -> None:
+def exactness(bench: EngineBench, add: Add) -> None:
     """Compare ids of a batch with `transformers.generate` one by one, in float32 on the same card.
 
     The served dtype is compared alone, in a batch, and with float32.
@@ -78,7 +78,7 @@ def exactness(bench: Bench, add: Add) -> None:
 
 
 def served(
-    bench: Bench, native: Any, asked: Sequence[Request], exact: Sequence[Generation]
+    bench: EngineBench, native: Any, asked: Sequence[Request], exact: Sequence[Generation]
 ) -> dict[str, Any]:
     """Shares of equal answers of the served dtype."""
     model = convert(native.cpu(), bench.device, bench.dtype)
@@ -99,7 +99,9 @@ def served(
     }
 
 
-def crowd(bench: Bench, model: Florence2Model, asked: Sequence[Request]) -> tuple[list[Generation], int]:
+def crowd(
+    bench: EngineBench, model: Florence2Model, asked: Sequence[Request]
+) -> tuple[list[Generation], int]:
     """Answer all requests together, twice, so that the second round replays what the first captured; a step
     runs between all parts of encodes.
 
@@ -111,7 +113,7 @@ def crowd(bench: Bench, model: Florence2Model, asked: Sequence[Request]) -> tupl
     return second, sum(a.token_ids != b.token_ids for a, b in zip(first, second, strict=True))
 
 
-def slots_of(bench: Bench) -> int:
+def slots_of(bench: EngineBench) -> int:
     """The slots of a compared engine: fewer than requests, so that some wait."""
     return 16 if bench.on_gpu else bench.slots
 
@@ -151,7 +153,7 @@ def agreement(ours: Sequence[Generation], theirs: Sequence[Theirs]) -> dict[str,
 
 
 @torch.inference_mode()
-def drift(bench: Bench, add: Add) -> None:
+def drift(bench: EngineBench, add: Add) -> None:
     """Differences of picture tokens, encoder states and logits in lower precision from float32, with the same
     weights; see `logits.py`."""
     exact = states_of(bench.load(torch.float32), bench.size)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from closed_loop import Rates, measure, unseen
+from closed_loop import ClosedLoopRates, measure, unseen
 from closed_loop import requests as random_requests
 from random_models import SIZES, picture_tokens
 from torch.profiler import ProfilerActivity, profile
@@ -22,7 +22,7 @@ from florence.engine.device.runner import Runner
 from florence.engine.encode_policy import setting_of
 from florence.engine.request import Request
 from florence.engine.sequence import SequenceState
-from on_gpu.bench import Bench, Watched, forget
+from on_gpu.bench import EngineBench, Watched, forget
 from on_gpu.sections import Add
 
 GRID = {"slots": (1, 8, 32, 48, 64), "lengths": (64, 128, 256)}
@@ -45,7 +45,7 @@ LONG = 1000
 
 
 @torch.inference_mode()
-def start(bench: Bench, add: Add) -> None:
+def start(bench: EngineBench, add: Add) -> None:
     """Measure the seconds from saved weights until the engine accepts requests, and the memory that it then
     uses."""
     started = time.perf_counter()
@@ -81,7 +81,7 @@ def chosen(runner: Runner) -> dict[str, Any]:
     return {"setting": setting_of(decision)} | ({} if decision is None else asdict(decision))
 
 
-def memory(bench: Bench, add: Add, when: str) -> None:
+def memory(bench: EngineBench, add: Add, when: str) -> None:
     """Record the card's memory."""
     if not bench.on_gpu:
         return
@@ -98,7 +98,7 @@ def memory(bench: Bench, add: Add, when: str) -> None:
     )
 
 
-def endless(bench: Bench, count: int) -> list[Request]:
+def endless(bench: EngineBench, count: int) -> list[Request]:
     """Requests that outlast a measurement."""
     return random_requests(bench.size, LONG, count)
 
@@ -135,7 +135,7 @@ def replay(work: Replay, sequences: Sequence[SequenceState]) -> Replay:
 
 
 @torch.inference_mode()
-def grid(bench: Bench, add: Add) -> None:
+def grid(bench: EngineBench, add: Add) -> None:
     """Measure steps, by replays in a row and with the host's work, and then encodes."""
     runner, watched = bench.service
     for slots, length, sequences in crowds(bench, runner, GRID):
@@ -149,7 +149,7 @@ def grid(bench: Bench, add: Add) -> None:
 
 
 def crowds(
-    bench: Bench, runner: Runner, sizes: Mapping[str, Sequence[int]]
+    bench: EngineBench, runner: Runner, sizes: Mapping[str, Sequence[int]]
 ) -> Iterator[tuple[int, int, list[SequenceState]]]:
     """Sequences decoded up to each length, for each number of slots; at tiny sizes only one case."""
     if bench.size == "tiny":
@@ -165,7 +165,7 @@ def crowds(
         drop(runner, sequences)
 
 
-def encodes(bench: Bench, runner: Runner, watched: Watched, add: Add) -> None:
+def encodes(bench: EngineBench, runner: Runner, watched: Watched, add: Add) -> None:
     """Measure the two graphs of an encode separately, and a whole encode with the host's work."""
     for count in (1, 4, 8, bench.encode_batch) if bench.size != "tiny" else (2,):
         asked = endless(bench, count)
@@ -182,7 +182,7 @@ def encodes(bench: Bench, runner: Runner, watched: Watched, add: Add) -> None:
         add(f"encode of {count}", figures)
 
 
-def streams(bench: Bench, add: Add) -> None:
+def streams(bench: EngineBench, add: Add) -> None:
     """Measure encodes on a stream of their own: concurrent graphs, then engines with the setting on and off;
     `start` shows the choice of `auto`."""
     if bench.on_gpu:
@@ -193,7 +193,7 @@ def streams(bench: Bench, add: Add) -> None:
             add(f"{task}, encode stream {choice}", asdict(beside(bench, tokens, choice)))
 
 
-def beside(bench: Bench, tokens: int, choice: EncodeStreamChoice) -> Rates:
+def beside(bench: EngineBench, tokens: int, choice: EncodeStreamChoice) -> ClosedLoopRates:
     """Answers per second of an engine with 30 requests whose pictures differ."""
     concurrency = 30 if bench.on_gpu else 3
     asked = random_requests(bench.size, tokens if bench.on_gpu else 3, 32 if bench.on_gpu else 2)
@@ -214,7 +214,7 @@ def beside(bench: Bench, tokens: int, choice: EncodeStreamChoice) -> Rates:
 
 
 @torch.inference_mode()
-def two_streams(bench: Bench, add: Add) -> None:
+def two_streams(bench: EngineBench, add: Add) -> None:
     """Measure a tower's graph concurrently with step graphs: the slowdown of the steps, and both together.
 
     The tower has its own memory pool, since graphs that share one may not run at the same time.
@@ -254,7 +254,7 @@ def encode(runner: Runner, asked: Sequence[Request]) -> None:
 
 
 @torch.inference_mode()
-def shares(bench: Bench, add: Add) -> None:
+def shares(bench: EngineBench, add: Add) -> None:
     """Measure the rates of a copy and a product on this card, which `ledger/costs.py` assumes."""
     side = 8192 if bench.on_gpu else 256
     matrix = torch.randn(side, side, device=bench.device, dtype=bench.dtype)
@@ -283,7 +283,7 @@ def shares(bench: Bench, add: Add) -> None:
 
 
 @torch.inference_mode()
-def profiled(bench: Bench, add: Add, traces: Path | None) -> None:
+def profiled(bench: EngineBench, add: Add, traces: Path | None) -> None:
     """Measure time and number of launches by kernel, for replays of a step and of an encode."""
     runner, watched = bench.service
     for slots, length, sequences in crowds(bench, runner, PROFILED):
@@ -297,7 +297,9 @@ def profiled(bench: Bench, add: Add, traces: Path | None) -> None:
     add(f"encode of {len(asked)}", by_kernel(bench, partial(encode, runner, asked), 3, trace))
 
 
-def by_kernel(bench: Bench, work: Callable[[], object], repeats: int, trace: Path | None) -> list[list[Any]]:
+def by_kernel(
+    bench: EngineBench, work: Callable[[], object], repeats: int, trace: Path | None
+) -> list[list[Any]]:
     """Name, microseconds and launches of one repeat, the longest first."""
     activities = [ProfilerActivity.CUDA if bench.on_gpu else ProfilerActivity.CPU]
     work()

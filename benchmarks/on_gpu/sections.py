@@ -39,7 +39,7 @@ class Section:
 
 
 @dataclass
-class Report:
+class FiguresFile:
     """The figures of a run, in a file that is rewritten with each of them."""
 
     path: Path | None = None
@@ -59,7 +59,7 @@ class Report:
             beside.replace(self.path)
 
     @classmethod
-    def resumed(cls, path: Path | None) -> Report:
+    def resumed(cls, path: Path | None) -> FiguresFile:
         """A report that continues an earlier process's file."""
         if path is None or not path.exists():
             return cls(path)
@@ -79,7 +79,7 @@ class Sections:
     no more work.
     """
 
-    report: Report
+    report: FiguresFile
     ends_at: float
     ways: Sequence[Way] = ()
     state: Callable[[], Any] = lambda: None

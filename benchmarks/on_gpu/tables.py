@@ -16,7 +16,7 @@ from closed_loop import requests as random_requests
 from replaced import REPLACED
 
 from florence.engine.request import Request
-from on_gpu.bench import Bench, forget
+from on_gpu.bench import EngineBench, forget
 from on_gpu.sections import Add
 
 CONCURRENCIES = (30, 36, 64)
@@ -28,7 +28,7 @@ MEASURED = ("CAPTION", "CAPTION_TO_PHRASE_GROUNDING", "MORE_DETAILED_CAPTION", "
 tokens."""
 
 
-def tokens_of(bench: Bench) -> Mapping[str, int]:
+def tokens_of(bench: EngineBench) -> Mapping[str, int]:
     """The number of tokens of each task's answer."""
     if bench.size != "tiny":
         return TASKS
@@ -40,7 +40,7 @@ def source(asked: list[Request], setting: str) -> Iterator[Request]:
     return itertools.cycle(asked[:1]) if setting == "one picture" else unseen(asked)
 
 
-def nine_rows(bench: Bench, add: Add, until: float, window_s: float) -> None:
+def nine_rows(bench: EngineBench, add: Add, until: float, window_s: float) -> None:
     """Answers per second, p50 and p99 of each task at each concurrency, in one engine as in the service.
 
     `until`: a value of `time.time()`; windows shrink as it approaches.
@@ -78,7 +78,7 @@ def nine_rows(bench: Bench, add: Add, until: float, window_s: float) -> None:
         add("most memory in use, GiB", torch.cuda.max_memory_allocated() / 2**30)
 
 
-def through_transformers(bench: Bench, add: Add, until: float) -> None:
+def through_transformers(bench: EngineBench, add: Add, until: float) -> None:
     """Seconds of full static batches of some sizes, and the best rate of each task."""
     native = bench.native()
     tokens = tokens_of(bench)

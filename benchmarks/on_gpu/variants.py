@@ -18,7 +18,7 @@ from torch import Tensor
 from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
 from florence.model.kernels.fp8 import Fp8Weight, multiply, quantize_rows
-from on_gpu.bench import BACKENDS, Bench, attend, forget
+from on_gpu.bench import BACKENDS, EngineBench, attend, forget
 from on_gpu.sections import Add
 
 Work = Callable[[], object]
@@ -26,7 +26,7 @@ BEAMS, PICTURES, ENCODER_LENGTH = 3, 16, 640
 
 
 @torch.inference_mode()
-def variants(bench: Bench, add: Add) -> None:
+def variants(bench: EngineBench, add: Add) -> None:
     """Measure all variants, the quick ones first."""
     for part in (head, depthwise, attention, scaled, own, batches, encode_in_fp8, compiled):
         try:
@@ -36,7 +36,7 @@ def variants(bench: Bench, add: Add) -> None:
         forget()
 
 
-def timed(bench: Bench, ways: Mapping[str, Work], repeats: int = 10) -> dict[str, Any]:
+def timed(bench: EngineBench, ways: Mapping[str, Work], repeats: int = 10) -> dict[str, Any]:
     """Milliseconds of each way, or its error."""
     found: dict[str, Any] = {}
     for name, work in ways.items():
@@ -47,12 +47,12 @@ def timed(bench: Bench, ways: Mapping[str, Work], repeats: int = 10) -> dict[str
     return found
 
 
-def randn(bench: Bench, *shape: int) -> Tensor:
+def randn(bench: EngineBench, *shape: int) -> Tensor:
     """Random numbers on the device in the served dtype."""
     return torch.randn(*shape, device=bench.device, dtype=bench.dtype)
 
 
-def head(bench: Bench, add: Add) -> None:
+def head(bench: EngineBench, add: Add) -> None:
     """Measure the head's product: with its odd number of rows, with a multiple of 64, and with
     float32 sums."""
     d_model = SIZES[bench.size][0]
@@ -74,18 +74,18 @@ def head(bench: Bench, add: Add) -> None:
     )
 
 
-def pictures_of(bench: Bench, count: int) -> Tensor:
+def pictures_of(bench: EngineBench, count: int) -> Tensor:
     """Random pixels of `count` pictures."""
     side = SIDE[bench.size]
     return torch.zeros(count, side, side, 3, dtype=torch.uint8).random_(0, 256).to(bench.device)
 
 
-def stages(bench: Bench) -> list[tuple[int, int]]:
+def stages(bench: EngineBench) -> list[tuple[int, int]]:
     """The dimension and the cells per side of each stage of the tower."""
     return [(dim, SIDE[bench.size] // (4 * 2**stage)) for stage, dim in enumerate(SIZES[bench.size][4])]
 
 
-def depthwise(bench: Bench, add: Add) -> None:
+def depthwise(bench: EngineBench, add: Add) -> None:
     """Measure the tower's depthwise convolution, channels last: cuDNN's and PyTorch's own."""
     for dim, side in stages(bench):
         cells = randn(bench, PICTURES, side, side, dim).permute(0, 3, 1, 2)
@@ -106,7 +106,7 @@ def depthwise(bench: Bench, add: Add) -> None:
         add(f"depthwise, {dim} x {side} x {side}", timed(bench, ways))
 
 
-def attention(bench: Bench, add: Add) -> None:
+def attention(bench: EngineBench, add: Add) -> None:
     """Measure each backend on the shapes of the tower's windows, the encoder, and a step's
     cross-attention."""
     d_model, _, heads, _, _ = SIZES[bench.size]
@@ -127,7 +127,7 @@ def attention(bench: Bench, add: Add) -> None:
         add(f"attention, {name}", timed(bench, ways))
 
 
-def scaled(bench: Bench, add: Add) -> None:
+def scaled(bench: EngineBench, add: Add) -> None:
     """Measure products of the tower's third stage in fp8 (e4m3, a scale for each row) and in the served
     dtype.
 
@@ -152,7 +152,7 @@ def scaled(bench: Bench, add: Add) -> None:
         add(f"product {rows} x {inputs} -> {outputs}", timed(bench, ways))
 
 
-def own(bench: Bench, add: Add) -> None:
+def own(bench: EngineBench, add: Add) -> None:
     """Measure each kernel of the project, its plain reference and the code that runs without it."""
     for kernel in kernel_table():
         try:
@@ -177,7 +177,7 @@ def furthest(found: Any, expected: Any) -> float:
     return worst
 
 
-def batches(bench: Bench, add: Add) -> None:
+def batches(bench: EngineBench, add: Add) -> None:
     """Measure the tower without graphs in larger batches."""
     for count in (4, 8, 16, 32) if bench.on_gpu else (2,):
         pixels = pictures_of(bench, count)
@@ -186,7 +186,7 @@ def batches(bench: Bench, add: Add) -> None:
         add(f"tower, {count} at once, ms a picture", found / count if isinstance(found, float) else found)
 
 
-def encode_in_fp8(bench: Bench, add: Add) -> None:
+def encode_in_fp8(bench: EngineBench, add: Add) -> None:
     """Measure tower and encoder without graphs, in the served dtype and with products in fp8."""
     count = PICTURES if bench.on_gpu else 2
     pixels = pictures_of(bench, count)
@@ -198,7 +198,7 @@ def encode_in_fp8(bench: Bench, add: Add) -> None:
     add(f"encode of {count}, ms", timed(bench, ways, 3))
 
 
-def compiled(bench: Bench, add: Add) -> None:
+def compiled(bench: EngineBench, add: Add) -> None:
     """Measure both blocks of the tower's stages, and the whole tower: by PyTorch's operations, by the
     project's kernels where they are served, and by `torch.compile`.
 

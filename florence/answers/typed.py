@@ -32,7 +32,7 @@ from florence.types.results import (
 )
 from florence.types.tasks import Kind, Task
 
-_FEWEST_LOCATIONS = 6  # of a polygon: fewer than three points enclose nothing
+_MIN_LOCATIONS = 6  # of a polygon: fewer than three points enclose nothing
 _PADDING = re.compile("|".join(PADDING))
 
 
@@ -112,7 +112,7 @@ def _segmentation(text: str, image_size: PictureSize, scorer: Scorer, *, labelle
                 instances.append(Instance(label=label, polygons=[corners], **scores.fields()))
             continue
         whole = [part[: len(part) // 2 * 2] for part in group.parts]
-        polygons = [part for part in whole if len(part) >= _FEWEST_LOCATIONS]
+        polygons = [part for part in whole if len(part) >= _MIN_LOCATIONS]
         if polygons:
             scores = scorer.score_outlines(polygons, named if labelled else ())
             outlines = [_pixels(polygon, image_size) for polygon in polygons]

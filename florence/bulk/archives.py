@@ -24,7 +24,7 @@ from florence.images.headers import is_picture
 from florence.images.pdf import MARK_WITHIN, is_pdf
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-MOST_NAMES: Final = 10**6
+MAX_NAMES: Final = 10**6
 """Names that one with braces may stand for."""
 _BRACES: Final = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
@@ -47,10 +47,10 @@ def is_archive(name: str) -> bool:
 
 def expand_braces(name: str) -> list[str]:
     """The names that WebDataset's `shard-{000..099}.tar` stands for; for other names the name itself. Raises
-    `RequestError` for more than `MOST_NAMES`."""
+    `RequestError` for more than `MAX_NAMES`."""
     counts = (max(int(last) - int(first) + 1, 0) for first, last in _BRACES.findall(name))
-    if math.prod(counts) > MOST_NAMES:
-        raise RequestError(f"{quote(name)} stands for more than {MOST_NAMES} names; give a part at a time")
+    if math.prod(counts) > MAX_NAMES:
+        raise RequestError(f"{quote(name)} stands for more than {MAX_NAMES} names; give a part at a time")
     found = _BRACES.search(name)
     if found is None:
         return [name]
@@ -59,9 +59,11 @@ def expand_braces(name: str) -> list[str]:
     return [each for number in written for each in expand_braces(_put(name, found, number))]
 
 
-def archive_items(name: str, others: Counter[str], *, documents: bool, most: int) -> Iterator[PictureItem]:
+def archive_items(
+    name: str, others: Counter[str], *, documents: bool, max_bytes: int
+) -> Iterator[PictureItem]:
     """The pictures of an archive, in its order. `others`: counts other members by suffix. `documents`:
-    whether PDFs count as pictures. `most`: bytes of a picture; larger ones are not read, and their items
+    whether PDFs count as pictures. `max_bytes`: bytes of a picture; larger ones are not read, and their items
     raise an error.
 
     Raises `RequestError` for a file that is not an archive or is truncated, after the members before the
@@ -75,21 +77,21 @@ def archive_items(name: str, others: Counter[str], *, documents: bool, most: int
                 opened = archive.extractfile(member)
                 first = opened.read(MARK_WITHIN) if opened else b""
                 if opened and (is_picture(first) or (documents and is_pdf(first))):
-                    yield _item(f"tar://{member.name}::{name}", member, first, opened, most)
+                    yield _item(f"tar://{member.name}::{name}", member, first, opened, max_bytes)
                 else:
                     others[PurePosixPath(member.name).suffix.lower()] += 1
     except (tarfile.TarError, EOFError) as error:
         raise RequestError(f"{name} is not a tar archive, or is cut short: {error}") from error
 
 
-def _item(name: str, member: tarfile.TarInfo, first: bytes, rest: IO[bytes], most: int) -> PictureItem:
-    if member.size > most:
-        return PictureItem(name, partial(_refuse, most))
+def _item(name: str, member: tarfile.TarInfo, first: bytes, rest: IO[bytes], max_bytes: int) -> PictureItem:
+    if member.size > max_bytes:
+        return PictureItem(name, partial(_refuse, max_bytes))
     return PictureItem(name, partial(bytes, first + rest.read()), held=member.size)
 
 
-def _refuse(most: int) -> bytes:
-    raise too_large(most)
+def _refuse(max_bytes: int) -> bytes:
+    raise too_large(max_bytes)
 
 
 def _put(name: str, found: re.Match[str], number: str) -> str:

@@ -23,7 +23,7 @@ from florence.images.decode import open_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.pdf import is_pdf
 from florence.images.seen import View
-from florence.types.analysis import MOST_TASKS, TaskFailure
+from florence.types.analysis import MAX_TASKS, TaskFailure
 
 CallClient = Callable[[Callable[[Client], Any]], Any]
 """Calls a function with a client of the service; of several services, with one of the least busy."""
@@ -122,7 +122,7 @@ def _groups(questions: Sequence[PictureQuestion]) -> Iterator[list[int]]:
     for number, each in enumerate(questions):
         options = None if each.task.is_prompt else dict(each.options)
         same = next((group for known, group in found if options is not None and known == options), None)
-        if same is None or len(same) == MOST_TASKS:
+        if same is None or len(same) == MAX_TASKS:
             found.insert(0, (options, same := []))
         same.append(number)
     yield from (group for _, group in reversed(found))

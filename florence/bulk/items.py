@@ -19,13 +19,13 @@ from PIL import Image
 from florence.bulk.question import PictureQuestion
 from florence.errors import ImageError, MissingLibrary, RequestError, quote
 from florence.images.decode import open_image
-from florence.images.files import read_file, read_most
+from florence.images.files import read_bounded, read_file
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.seen import View
 
 _PLACE: Final = re.compile(r"(?s)(.+)#(page|frame)=([1-9][0-9]{0,5})")
 _PAGES: Final = re.compile(r"([1-9][0-9]{0,5})(-)?([1-9][0-9]{0,5})?")
-MOST_BYTES: Final = DEFAULT_LIMITS.max_bytes
+MAX_BYTES: Final = DEFAULT_LIMITS.max_bytes
 """Most bytes of a picture, unless the service or model has another limit."""
 Source = str | Callable[[], bytes]
 """A local path, or a function that returns the bytes."""
@@ -63,11 +63,11 @@ class PictureItem:
         """The id, or else the name: each key is answered once for each task."""
         return self.picture if self.id is None else self.id
 
-    def read(self, most: int = MOST_BYTES) -> bytes:
-        """The file's bytes. `most`: limit for a local file. Raises `ImageError` where it can't be read,
+    def read(self, max_bytes: int = MAX_BYTES) -> bytes:
+        """The file's bytes. `max_bytes`: limit for a local file. Raises `ImageError` where it can't be read,
         `ImageTooLarge` where it has more bytes."""
         try:
-            return self.source() if callable(self.source) else read_file(self.source, most)
+            return self.source() if callable(self.source) else read_file(self.source, max_bytes)
         except ImageError:
             raise
         except Exception as error:  # storage libraries raise errors of their own types
@@ -114,8 +114,8 @@ def is_pattern(name: str) -> bool:
     return any(letter in name for letter in "*?[")
 
 
-def item_named(name: str, folder: Path = Path(), most: int = MOST_BYTES) -> PictureItem:
-    """The picture of an answer, by its name in the answer. `folder`: the base of relative paths. `most`:
+def item_named(name: str, folder: Path = Path(), max_bytes: int = MAX_BYTES) -> PictureItem:
+    """The picture of an answer, by its name in the answer. `folder`: the base of relative paths. `max_bytes`:
     bytes of a picture at a URL.
 
     Raises `MissingLibrary` for a URL, or a member of an archive, without fsspec.
@@ -128,7 +128,7 @@ def item_named(name: str, folder: Path = Path(), most: int = MOST_BYTES) -> Pict
     head, mark, archive = file.partition("::")
     if mark and not is_url(archive):
         file = f"{head}::{folder / archive}"
-    return PictureItem(name, partial(_read_url, file, most), page=page, frame=frame)
+    return PictureItem(name, partial(_read_url, file, max_bytes), page=page, frame=frame)
 
 
 def load_fsspec() -> Any:
@@ -140,8 +140,8 @@ def load_fsspec() -> Any:
     return fsspec
 
 
-def _read_url(url: str, most: int) -> bytes:
+def _read_url(url: str, max_bytes: int) -> bytes:
     # fsspec recognises other compressions by their suffixes
     packed = {"tar": {"compression": "gzip"}} if url.lower().endswith(".tgz") else {}
     with load_fsspec().open(url, "rb", **packed) as file:
-        return read_most(file, most)
+        return read_bounded(file, max_bytes)

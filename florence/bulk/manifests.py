@@ -29,14 +29,14 @@ ManifestRow = Mapping[str, Any]
 class Manifest:
     """A file of rows. `find`: resolves names in the column `task`. `questions`: those of the run, for rows
     without a task; a row's text or region replaces theirs. `options`: for rows with a task. `ignored`: called
-    with the columns that are not used. `most_bytes`: of a picture at a URL."""
+    with the columns that are not used. `max_bytes`: of a picture at a URL."""
 
     name: str
     find: FindTask
     questions: tuple[PictureQuestion, ...]
     options: Mapping[str, Any]
     ignored: Callable[[str, list[str]], None]
-    most_bytes: int
+    max_bytes: int
 
     def items(self) -> Iterator[PictureItem]:
         """The items. Raises `RequestError`, which names the row, for an invalid row."""
@@ -49,7 +49,7 @@ class Manifest:
             for _, same in itertools.groupby(rows, key=lambda pair: pair[0]):
                 group = list(same)
                 (picture, id), _ = group[0]
-                item = item_named(self._place(picture), most=self.most_bytes)
+                item = item_named(self._place(picture), max_bytes=self.max_bytes)
                 questions = tuple(question for _, each in group for question in each)
                 yield replace(item, picture=picture, id=id, questions=questions)
 

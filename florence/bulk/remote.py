@@ -23,10 +23,10 @@ def open_file(name: str) -> IO[bytes]:
     return opened
 
 
-def reader_of(url: str, most: int) -> Callable[[], bytes]:
+def reader_of(url: str, max_bytes: int) -> Callable[[], bytes]:
     """A function that reads the whole file at a URL. It raises `ImageTooLarge` where the file has more than
-    `most` bytes, before reading if the storage reports the size."""
-    return partial(_read_most, *_files_at(url), most)
+    `max_bytes` bytes, before reading if the storage reports the size."""
+    return partial(_read_bounded, *_files_at(url), max_bytes)
 
 
 def is_folder(url: str) -> bool:
@@ -51,10 +51,10 @@ def list_files(url: str, *, recursive: bool = True) -> list[str]:
     return sorted(files.unstrip_protocol(each) for each in found)
 
 
-def _read_most(files: Any, path: str, most: int) -> bytes:
-    if (files.info(path).get("size") or 0) > most:  # no further request if the file was listed
-        raise too_large(most)
-    return checked_size(files.cat_file(path), most)
+def _read_bounded(files: Any, path: str, max_bytes: int) -> bytes:
+    if (files.info(path).get("size") or 0) > max_bytes:  # no further request if the file was listed
+        raise too_large(max_bytes)
+    return checked_size(files.cat_file(path), max_bytes)
 
 
 def _files_at(url: str) -> tuple[Any, str]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from florence.bulk.archives import archive_items, expand_braces, is_archive
 from florence.bulk.documents import first_bytes, page_items
-from florence.bulk.items import MOST_BYTES, Pages, PictureItem, is_pattern, is_url
+from florence.bulk.items import MAX_BYTES, Pages, PictureItem, is_pattern, is_url
 from florence.bulk.manifests import Manifest, is_manifest
 from florence.bulk.question import FindTask, PictureQuestion
 from florence.bulk.remote import is_folder, is_there, list_files, open_file, reader_of
@@ -60,7 +60,7 @@ class Sources:
     `names`: as on the command line. `recursive`: whether to include subdirectories. `pages`: of documents;
     None: a document is one picture, and PDFs in directories are skipped. `frame`: of animations. `find`,
     `questions`, `options`: as in `Manifest`. `archives`: a list that collects the names of archives, which
-    are then read elsewhere; None: their pictures are items. `most_bytes`: of a picture in an archive or at a
+    are then read elsewhere; None: their pictures are items. `max_bytes`: of a picture in an archive or at a
     URL.
     """
 
@@ -73,7 +73,7 @@ class Sources:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     passed: PassedOver = field(default_factory=PassedOver)
     archives: list[str] | None = None
-    most_bytes: int = MOST_BYTES
+    max_bytes: int = MAX_BYTES
 
     @property
     def countable(self) -> bool:
@@ -148,18 +148,18 @@ class Sources:
             yield from self._listed(name)
         elif is_manifest(name):
             yield from Manifest(
-                name, self.find, self.questions, self.options, self._ignore, self.most_bytes
+                name, self.find, self.questions, self.options, self._ignore, self.max_bytes
             ).items()
         elif is_archive(name) and self.archives is not None:
             self.archives.append(name)
         elif is_archive(name):
             documents = self.pages is not None
-            yield from archive_items(name, self.passed.kinds, documents=documents, most=self.most_bytes)
+            yield from archive_items(name, self.passed.kinds, documents=documents, max_bytes=self.max_bytes)
         else:
             yield item
 
     def _object(self, url: str) -> PictureItem:
-        return PictureItem(url, reader_of(url, self.most_bytes))
+        return PictureItem(url, reader_of(url, self.max_bytes))
 
     def _listed(self, name: str) -> Iterator[PictureItem]:
         try:

@@ -80,7 +80,7 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
             "(peft's path_initial_model_for_weight_conversion)",
         )
     base = values.get("base_model_name_or_path")
-    rank_of = partial(JsonValues.integer, most=_MAX_RANK)
+    rank_of = partial(JsonValues.integer, maximum=_MAX_RANK)
     return AdapterConfig(
         base=base if isinstance(base, str) else None,
         rank=rank_of(values, "r"),

@@ -26,9 +26,9 @@ def adapters_of_settings(inline: str | None, file: Path | None) -> AdapterSource
     return _read_entries(inline.split(","), "FLORENCE_ADAPTERS") if inline else file
 
 
-def list_adapters(sources: AdapterSources, most: int) -> Mapping[str, str]:
+def list_adapters(sources: AdapterSources, maximum: int) -> Mapping[str, str]:
     """Name -> source of each adapter. Raises `SettingsError` for a malformed entry, a duplicate name, more
-    than `most` adapters, and a file that can't be read."""
+    than `maximum` adapters, and a file that can't be read."""
     found: Mapping[str, str]
     if isinstance(sources, Path):
         try:
@@ -38,9 +38,9 @@ def list_adapters(sources: AdapterSources, most: int) -> Mapping[str, str]:
         found = _read_entries(lines, f"FLORENCE_ADAPTERS_FILE ({sources})")
     else:
         found = _read_entries((f"{name}={source}" for name, source in sources.items()), "adapters")
-    if len(found) > most:
+    if len(found) > maximum:
         raise SettingsError(
-            f"{len(found)} adapters are listed; at most {most} are allowed (FLORENCE_MAX_ADAPTERS)"
+            f"{len(found)} adapters are listed; at most {maximum} are allowed (FLORENCE_MAX_ADAPTERS)"
         )
     return found
 

@@ -16,7 +16,7 @@ from florence.checkpoint.generation import read_generation
 from florence.checkpoint.json_values import JsonValues
 from florence.model.config import ACTIVATIONS, STAGES, ModelConfig, StackConfig, TextConfig, VisionConfig
 
-MOST: Mapping[str, int] = MappingProxyType(
+MAX_SETTINGS: Mapping[str, int] = MappingProxyType(
     {
         "depths": 128,
         "encoder_layers": 128,
@@ -29,7 +29,7 @@ MOST: Mapping[str, int] = MappingProxyType(
 """Largest accepted sizes, so that a wrong file is refused before it costs memory or minutes; Florence-2-large
 has 12 layers, windows of 12 and 51,289 tokens."""
 
-MOST_USUALLY = 2**16
+_MAX_SETTING = 2**16
 """The same for all other sizes."""
 
 
@@ -83,7 +83,7 @@ def _vision_config(values: JsonValues, native: bool) -> VisionConfig:
         heads=heads,
         groups=groups,
         window=_size(values, "window_size"),
-        mlp_ratio=values.number("mlp_ratio", 4.0, least=0.01, most=MOST["mlp_ratio"]),
+        mlp_ratio=values.number("mlp_ratio", 4.0, minimum=0.01, maximum=MAX_SETTINGS["mlp_ratio"]),
         qkv_bias=values.flag("qkv_bias", True),
         max_positions=positions,
         max_frames=frames,
@@ -98,7 +98,7 @@ def _text_config(values: JsonValues, tied_default: bool) -> TextConfig:
     if activation not in ACTIVATIONS:
         raise values.refused("activation_function", f"supported: {', '.join(ACTIVATIONS)}")
     d_model, vocab_size = _size(values, "d_model"), _size(values, "vocab_size")
-    token_id = partial(values.integer, least=0, most=vocab_size - 1, what="a token id")
+    token_id = partial(values.integer, minimum=0, maximum=vocab_size - 1, what="a token id")
     stacks = {
         side: StackConfig(
             layers=_size(values, f"{side}_layers"),
@@ -128,14 +128,14 @@ def _text_config(values: JsonValues, tied_default: bool) -> TextConfig:
 
 def _size(values: JsonValues, key: str) -> int:
     """A size, up to the largest that is accepted."""
-    return values.integer(key, most=MOST.get(key, MOST_USUALLY))
+    return values.integer(key, maximum=MAX_SETTINGS.get(key, _MAX_SETTING))
 
 
 def _stages(values: JsonValues, key: str) -> tuple[int, ...]:
     """A size of each stage."""
-    sizes, most = values.get(key), MOST.get(key, MOST_USUALLY)
+    sizes, maximum = values.get(key), MAX_SETTINGS.get(key, _MAX_SETTING)
     if not isinstance(sizes, list) or len(sizes) != STAGES:
         raise values.refused(key, f"expected {STAGES} integers, one a stage")
-    if not all(type(size) is int and 1 <= size <= most for size in sizes):
-        raise values.refused(key, f"expected integers from 1 to {most}")
+    if not all(type(size) is int and 1 <= size <= maximum for size in sizes):
+        raise values.refused(key, f"expected integers from 1 to {maximum}")
     return tuple(sizes)

@@ -45,21 +45,27 @@ class JsonValues:
         return default if value is None else value
 
     def integer(
-        self, key: str, default: int | None = None, *, least: int = 1, most: int, what: str = "an integer"
+        self,
+        key: str,
+        default: int | None = None,
+        *,
+        minimum: int = 1,
+        maximum: int,
+        what: str = "an integer",
     ) -> int:
-        """An integer from `least` to `most`; `what`: what it stands for."""
+        """An integer from `minimum` to `maximum`; `what`: what it stands for."""
         value = self.get(key, default)
-        if type(value) is not int or not least <= value <= most:
-            raise self.refused(key, f"expected {what} from {least} to {most}")
+        if type(value) is not int or not minimum <= value <= maximum:
+            raise self.refused(key, f"expected {what} from {minimum} to {maximum}")
         return value
 
     def number(
-        self, key: str, default: float | None = None, *, least: float = -LARGEST, most: float = LARGEST
+        self, key: str, default: float | None = None, *, minimum: float = -LARGEST, maximum: float = LARGEST
     ) -> float:
-        """A number from `least` to `most`."""
+        """A number from `minimum` to `maximum`."""
         value = self.get(key, default)
-        if not _is_number(value) or not least <= value <= most:
-            raise self.refused(key, f"expected a number from {least} to {most}")
+        if not _is_number(value) or not minimum <= value <= maximum:
+            raise self.refused(key, f"expected a number from {minimum} to {maximum}")
         return float(value)
 
     def numbers(self, key: str, count: int) -> list[float]:

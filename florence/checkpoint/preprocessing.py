@@ -45,7 +45,7 @@ def read_preprocessing(directory: Path, side: int | None = None) -> Preprocessin
     found = Preprocessing(
         height=side,
         width=side,
-        resample=values.integer("resample", 3, least=0, most=_MAX_FILTER),
+        resample=values.integer("resample", 3, minimum=0, maximum=_MAX_FILTER),
         rescale=values.number("rescale_factor", 1 / 255),
         mean=_channels(values, "image_mean"),
         std=_channels(values, "image_std"),
@@ -60,7 +60,7 @@ def _side(values: JsonValues) -> int:
         why = "so FLORENCE_INPUT_SIZE has to say the size that pictures are resized to"
         raise values.refused("do_resize", why)
     size = values.section("size")
-    height, width = size.integer("height", most=MAX_SIDE), size.integer("width", most=MAX_SIDE)
+    height, width = size.integer("height", maximum=MAX_SIDE), size.integer("width", maximum=MAX_SIDE)
     if height != width or len(values.get("size")) > 2:
         raise values.refused("size", "expected a square, with height and width alone")
     return height

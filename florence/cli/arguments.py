@@ -123,7 +123,7 @@ def _add_run(commands: Commands) -> None:
 def _add_bulk(commands: Commands) -> None:
     parser = _add(commands, "bulk", *BULK)
     _add_sources(parser)
-    add_bulk(parser, partial(_whole, most=2**31))
+    add_bulk(parser, partial(_whole, maximum=2**31))
     _add_region(parser)
     _add_options(parser)
     _add_where(parser, many=True)
@@ -132,7 +132,7 @@ def _add_bulk(commands: Commands) -> None:
 
 def _add_evaluate(commands: Commands) -> None:
     parser = _add(commands, "evaluate", *EVALUATE)
-    add_evaluate(parser, partial(_whole, most=10**6))
+    add_evaluate(parser, partial(_whole, maximum=10**6))
     _add_task(parser, "in place of the subject's usual task")
     _add_options(parser)
     _add_where(parser)
@@ -212,7 +212,11 @@ def _add_serve(commands: Commands) -> None:
     )
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="address (default: 127.0.0.1)")
     parser.add_argument(
-        "--port", metavar="PORT", type=partial(_whole, most=65_535), default=8000, help="port (default: 8000)"
+        "--port",
+        metavar="PORT",
+        type=partial(_whole, maximum=65_535),
+        default=8000,
+        help="port (default: 8000)",
     )
     parser.add_argument(
         "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
@@ -259,7 +263,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dpi",
         metavar="N",
-        type=partial(_whole, most=MAX_PDF_DPI),
+        type=partial(_whole, maximum=MAX_PDF_DPI),
         default=PDF_DPI,
         help=f"resolution at which pages of PDFs are rendered, dots per inch (default: {PDF_DPI})",
     )
@@ -283,9 +287,9 @@ def _add_where(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
     )
 
 
-def _whole(text: str, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= most):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}, got {text!r}")
+def _whole(text: str, maximum: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= maximum):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {maximum}, got {text!r}")
     return int(text)
 
 
@@ -314,7 +318,7 @@ def _add_convert(commands: Commands) -> None:
     parser.add_argument(
         "--memory-gib",
         metavar="N",
-        type=partial(_whole, most=2**20),
+        type=partial(_whole, maximum=2**20),
         default=16,
         help="most memory for opening a pickle, GiB (default: 16)",
     )

@@ -103,10 +103,10 @@ def urls_of(arguments: argparse.Namespace) -> list[str]:
 
 def _limits(arguments: argparse.Namespace) -> ImageLimits:
     """Limits on pictures that are sent, and on documents whose pages are rendered here."""
-    return replace(DEFAULT_LIMITS, pdf_dpi=arguments.dpi, max_bytes=most_bytes(arguments))
+    return replace(DEFAULT_LIMITS, pdf_dpi=arguments.dpi, max_bytes=max_picture_bytes(arguments))
 
 
-def most_bytes(arguments: argparse.Namespace) -> int:
+def max_picture_bytes(arguments: argparse.Namespace) -> int:
     """The largest picture file in bytes: the limit of the first service that answers, or of the model loaded
     here."""
     urls = urls_of(arguments)

@@ -21,7 +21,7 @@ from florence.bulk.sources import Sources
 from florence.bulk.store import AnsweredTasks, Store
 from florence.cli.asking import (
     find_task,
-    most_bytes,
+    max_picture_bytes,
     open_asker,
     question_options,
     read_options,
@@ -117,7 +117,7 @@ def read_sources(arguments: argparse.Namespace, questions: tuple[PictureQuestion
         find=lambda name: _find(arguments, name),
         questions=questions,
         options=question_options(arguments),
-        most_bytes=most_bytes(arguments),
+        max_bytes=max_picture_bytes(arguments),
     )
 
 

@@ -35,7 +35,7 @@ class Failure:
     error: FlorenceError
 
 
-class _Tally(Generic[AskedT, AnswerT]):
+class _PictureTally(Generic[AskedT, AnswerT]):
     """Counts answers and failures, shows them in a progress bar if wanted, and sums up at the end."""
 
     def __init__(
@@ -108,7 +108,7 @@ class _Tally(Generic[AskedT, AnswerT]):
                 yield picture, answer
 
 
-class PictureMap(_Tally[AnswerT, AnswerT]):
+class PictureMap(_PictureTally[AnswerT, AnswerT]):
     """Iterator of (picture, answer) in the order in which answers come; `failures` holds the others.
 
     `ordered`: in the order of the pictures instead. `progress`: whether a bar is shown on stderr; None: only
@@ -144,7 +144,7 @@ class PictureMap(_Tally[AnswerT, AnswerT]):
             self._close()
 
 
-class AsyncPictureMap(_Tally[Awaitable[AnswerT], AnswerT]):
+class AsyncPictureMap(_PictureTally[Awaitable[AnswerT], AnswerT]):
     """`PictureMap` for `async for`. Leaving the loop early cancels the requests in flight: call `aclose`, or
     use `async with`, to choose where."""
 

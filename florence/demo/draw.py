@@ -19,7 +19,7 @@ from florence.demo.world.coco import coco_captions, coco_instances
 from florence.demo.world.coco_tasks import coco_tasks
 from florence.demo.world.drawing import held_out
 from florence.demo.world.ground_truth import Question
-from florence.demo.world.scenes import MOST_CROWDED, MOST_THINGS, Limits, Scene
+from florence.demo.world.scenes import MAX_CROWDED, MAX_THINGS, Limits, Scene
 
 
 def draw(
@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 0.1 <= arguments.scale <= 1:
         parser.error("--scale must lie between 0.1 and 1")
-    things = read_things(parser, arguments, MOST_THINGS if arguments.scale == 1 else MOST_CROWDED)
+    things = read_things(parser, arguments, MAX_THINGS if arguments.scale == 1 else MAX_CROWDED)
     limits = Limits(things=things, side=tuple(arguments.side), scale=arguments.scale)
     draw(arguments.out, arguments.seed, arguments.count, limits, arguments.name, tasks=arguments.tasks)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from florence.demo.draw import command_parser, read_things
 from florence.demo.evaluation.exam import Exam, ask_model, ask_service, by_original_score
 from florence.demo.evaluation.grading import Grade
-from florence.demo.world.scenes import MOST_THINGS, Limits
+from florence.demo.world.scenes import MAX_THINGS, Limits
 from florence.errors import FlorenceError
 from florence.evaluation.libraries import EVALUATORS, evaluator
 from florence.evaluation.measures.calibration import (
@@ -124,8 +124,8 @@ def exam_parser(description: str | None) -> argparse.ArgumentParser:
 def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, Exam], None]) -> None:
     """Run the command on the exam that its arguments select. An error ends it with one line on stderr."""
     arguments = parser.parse_args()
-    arguments.things = arguments.things or ((4, MOST_THINGS) if arguments.hard else (1, 4))
-    things = read_things(parser, arguments, MOST_THINGS)
+    arguments.things = arguments.things or ((4, MAX_THINGS) if arguments.hard else (1, 4))
+    things = read_things(parser, arguments, MAX_THINGS)
     if arguments.count < 1 or arguments.seed < 0:
         parser.error("--count must be 1 or more, --seed 0 or more")
     try:

@@ -90,7 +90,7 @@ class Trainer:
             answers = (stage.word_weight * sum(words) + sum(places)) / sum(counts)
         loss = loss + answers
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.most_gradient)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.max_gradient)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate_at(self.step)
         self.optimizer.step()

@@ -16,14 +16,14 @@ MARGIN = 0.03
 TRIAL_S = 2.0
 """A trial starts no repeat that is expected to end later than this many seconds after its begin."""
 
-MOST_REPEATS = 3
+MAX_REPEATS = 3
 """Repeats of each way in a trial; the quickest counts."""
 
 ANSWER_TOKENS = 74
 """Tokens of a mean answer, for the ratio of steps to encodes: the mean over the replaced deployment's nine
 tasks."""
 
-MOST_STEPS = 32
+MAX_STEPS = 32
 """Most steps in one repeat."""
 
 
@@ -39,7 +39,7 @@ class Mix:
     def of(cls, slots: int, encoded: int, room: int) -> Mix | None:
         """The mix of an engine with `slots` slots that encodes `encoded` requests together and has room for
         answers of `room` tokens; None where the engine is too small to encode and decode at once."""
-        steps = min(round(ANSWER_TOKENS * encoded / slots), MOST_STEPS, room - 2)
+        steps = min(round(ANSWER_TOKENS * encoded / slots), MAX_STEPS, room - 2)
         decoded = slots - encoded
         return cls(decoded, encoded, max(2, steps)) if decoded >= 1 and encoded >= 1 and room >= 4 else None
 

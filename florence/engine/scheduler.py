@@ -98,12 +98,12 @@ class Scheduler(Generic[RequestT]):
     def refusal(self, waiting: int) -> Overloaded | None:
         """The error that refuses one more request behind `waiting` others; None if it is accepted."""
         wait_s = self.wait_s(waiting)
-        most_ms = self.config.max_latency_ms
+        max_ms = self.config.max_latency_ms
         if waiting >= self.config.max_queue:
             reason, retry_after_s = f"{waiting} requests are waiting, which is the limit", wait_s
-        elif most_ms is not None and wait_s > most_ms / 1000:
-            reason = f"this request would wait for {wait_s:.1f} s, {most_ms / 1000:g} s are allowed"
-            retry_after_s = wait_s - most_ms / 1000
+        elif max_ms is not None and wait_s > max_ms / 1000:
+            reason = f"this request would wait for {wait_s:.1f} s, {max_ms / 1000:g} s are allowed"
+            retry_after_s = wait_s - max_ms / 1000
         else:
             return None
         retry_after_s = max(1.0, retry_after_s)

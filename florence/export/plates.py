@@ -13,7 +13,7 @@ from florence.export.geometry import Box, area, meet
 
 Size = tuple[int, int]  # width, height
 
-_MOST_HIDDEN: Final = 0.02  # largest sum of hidden shares of other things by a plate next to its thing
+_MAX_HIDDEN: Final = 0.02  # largest sum of hidden shares of other things by a plate next to its thing
 _ROWS: Final = 4  # rows of plates for which the column has room in the smallest picture
 
 
@@ -46,7 +46,7 @@ def lay_out(things: Sequence[Box], plates: Sequence[Size], picture: Size, *, gro
         taken = [each for each in places.values() if _common(each, reach)]
         place, hides = _least_hiding(thing, plate, picture, near, taken)
         used = sum(height + _gap(away) for _, height in away.values())
-        if (place is None or hides > _MOST_HIDDEN) and used + plate[1] <= room:
+        if (place is None or hides > _MAX_HIDDEN) and used + plate[1] <= room:
             away[number] = plate
         else:
             places[number] = place or _inside(thing, plate, picture, taken)
@@ -68,7 +68,7 @@ def _least_hiding(
         return None, 0
     others = [other for other in near if _common(thing, other) < _common(thing, thing)]
     # Among places that hide almost nothing of these, the one that hides least of all things is chosen.
-    hidden = [(max(_hidden(each, others), _MOST_HIDDEN), _hidden(each, near)) for each in beside]
+    hidden = [(max(_hidden(each, others), _MAX_HIDDEN), _hidden(each, near)) for each in beside]
     least = min(hidden)
     return beside[hidden.index(least)], least[0]
 

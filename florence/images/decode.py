@@ -47,7 +47,7 @@ REFUSED_PDF = (
 RenderPage = Callable[[bytes, int, ImageLimits], bytes]
 """Renders a PDF's page, as `pdf.render_page` does."""
 
-MOST_PASSES = 10
+MAX_PASSES = 10
 """Most passes over the pixels for a picture of the largest allowed size; smaller pictures may have
 proportionally more."""
 
@@ -95,7 +95,7 @@ def inspect(data: bytes, limits: ImageLimits, view: View = ORIGINAL) -> Header:
         )
     _check_place(header, view)
     pixels = header.width * header.height
-    allowed = MOST_PASSES * limits.max_pixels // header.pass_cost
+    allowed = MAX_PASSES * limits.max_pixels // header.pass_cost
     if header.passes * pixels > allowed:
         name = "frame" if header.frame > 1 else "part" if header.format in HEIF_FORMATS else "scan"
         raise ImageTooLarge(

@@ -49,7 +49,7 @@ def read_heif(data: bytes, max_frames: int, number: int) -> Header:
         raise ImageError("the picture's file (HEIF or AVIF) does not say its size")
     name = "AVIF" if _brands(data) & AVIF_BRANDS else "HEIF"
     area = width * height
-    passes = max(number, min(-(-items.most_pixels(area) // area), _MAX_PASSES))
+    passes = max(number, min(-(-items.max_pixels(area) // area), _MAX_PASSES))
     return Header(name, width, height, 1, 1, data, passes=passes, profile=profile, frame=number)
 
 
@@ -98,7 +98,7 @@ class _Items:
             mask = 0x7FFF if flags & 1 else 0x7F  # without the bit that marks it as essential
             self._links.setdefault(number, []).extend(each & mask for each in links)
 
-    def most_pixels(self, largest: int) -> int:
+    def max_pixels(self, largest: int) -> int:
         """How many pixels are decoded and composed for the most expensive item. `largest`: pixels of an item
         that has no size of its own."""
         known: dict[int, int] = {}

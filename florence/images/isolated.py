@@ -32,14 +32,14 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(_PASSED)}
 
 
-def limit(**most: int) -> None:
+def limit(**limits: int) -> None:
     """Set this process's soft limits by name: `core`, `cpu` (seconds), `data` (bytes of private memory). A
     lower hard limit stays. Does nothing where the system has no such limits (Windows)."""
     try:
         import resource
     except ImportError:
         return
-    for name, wanted in most.items():
+    for name, wanted in limits.items():
         kind = getattr(resource, f"RLIMIT_{name.upper()}")
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

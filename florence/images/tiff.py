@@ -43,7 +43,7 @@ COMPRESSIONS: Final = {
     7: "JPEG", 8: "deflate", 32946: "deflate", 32773: "PackBits", 34925: "LZMA", 50000: "Zstandard",
 }  # fmt: skip
 """The compressions that Pillow's libtiff decodes."""
-_MOST_PADDING: Final = 4
+_MAX_PADDING: Final = 4
 _SMALL_TILE: Final = 512 * 512
 """Pixels of a tile that may be larger than the picture, as encoders with fixed tile sizes write it."""
 
@@ -146,10 +146,10 @@ class _File:
         count = self.read(self.count, position)
         return position + struct.calcsize("<" + self.count) + (4 + 2 * self.inline) * count
 
-    def count_pages(self, position: int, most: int) -> int:
-        """The number of pages, counted up to `most` + 1; a page whose directory is truncated is the last."""
+    def count_pages(self, position: int, max_pages: int) -> int:
+        """The number of pages, counted up to `max_pages` + 1; a truncated directory is the last."""
         seen: set[int] = set()
-        while position and position not in seen and len(seen) <= most:
+        while position and position not in seen and len(seen) <= max_pages:
             seen.add(position)
             try:
                 position = self.read(self.offset, self._next(position))
@@ -229,7 +229,7 @@ class _Layout:
             part_width, part_height = value(_TILE_WIDTH, width), value(_TILE_HEIGHT, height)
         else:
             part_width, part_height = width, min(value(_STRIP_ROWS, height), height)
-        if tiled and part_width * part_height > _MOST_PADDING * max(width * height, _SMALL_TILE):
+        if tiled and part_width * part_height > _MAX_PADDING * max(width * height, _SMALL_TILE):
             raise ImageTooLarge(
                 f"the TIFF file's tiles are of {part_width}x{part_height} pixels, "
                 f"the picture of {width}x{height}"

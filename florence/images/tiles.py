@@ -14,7 +14,7 @@ from florence.errors import ImageError
 Bounds = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of the picture."""
 
-MOST_TILES: Final = 128
+MAX_TILES: Final = 128
 _ROUNDING: Final = 1e-9  # of a tile: no further tile for a remainder below this
 
 
@@ -24,27 +24,27 @@ class Tiling:
 
     `grid`: columns and rows; None: as many as are needed for tiles of `scale` times the model's input size,
     and one along a side that is no longer than that. `overlap`: of neighbouring tiles, as a fraction of a
-    tile's side, horizontally and vertically. `most`: tiles of one picture.
+    tile's side, horizontally and vertically. `max_tiles`: tiles of one picture.
     """
 
     grid: tuple[int, int] | None
     scale: float
     overlap: tuple[float, float]
-    most: int = MOST_TILES
+    max_tiles: int = MAX_TILES
 
     def counts(self, size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, int]:
         """Columns and rows for a picture. `size`, `input_size`: width and height.
 
-        Raises `ImageError` for more than `most` tiles.
+        Raises `ImageError` for more than `max_tiles` tiles.
         """
         columns, rows = self.grid or (
             min(self._count(axis, size[axis], input_size[axis]), size[axis]) for axis in (0, 1)
         )
-        if columns * rows > self.most:
+        if columns * rows > self.max_tiles:
             raise ImageError(
                 f"a picture of {size[0]}x{size[1]} pixels makes {columns}x{rows} = {columns * rows} tiles; "
-                f"up to {self.most} are allowed (FLORENCE_MAX_TILES): send a larger tile_scale, a smaller "
-                "tile_overlap, or a grid such as tiles=3x4"
+                f"up to {self.max_tiles} are allowed (FLORENCE_MAX_TILES): send a larger tile_scale, a "
+                "smaller tile_overlap, or a grid such as tiles=3x4"
             )
         return columns, rows
 

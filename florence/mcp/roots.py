@@ -19,8 +19,8 @@ from florence.errors import ImageError, ImageTooLarge, SettingsError, quote
 from florence.images.limits import DEFAULT_LIMITS
 
 SCHEME: Final = "picture"
-MOST_LISTED: Final = 500
-_MOST_SEEN: Final = 20_000
+MAX_LISTED: Final = 500
+_MAX_SEEN: Final = 20_000
 """Files and folders of one root that a listing visits at most."""
 
 
@@ -63,13 +63,13 @@ class Roots:
         return self._read(self._folders[int(number) - 1] / name, uri)
 
     def uris(self) -> Iterator[tuple[str, Path]]:
-        """The URI and the file of each listed picture, folder by folder, at most `MOST_LISTED`."""
+        """The URI and the file of each listed picture, folder by folder, at most `MAX_LISTED`."""
         found = (
             (f"{SCHEME}:///{number}/{percent_encoded(file.relative_to(folder).as_posix())}", file)
             for number, folder in enumerate(self._folders, start=1)
             for file in _pictures(folder)
         )
-        return islice(found, MOST_LISTED)
+        return islice(found, MAX_LISTED)
 
     def _read(self, path: Path, said: str) -> bytes:
         try:
@@ -97,7 +97,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         seen += len(folders) + len(files)
-        if seen > _MOST_SEEN:
+        if seen > _MAX_SEEN:
             return
         for name in sorted(files):
             if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):

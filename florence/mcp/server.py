@@ -47,7 +47,7 @@ AskUrl = Callable[[str, PictureQuestion], TaskAnswer[Any]]
 LONGEST_SIDE: Final = 1024
 """Pixels of a drawn picture's longer side: agents pay by the pixel."""
 MAX_BODY_BYTES: Final = 64 * 2**20
-MOST_CALLS: Final = 32
+MAX_CALLS: Final = 32
 """Calls that are answered at a time, also for clients that have left; more wait."""
 GRACE_S: Final = 30
 INSTRUCTIONS: Final = "Tools about one picture each. Boxes and regions are x1, y1, x2, y2 in its pixels."
@@ -64,7 +64,7 @@ class PictureServer:
         left_out = ([] if roots.local else ["path"]) + ([] if ask_url else ["url"])
         self._ways = [way for way in PICTURE if way not in left_out]
         self._tools = {tool.name: tool for tool in TOOLS}
-        self._threads = ThreadPoolExecutor(MOST_CALLS, "florence-mcp")
+        self._threads = ThreadPoolExecutor(MAX_CALLS, "florence-mcp")
 
     def protocol(self) -> Server[Any]:
         """The SDK's server with these handlers."""

@@ -27,11 +27,11 @@ blocks."""
 
 @dataclass(frozen=True, slots=True)
 class ActorPool:
-    """From `least` to `most` actors, each with `gpus` GPUs and `cpus` cores. `cpus` None: an actor's share of
-    the cluster's cores; 0 if it has a GPU."""
+    """From `min_size` to `max_size` actors, each with `gpus` GPUs and `cpus` cores. `cpus` None: an actor's
+    share of the cluster's cores; 0 if it has a GPU."""
 
-    least: int = 1
-    most: int = 1
+    min_size: int = 1
+    max_size: int = 1
     gpus: float | None = None
     cpus: float | None = None
 
@@ -39,8 +39,8 @@ class ActorPool:
     def parse(cls, text: str, gpus: float | None = None, cpus: float | None = None) -> ActorPool:
         """Parse `4` or `2..8`. Raises `RequestError` for any other text."""
         found = re.fullmatch(r"([1-9][0-9]{0,4})(?:\.\.([1-9][0-9]{0,4}))?", text, re.ASCII)
-        if found and int(found[1]) <= (most := int(found[2] or found[1])):
-            return cls(int(found[1]), most, gpus, cpus)
+        if found and int(found[1]) <= (max_size := int(found[2] or found[1])):
+            return cls(int(found[1]), max_size, gpus, cpus)
         raise RequestError(f"actors are a number, such as 4, or a range, such as 2..8, got {quote(text)}")
 
     def resources(self) -> dict[str, float]:
@@ -51,15 +51,15 @@ class ActorPool:
         cores = [node["CPU"] for node in nodes if node.get("CPU")]
         cpus = self.cpus
         if cpus is None:
-            cpus = 0 if gpus else max(min([*cores, sum(cores) // self.most]), 1) if cores else 1
+            cpus = 0 if gpus else max(min([*cores, sum(cores) // self.max_size]), 1) if cores else 1
         wanted = {"num_gpus": gpus, "num_cpus": cpus}
         return {name: amount for name, amount in wanted.items() if amount or name == "num_cpus"}
 
     def strategy(self) -> ActorPoolStrategy:
         """The pool for `map_batches`; its actors process several batches at a time."""
         return ActorPoolStrategy(
-            min_size=self.least,
-            max_size=self.most,
+            min_size=self.min_size,
+            max_size=self.max_size,
             max_tasks_in_flight_per_actor=IN_FLIGHT,
             max_concurrent_calls_per_actor=CALLS,
             enable_true_multi_threading=True,

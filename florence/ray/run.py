@@ -33,7 +33,7 @@ class RayRun:
 
     def dataset(self, source: JobSource, *, lines: bool) -> Dataset:
         """The outcomes as a lazy dataset, in the format of `FlorenceActor`."""
-        jobs: Any = source.dataset(self.pool.most + 1)
+        jobs: Any = source.dataset(self.pool.max_size + 1)
         asked: Dataset = jobs.map_batches(
             FlorenceActor,
             fn_constructor_kwargs={**self.actor, "concurrency": self.concurrency, "lines": lines},
@@ -59,7 +59,7 @@ class RayRun:
         sink = PartSink(out, rows)
         with context(ordered=self.ordered, bars=bars), _own_errors():
             self.dataset(source, lines=False).write_datasink(
-                sink, ray_remote_args={"num_cpus": 0}, concurrency=self.pool.most + 1
+                sink, ray_remote_args={"num_cpus": 0}, concurrency=self.pool.max_size + 1
             )
         return sink.result
 

@@ -75,9 +75,9 @@ class JobSource:
         parts: list[Dataset] = [ray.data.from_blocks(listed)] if listed else []
         if self._archives:
             tasks, count = ArchiveTasks(self._archives, self._batch), len(self._archives.places)
-            most = min(readers, count)
+            at_once = min(readers, count)
             parts.append(
-                ray.data.read_datasource(tasks, override_num_blocks=count, num_cpus=0, concurrency=most)
+                ray.data.read_datasource(tasks, override_num_blocks=count, num_cpus=0, concurrency=at_once)
             )
         return parts[0].union(*parts[1:]) if parts[1:] else parts[0]
 
@@ -112,7 +112,7 @@ def in_archives(sources: Sources) -> Sources:
         frame=sources.frame,
         find=TASKS.read,
         passed=PassedOver(),
-        most_bytes=sources.most_bytes,
+        max_bytes=sources.max_bytes,
     )
 
 
@@ -131,12 +131,12 @@ def _of_archive(shared: Any, name: str, batch: int) -> Iterator[pandas.DataFrame
     yield from map(job_block, chunks(archives.jobs(name), batch))
 
 
-def chunks(jobs: Iterable[Job], most: int) -> Iterator[list[Job]]:
-    """The jobs in lists of `most`; shorter ones where the pictures' bytes fill a block."""
+def chunks(jobs: Iterable[Job], max_jobs: int) -> Iterator[list[Job]]:
+    """The jobs in lists of `max_jobs`; shorter ones where the pictures' bytes fill a block."""
     chunk: list[Job] = []
     for job in jobs:
         chunk.append(job)
-        if len(chunk) == most or sum(each.item.held for each in chunk) >= BLOCK_BYTES:
+        if len(chunk) == max_jobs or sum(each.item.held for each in chunk) >= BLOCK_BYTES:
             yield chunk
             chunk = []
     if chunk:

@@ -79,12 +79,14 @@ def pack_tiling(tiling: Tiling | None) -> bytes:
     """TILING as bytes; without a grid, columns and rows are 0."""
     if tiling is None:
         return TILING.pack(False, 0, 0, 0.0, 0.0, 0.0, 0)
-    return TILING.pack(True, *(tiling.grid or (0, 0)), tiling.scale, *tiling.overlap, tiling.most)
+    return TILING.pack(True, *(tiling.grid or (0, 0)), tiling.scale, *tiling.overlap, tiling.max_tiles)
 
 
 def read_tiling(packed: bytes | bytearray) -> Tiling | None:
     """The inverse of `pack_tiling`."""
-    cut, columns, rows, scale, *overlap, most = TILING.unpack(packed)
+    cut, columns, rows, scale, *overlap, max_tiles = TILING.unpack(packed)
     return (
-        Tiling((columns, rows) if columns else None, scale, (overlap[0], overlap[1]), most) if cut else None
+        Tiling((columns, rows) if columns else None, scale, (overlap[0], overlap[1]), max_tiles)
+        if cut
+        else None
     )

@@ -41,7 +41,7 @@ def main() -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as the other decoders; each thread takes memory
     job = wire.ReadJob.unpack(sys.argv[1])
     limit(core=0)
-    reader = _Reader(job, mmap.mmap(job.memory_fd, 0))
+    reader = _SlotWriter(job, mmap.mmap(job.memory_fd, 0))
     while head := _receive(wire.REQUEST.size):
         kind, original, red, green, blue, frame, page, slot, length = wire.REQUEST.unpack(head)
         tiling = wire.read_tiling(_receive(wire.TILING.size))
@@ -52,7 +52,7 @@ def main() -> None:
         reader.read(kind, payload, view, slot)
 
 
-class _Reader:
+class _SlotWriter:
     """Reads pictures as its job says, into the slots of `memory`."""
 
     def __init__(self, job: wire.ReadJob, memory: mmap.mmap) -> None:

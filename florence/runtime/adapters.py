@@ -66,14 +66,15 @@ class Adapters:
 
     def __init__(
         self, tasks: TaskTable = TASKS, sources: AdapterSources | None = None,
-        base: AdapterBase | None = None, most: int = 0,
+        base: AdapterBase | None = None, max_adapters: int = 0,
     ) -> None:  # fmt: skip
         """`tasks`: those of the base checkpoint. `sources`: None for no adapters; a list file is watched
-        until `close`. `base`: the checkpoint that adapters are for. `most`: the maximum number of adapters.
+        until `close`. `base`: the checkpoint that adapters are for. `max_adapters`: how many may be
+        listed.
 
         Raises `SettingsError` and `CheckpointError`.
         """
-        self._tasks, self._sources, self._base, self._most = tasks, sources, base, most
+        self._tasks, self._sources, self._base, self._max_adapters = tasks, sources, base, max_adapters
         self._version = version_of(sources) if isinstance(sources, Path) else ()
         self._set = _Set({}, tasks, {})
         self._ended = threading.Event()
@@ -142,7 +143,7 @@ class Adapters:
                 log.exception("the adapters are unchanged")
 
     def _read(self, sources: AdapterSources) -> _Set:
-        listed = list_adapters(sources, self._most)
+        listed = list_adapters(sources, self._max_adapters)
         adapters = {name: self._read_one(name, source) for name, source in listed.items()}
         table, owners = self._tasks, dict[str, list[str]]()
         for name, adapter in adapters.items():

@@ -18,7 +18,7 @@ from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
 from florence.errors import FlorenceError
 from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
-from florence.images.tiles import MOST_TILES
+from florence.images.tiles import MAX_TILES
 from florence.model.devices import pick_device
 from florence.readers.picture import PictureSource
 from florence.runtime.configured import load_arguments
@@ -30,7 +30,7 @@ from florence.runtime.run_options import (
     Item,
     RunOptions,
     grey_picture,
-    most_places,
+    max_requests,
     own_picture,
     parameters_of,
     reads_text,
@@ -90,7 +90,7 @@ class Florence2:
         score_temperature: float = 1.0,
         owner: Callable[[], str] = no_owner,
         owner_share: float = 1.0,
-        max_tiles: int = MOST_TILES,
+        max_tiles: int = MAX_TILES,
     ) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
@@ -261,8 +261,8 @@ class Florence2:
 
     def room(self, **options: Unpack[RunOptions]) -> int:
         """How many requests with these options may wait at once if there are no others."""
-        places = most_places(options, self.pipeline.max_tiles)
-        return max(1, int(self._info["limits"]["max_queue"]) // places)
+        requests = max_requests(options, self.pipeline.max_tiles)
+        return max(1, int(self._info["limits"]["max_queue"]) // requests)
 
     def warm_up(self) -> None:
         """Run a grey picture through every part, so that the first request is not slower than later ones."""

@@ -15,7 +15,7 @@ from florence.engine.adapters import EngineAdapter
 from florence.engine.config import DEFAULT_MAX_NEW_TOKENS
 from florence.engine.request import GenerationOptions, Request
 from florence.errors import OptionError, TaskError
-from florence.images.tiles import MOST_TILES
+from florence.images.tiles import MAX_TILES
 from florence.model.config import GenerationDefaults
 from florence.readers.picture import ReadPicture
 from florence.runtime.adapters import Adapters
@@ -98,7 +98,7 @@ class Pipeline:
     max_new_tokens: int
     adapters: Adapters = field(default_factory=Adapters)
     score_temperature: float = 1.0
-    max_tiles: int = MOST_TILES
+    max_tiles: int = MAX_TILES
 
     @property
     def tasks(self) -> TaskTable:

@@ -85,7 +85,7 @@ def tiling_of(parameters: RequestParameters, max_tiles: int, *, reads_text: bool
         grid=parameters.grid,
         scale=usual.scale if scale is None else scale,
         overlap=usual.overlap if overlap is None else (overlap, overlap),
-        most=max_tiles,
+        max_tiles=max_tiles,
     )
 
 
@@ -116,13 +116,13 @@ def grey_picture() -> bytes:
     return file.getvalue()
 
 
-def most_places(options: RunOptions, max_tiles: int) -> int:
-    """The most places in the queue that a request with these options takes."""
+def max_requests(options: RunOptions, max_tiles: int) -> int:
+    """The number of queued requests that a picture with these options makes, at most."""
     try:
         tiling = tiling_of(parameters_of(options), max_tiles)
     except OptionError:  # the request itself will raise it
         return 1
-    columns, rows = (1, 1) if tiling is None else tiling.grid or (tiling.most, 1)
+    columns, rows = (1, 1) if tiling is None else tiling.grid or (tiling.max_tiles, 1)
     return columns * rows
 
 

@@ -23,21 +23,21 @@ def no_owner() -> str:
 
 class Shares:
     """The waiting requests of each owner. `owner`: returns a request's owner, called in the thread and
-    context that submit it. `most`: waiting requests of one owner. `waiting`: by owner.
+    context that submit it. `max_waiting`: waiting requests of one owner. `waiting`: by owner.
 
     Thread-safe without a lock, since a future may be cancelled in a thread that holds any lock.
     """
 
-    def __init__(self, most: int, owner: Callable[[], str] = no_owner) -> None:
+    def __init__(self, max_waiting: int, owner: Callable[[], str] = no_owner) -> None:
         self.owner = owner
-        self._most = max(1, most)
+        self._max_waiting = max(1, max_waiting)
         self.waiting: defaultdict[str, set[Hashable]] = defaultdict(set)
 
     def check(self, owner: str, wait_s: Callable[[int], float], more: int = 1) -> None:
         """Raise `Overloaded` if the owner may not have `more` more waiting requests. `wait_s`: estimates the
         seconds that a number of requests will take, for the time after which to retry."""
         waiting = len(self.waiting[owner])
-        if owner == NO_OWNER or waiting + more <= self._most:
+        if owner == NO_OWNER or waiting + more <= self._max_waiting:
             return
         retry_after_s = max(1.0, wait_s(waiting))
         raise Overloaded(

@@ -23,14 +23,14 @@ from florence.types.options import MAX_TEXT_CHARS
 
 LONG: Final = 16_384
 """A string of more bytes is left in the body. Few texts that a task takes are this long."""
-MOST_STRUCTURE: Final = 65_536
+MAX_STRUCTURE: Final = 65_536
 """Bytes outside of strings: a request of 36 rows, written with a line for each value, has a tenth."""
-MOST_STRINGS: Final = 4096
-MOST_NESTED: Final = 64
+MAX_STRINGS: Final = 4096
+MAX_NESTED: Final = 64
 """Levels of objects and lists; a request has five. Functions that visit a value call themselves for each."""
-MOST_QUOTED: Final = 12 * MAX_TEXT_CHARS
+MAX_QUOTED: Final = 12 * MAX_TEXT_CHARS
 """Bytes of a text in JSON, each character written as two escapes."""
-MOST_PARSED: Final = 2 * 2**20
+MAX_PARSED: Final = 2 * 2**20
 """Bytes that are given to the parser: 36 rows whose strings all stay just below `LONG` have 1.7 MiB."""
 
 _AT_ONCE: Final = 4 * 2**20  # bytes that are searched for quotes in a fraction of a millisecond
@@ -124,7 +124,7 @@ def short_strings(value: Any) -> Any:
     """The value with a `str` in place of each LongString. Raises ProtocolError for one that is longer than
     any text may be."""
     if isinstance(value, LongString):
-        if len(value) > MOST_QUOTED:
+        if len(value) > MAX_QUOTED:
             raise ProtocolError(
                 f"a text has {len(value)} bytes; at most {MAX_TEXT_CHARS} characters are allowed"
             )
@@ -154,8 +154,8 @@ class Document:
         self._body, self._length = body, len(body) if length is None else length
         self._spans = [] if 0 in body[:2] else list(self._long_values())  # UTF-16 and UTF-32 have zeros
         self.size = self._length - sum(stop - start for start, stop in self._spans)
-        if self.size > MOST_PARSED:
-            raise _too_much(f"{self.size} bytes of it are no long strings; up to {MOST_PARSED} may be")
+        if self.size > MAX_PARSED:
+            raise _too_much(f"{self.size} bytes of it are no long strings; up to {MAX_PARSED} may be")
 
     def parse(self) -> Any:
         """The JSON's value, with a LongString in place of each long string that is an element or a member's
@@ -193,7 +193,7 @@ class Document:
             if stop < 0:
                 raise MalformedJson("Unterminated string starting at", start)
             if stop - start > LONG and body[position:start].rstrip(_WHITE)[-1:] in (b"[", b",", b":"):
-                after = body[stop + 1 : min(end, stop + MOST_STRUCTURE)].lstrip(_WHITE)
+                after = body[stop + 1 : min(end, stop + MAX_STRUCTURE)].lstrip(_WHITE)
                 if not after.startswith(b":"):
                     yield _Span(start, stop + 1)
             position = stop + 1
@@ -226,12 +226,12 @@ def _too_much(reason: str) -> TooMuchStructure:
 
 
 def _too_deep() -> TooMuchStructure:
-    return _too_much(f"it is nested in more than {MOST_NESTED} levels")
+    return _too_much(f"it is nested in more than {MAX_NESTED} levels")
 
 
 def _check_nesting(value: Any) -> None:
     level = [value]
-    for _ in range(MOST_NESTED + 1):
+    for _ in range(MAX_NESTED + 1):
         holders = [each for each in level if isinstance(each, dict | list)]
         if not holders:
             return
@@ -240,10 +240,10 @@ def _check_nesting(value: Any) -> None:
 
 
 def _check(strings: int, outside: int) -> None:
-    if strings > MOST_STRINGS:
-        raise _too_much(f"it has more than {MOST_STRINGS} strings")
-    if outside > MOST_STRUCTURE:
-        raise _too_much(f"it has more than {MOST_STRUCTURE} bytes outside of strings")
+    if strings > MAX_STRINGS:
+        raise _too_much(f"it has more than {MAX_STRINGS} strings")
+    if outside > MAX_STRUCTURE:
+        raise _too_much(f"it has more than {MAX_STRUCTURE} bytes outside of strings")
 
 
 def _end_of_string(body: bytes | bytearray, start: int, end: int) -> int:
@@ -252,7 +252,7 @@ def _end_of_string(body: bytes | bytearray, start: int, end: int) -> int:
     if stop < 0 or body[stop - 1] != _BACKSLASH or stop == start:
         return stop
     position = start  # a quote that may be part of the text: read its escapes
-    while position - start <= MOST_QUOTED:
+    while position - start <= MAX_QUOTED:
         match = _INSIDE.match(body, position, min(end, position + _PIECE))
         stop = match.end() if match else position
         if stop < end and body[stop] == _QUOTE[0]:
@@ -260,4 +260,4 @@ def _end_of_string(body: bytes | bytearray, start: int, end: int) -> int:
         if stop == position:
             return -1
         position = stop
-    raise _too_much(f"a string with quotation marks in it has more than {MOST_QUOTED} bytes")
+    raise _too_much(f"a string with quotation marks in it has more than {MAX_QUOTED} bytes")

@@ -48,9 +48,9 @@ GRPC_CODES: Mapping[int, str] = MappingProxyType(
 """The gRPC status code for each HTTP status of an error."""
 
 CHECKPOINT_HEADER = "florence-checkpoint"
-MOST_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop longer than a thread's start
+MAX_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop longer than a thread's start
 T = TypeVar("T")
-_MOST_PARSERS: Final = 2
+_MAX_PARSERS: Final = 2
 _PARSERS: Final = RunVar[anyio.CapacityLimiter]("florence_parsers")
 
 
@@ -88,20 +88,20 @@ def log_failure(error: Exception) -> None:
 
 
 async def off_loop(size: int, function: Callable[..., T], *args: object) -> T:
-    """The function's value; computed in a thread if `size`, the bytes it works on, is above `MOST_INLINE`.
+    """The function's value; computed in a thread if `size`, the bytes it works on, is above `MAX_INLINE`.
 
     Few threads at a time: each may hold the interpreter's lock for some milliseconds, and the loop needs it.
     """
-    if size <= MOST_INLINE:
+    if size <= MAX_INLINE:
         return function(*args)
-    return await anyio.to_thread.run_sync(function, *args, limiter=limiter_in(_PARSERS, _MOST_PARSERS))
+    return await anyio.to_thread.run_sync(function, *args, limiter=limiter_in(_PARSERS, _MAX_PARSERS))
 
 
-def limiter_in(held: RunVar[anyio.CapacityLimiter], most: int) -> anyio.CapacityLimiter:
-    """The event loop's limiter that a variable holds; made with the first call, for `most` at a time."""
+def limiter_in(held: RunVar[anyio.CapacityLimiter], total: int) -> anyio.CapacityLimiter:
+    """The event loop's limiter that a variable holds; made with the first call, for `total` at a time."""
     limiter = held.get(None)
     if limiter is None:
-        limiter = anyio.CapacityLimiter(most)
+        limiter = anyio.CapacityLimiter(total)
         held.set(limiter)
     return limiter
 

@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from florence.engine.config import EncodeStreamChoice, EngineConfig, KernelChoice
 from florence.errors import SettingsError
 from florence.images.limits import ImageLimits
-from florence.images.tiles import MOST_TILES
+from florence.images.tiles import MAX_TILES
 from florence.settings.names import PREFIX, explain
 from florence.types.pictures import Pictures
 from florence.types.precision import Precision
@@ -208,7 +208,7 @@ class Settings(BaseSettings):
     max_image_frames: int = _declared(ImageLimits, "max_frames")
     decode_memory_bytes: int = _declared(ImageLimits, "decode_bytes")
     max_tiles: int = Field(
-        default=MOST_TILES,
+        default=MAX_TILES,
         ge=1,
         le=4096,
         description="Maximum number of tiles of a picture that is cut (`tiles`). Each tile counts as a "

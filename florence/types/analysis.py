@@ -15,7 +15,7 @@ from florence.types.answer import TaskAnswer
 from florence.types.options import MAX_TEXT_CHARS
 from florence.types.results import Result, Text
 
-MOST_TASKS = 64
+MAX_TASKS = 64
 """Most tasks of one call."""
 
 

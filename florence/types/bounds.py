@@ -10,7 +10,7 @@ MAX_NGRAM: Final = 4096
 MAX_TOP_K: Final = 1_000_000
 MAX_SEED: Final = 2**53 - 1
 """Largest seed: the largest integer that every JSON parser keeps exactly."""
-LEAST_FACTOR: Final = 0.01
+MIN_FACTOR: Final = 0.01
 MAX_FACTOR: Final = 100.0
 """Largest temperature and repetition penalty."""
 MAX_PENALTY: Final = 10.0

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-MOST_LABELS: Final = 1000
-MOST_ITEMS: Final = 10_000
+MAX_LABELS: Final = 1000
+MAX_ITEMS: Final = 10_000
 LARGEST_SIZE: Final = 100_000
 _Label = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -26,7 +26,7 @@ class ItemFilter(BaseModel):
         le=1,
         description="Keep items with at least this score; items without a score are dropped.",
     )
-    labels: Annotated[tuple[_Label, ...], Field(min_length=1, max_length=MOST_LABELS)] | None = Field(
+    labels: Annotated[tuple[_Label, ...], Field(min_length=1, max_length=MAX_LABELS)] | None = Field(
         default=None,
         description="Keep items with one of these labels (OCR: texts), ignoring case; a list, or one text "
         "with commas.",
@@ -48,7 +48,7 @@ class ItemFilter(BaseModel):
         description="Minimum width and height of a box, in pixels.",
     )
     max_items: int | None = Field(
-        default=None, ge=1, le=MOST_ITEMS, description="Maximum number of items; the best are kept."
+        default=None, ge=1, le=MAX_ITEMS, description="Maximum number of items; the best are kept."
     )
 
     @field_validator("labels", mode="before")

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from florence.errors import OptionError, quote
 from florence.types.adapters import AdapterOption
 from florence.types.bounds import (
-    LEAST_FACTOR,
     MAX_BEAMS,
     MAX_FACTOR,
     MAX_NGRAM,
@@ -20,6 +19,7 @@ from florence.types.bounds import (
     MAX_SEED,
     MAX_TOKENS,
     MAX_TOP_K,
+    MIN_FACTOR,
 )
 from florence.types.filters import ItemFilter
 from florence.types.pictures import PictureOptions, Pictures
@@ -72,7 +72,7 @@ class GenerationParameters(BaseModel):
     )
     repetition_penalty: float | None = Field(
         default=None,
-        ge=LEAST_FACTOR,
+        ge=MIN_FACTOR,
         le=MAX_FACTOR,
         allow_inf_nan=False,
         description="Above 1 makes tokens that already occur less likely, below 1 more likely.",
@@ -83,7 +83,7 @@ class GenerationParameters(BaseModel):
     )
     temperature: float | None = Field(
         default=None,
-        ge=LEAST_FACTOR,
+        ge=MIN_FACTOR,
         le=MAX_FACTOR,
         allow_inf_nan=False,
         description="With do_sample: divides the scores; below 1 favours likely tokens, above 1 evens the "

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Pictures = Literal["seen", "original"]
-MOST_NUMBER: Final = 1_000_000
+MAX_NUMBER: Final = 1_000_000
 
 
 class PictureOptions(BaseModel):
@@ -32,13 +32,13 @@ class PictureOptions(BaseModel):
     frame: int | None = Field(
         default=None,
         ge=1,
-        le=MOST_NUMBER,
+        le=MAX_NUMBER,
         description="Number of the frame of an animation, from 1; default: the first.",
     )
     page: int | None = Field(
         default=None,
         ge=1,
-        le=MOST_NUMBER,
+        le=MAX_NUMBER,
         description="Number of the page of a TIFF file, or of a PDF where PDFs are read, from 1; default: "
         "the first.",
     )

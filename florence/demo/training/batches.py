@@ -20,7 +20,7 @@ from florence.demo.training.config import TrainingConfig, TrainingStage
 from florence.demo.world.drawing import draw_lots, draw_scene
 from florence.demo.world.ground_truth import Question, questions
 from florence.demo.world.scenes import Scene, Split, Thing, scene_rng
-from florence.demo.world.shapes import MOST_CORNERS
+from florence.demo.world.shapes import MAX_CORNERS
 from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS
 from florence.types.regions import BINS
@@ -33,7 +33,7 @@ _GROUPS: Final = 3
 STRIDE: Final = 32  # pixels of a picture token
 
 
-class Group(NamedTuple):
+class AnswerGroup(NamedTuple):
     """A group of a batch's questions. R: questions, P: prompt tokens, T: answer tokens.
 
     `owner` [R]: index of the picture. `prompt` [R, P]: PAD after its end. `inputs`, `labels` [R, T]: of the
@@ -58,11 +58,11 @@ class Batch(NamedTuple):
     grounds: Tensor
     things: Tensor
     outlines: Tensor
-    groups: tuple[Group, ...]
+    groups: tuple[AnswerGroup, ...]
 
     def to(self, device: torch.device) -> Batch:
         pixels, grounds, things, outlines = (table.to(device) for table in self[:4])
-        groups = tuple(Group(*(tensor.to(device) for tensor in group)) for group in self.groups)
+        groups = tuple(AnswerGroup(*(tensor.to(device) for tensor in group)) for group in self.groups)
         return Batch(pixels, grounds, things, outlines, groups)
 
 
@@ -104,7 +104,7 @@ class Batches(Dataset[Batch]):
         chosen = rng.choice(len(possible), stage.answers, replace=False, p=shares / shares.sum())
         return [possible[index] for index in chosen]
 
-    def _groups(self, asked: list[tuple[int, Question]]) -> tuple[Group, ...]:
+    def _groups(self, asked: list[tuple[int, Question]]) -> tuple[AnswerGroup, ...]:
         encoded = []
         for owner, question in asked:
             prompt = TASKS.build_prompt(TASKS[question.task], question.text)
@@ -116,12 +116,12 @@ class Batches(Dataset[Batch]):
         return tuple(_group(part) for part in parts if part)
 
 
-def _group(rows: list[tuple[int, list[int], list[int]]]) -> Group:
+def _group(rows: list[tuple[int, list[int], list[int]]]) -> AnswerGroup:
     prompt = _padded([row[1] for row in rows], PAD)
     labels = _padded([row[2] for row in rows], IGNORED)
     inputs = torch.full_like(labels, START)
     inputs[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, PAD)
-    return Group(torch.tensor([row[0] for row in rows]), prompt, inputs, labels)
+    return AnswerGroup(torch.tensor([row[0] for row in rows]), prompt, inputs, labels)
 
 
 def _padded(rows: list[list[int]], filler: int) -> Tensor:
@@ -148,7 +148,7 @@ def _thing_row(scene: Scene, thing: Thing, owner: int, cell: int) -> list[int]:
 
 def _outline_row(scene: Scene, thing: Thing) -> list[int]:
     bins = _bins(thing.polygon.ravel().tolist(), scene)
-    return bins + [IGNORED] * (2 * MOST_CORNERS - len(bins))
+    return bins + [IGNORED] * (2 * MAX_CORNERS - len(bins))
 
 
 def _bins(coordinates: Iterable[float], scene: Scene) -> list[int]:

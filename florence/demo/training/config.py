@@ -84,7 +84,7 @@ class TrainingConfig:
     batch: int = 16  # pictures a step
     warm_up: int = 200  # steps of a learning rate's warm-up
     weight_decay: float = 0.02
-    most_gradient: float = 1.0
+    max_gradient: float = 1.0
 
     @property
     def steps(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Florence2ForConditionalGeneration
 
-from florence.demo.training.batches import IGNORED, PAD, Batch, Group
+from florence.demo.training.batches import IGNORED, PAD, AnswerGroup, Batch
 from florence.demo.training.network import PlainHead
 from florence.types.regions import BINS
 
@@ -30,7 +30,7 @@ def picture_features(model: Florence2ForConditionalGeneration, pixels: Tensor) -
 def answer_loss(
     model: Florence2ForConditionalGeneration,
     features: Tensor,
-    group: Group,
+    group: AnswerGroup,
     first_location: int,
     blur: Tensor,
 ) -> tuple[Tensor, Tensor, int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 from florence.demo.training.config import Sizes
-from florence.demo.world.shapes import MOST_CORNERS
+from florence.demo.world.shapes import MAX_CORNERS
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORDS
 from florence.types.regions import BINS
 
@@ -97,7 +97,7 @@ class PlainHead(nn.Module):
         self.counts = (1, len(SHAPES) + 1, len(COLOURS), len(SIZES) + 1, len(WORDS))
         self.names = nn.Linear(width, sum(self.counts))
         self.box = nn.Linear(width, 4 * width)
-        self.outline = nn.Linear(width, 2 * MOST_CORNERS * width)
+        self.outline = nn.Linear(width, 2 * MAX_CORNERS * width)
         self.ground = nn.Linear(width, len(TONES) + len(TEXTURES))
         for layer in (self.names, self.box, self.outline, self.ground):
             nn.init.normal_(layer.weight, std=1.0 / math.sqrt(width))
@@ -117,4 +117,4 @@ class PlainHead(nn.Module):
         """cells [N, width], locations [1000, width], their embeddings -> of the box [N, 4, 1000], of up to
         twelve vertices, x and y, [N, 24, 1000]."""
         boxes = self.box(cells).unflatten(1, (4, -1)) @ locations.T
-        return boxes, self.outline(cells).unflatten(1, (2 * MOST_CORNERS, -1)) @ locations.T
+        return boxes, self.outline(cells).unflatten(1, (2 * MAX_CORNERS, -1)) @ locations.T

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from florence.demo.world.backgrounds import background
 from florence.demo.world.ground_truth import Question, questions, sayable
-from florence.demo.world.scenes import MOST_THINGS, Limits, Scene, Split, Thing, make_scene, scene_rng
+from florence.demo.world.scenes import MAX_THINGS, Limits, Scene, Split, Thing, make_scene, scene_rng
 from florence.demo.world.shapes import Points
 from florence.demo.world.typeface import Typeface
 
@@ -32,7 +32,7 @@ def draw_lots(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> S
 def held_out(seed: int, count: int, limits: Limits) -> Iterator[tuple[Scene, Image.Image, list[Question]]]:
     """Scenes 0 to `count` - 1 of a held-out seed, with pictures and questions."""
     typeface = Typeface()
-    draw = draw_lots if limits.things[1] <= MOST_THINGS else make_scene  # a crowded scene is seldom sayable
+    draw = draw_lots if limits.things[1] <= MAX_THINGS else make_scene  # a crowded scene is seldom sayable
     for index in range(count):
         rng = scene_rng(Split.HELD_OUT, seed, index)
         scene = draw(rng, typeface, limits)

@@ -13,9 +13,9 @@ from PIL import Image, ImageFilter
 
 from florence.demo.world.shapes import Points
 
-MOST_BLUR: Final = 0.01  # standard deviation over the square root of the picture's area
-MOST_NOISE: Final = 14.0  # standard deviation of each channel, in levels of 0 to 255
-LEAST_CONTRAST: Final = 0.85  # contrast relative to a good camera
+MAX_BLUR: Final = 0.01  # standard deviation over the square root of the picture's area
+MAX_NOISE: Final = 14.0  # standard deviation of each channel, in levels of 0 to 255
+MIN_CONTRAST: Final = 0.85  # contrast relative to a good camera
 CUT_SHARE: Final = 0.35  # share of large shapes that are cut
 CUT: Final = (0.1, 0.3)  # share of a cut shape's width or height that is outside
 
@@ -32,7 +32,7 @@ class Camera:
     @classmethod
     def draw(cls, rng: np.random.Generator, side: float) -> Camera:
         """A random camera; `side`: square root of the picture's area."""
-        blur, noise, contrast = rng.uniform((0, 0, LEAST_CONTRAST), (MOST_BLUR * side, MOST_NOISE, 1))
+        blur, noise, contrast = rng.uniform((0, 0, MIN_CONTRAST), (MAX_BLUR * side, MAX_NOISE, 1))
         return cls(float(blur), float(noise), float(contrast))
 
     def take(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:

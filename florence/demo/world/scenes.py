@@ -27,9 +27,9 @@ from florence.demo.world.typeface import FACES, Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS, Rgb
 from florence.export.geometry import Box, area, meet
 
-MOST_THINGS: Final = 6  # things of usual size
-MOST_CROWDED: Final = 40  # things of smaller scale
-MOST_OVERLAP: Final = 0.12  # largest overlap, as a share of the smaller of two boxes
+MAX_THINGS: Final = 6  # things of usual size
+MAX_CROWDED: Final = 40  # things of smaller scale
+MAX_OVERLAP: Final = 0.12  # largest overlap, as a share of the smaller of two boxes
 _HARD_SCALE: Final = (0.72, 1.0)  # of small things and words: a shrunk large thing is not "large"
 LEFT_GAP: Final = 0.05  # of the width, between the left edges of two things: makes the order clear
 _BORDER: Final = 0.02
@@ -141,7 +141,7 @@ def make_scene(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> 
     count = int(rng.integers(limits.things[0], limits.things[1] + 1))
     words = int(rng.random() < limits.word_share)
     words += int(words and count > 2 and rng.random() < 0.3)
-    if count > MOST_THINGS:
+    if count > MAX_THINGS:
         words += count // 6
     placed: list[Thing] = []
     for number in range(count):
@@ -192,7 +192,7 @@ def _fits(thing: Thing, size: tuple[int, int], placed: list[Thing], limits: Limi
         alike = (thing.colour, thing.shape) == (other.colour, other.shape)
         if alike or (thing.text and thing.text == other.text):
             return False
-        if abs(thing.box[0] - other.box[0]) < gap * size[0] or _overlap(thing.box, other.box) > MOST_OVERLAP:
+        if abs(thing.box[0] - other.box[0]) < gap * size[0] or _overlap(thing.box, other.box) > MAX_OVERLAP:
             return False
     return True
 

@@ -16,7 +16,7 @@ Points = NDArray[np.float64]  # [N, 2], x and y
 
 CURVE_POINTS: Final = 36  # vertices of a full curve as drawn
 ANSWER_STEP: Final = 3  # an answer has every third vertex of a curve
-MOST_CORNERS: Final = 12  # most corners of an answer's polygon
+MAX_CORNERS: Final = 12  # most corners of an answer's polygon
 _CURVED: Final = frozenset({"circle", "ring", "heart", "moon"})
 RING_HOLE: Final = 0.55  # radius of a ring's hole relative to the ring's
 

@@ -19,7 +19,7 @@ from florence.evaluation.measures.precision import AveragePrecision, PictureId, 
 from florence.types.results import Detection, Detections, Segmentation
 
 _WORDING: Final = ("METEOR", "ROUGE-L")  # need no word weights, which would depend on the answers
-_MOST_NAMED: Final = 8  # most labels in a note
+_MAX_NAMED: Final = 8  # most labels in a note
 
 
 def boxes_of(row: Answered) -> list[Detection]:
@@ -180,7 +180,7 @@ def _unknown_labels(rows: Sequence[Answered]) -> list[str]:
     )
     if not others:
         return []
-    named = ", ".join(f"{label!r} {count}" for label, count in others.most_common(_MOST_NAMED))
+    named = ", ".join(f"{label!r} {count}" for label, count in others.most_common(_MAX_NAMED))
     return [f"{others.total()} boxes have labels that no true thing has: {named}"]
 
 

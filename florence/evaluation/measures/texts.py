@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from florence.evaluation.libraries import evaluator
 
-MOST_WRONG: Final = 0.5  # ANLS: from this share of wrong characters on, an answer scores 0
+MAX_WRONG: Final = 0.5  # ANLS: from this share of wrong characters on, an answer scores 0
 _AGREE: Final = 3  # VQA: an answer given by this many people is fully right
 _ARTICLES: Final = frozenset({"a", "an", "the"})
 _DIGITS = MappingProxyType(
@@ -57,7 +57,7 @@ def anls(said: str, right: Sequence[str]) -> float:
 def _likeness(said: str, right: str) -> float:
     longer = max(len(said), len(right))
     wrong = edits(said, right) / longer if longer else 0.0
-    return 1 - wrong if wrong < MOST_WRONG else 0.0
+    return 1 - wrong if wrong < MAX_WRONG else 0.0
 
 
 def _folded(text: str) -> str:

@@ -61,7 +61,7 @@ class GroupedAdapters(AdapterBank):
     def place(self, slot: int, layers: Mapping[str, Factors]) -> bool:
         for name, linear in self._linears.items():
             beside = linear.beside
-            if isinstance(beside, _Layer):
+            if isinstance(beside, _LayerFactors):
                 beside.clear(slot)
             elif name in layers:
                 beside = self._layer_of(linear)
@@ -86,7 +86,7 @@ class GroupedAdapters(AdapterBank):
             self._blocks[parts] = RowBlocks(kernel, runs)
         return self._blocks[parts]
 
-    def _layer_of(self, linear: Linear) -> _Layer:
+    def _layer_of(self, linear: Linear) -> _LayerFactors:
         if self.kernel is not None and self.kernel.fit(linear.in_features):
             return _KernelLayer(self, linear, self.kernel)
         return _PlainLayer(self, linear)
@@ -103,7 +103,7 @@ class GroupedAdapters(AdapterBank):
         self.runs, self.present = [], frozenset()
 
 
-class _Layer(Beside):
+class _LayerFactors(Beside):
     """One layer's factors. `factors`: by the slots of the adapters that have some for this layer."""
 
     factors: dict[int, tuple[Tensor, Tensor]]
@@ -125,7 +125,7 @@ class _Layer(Beside):
         return not self.factors.keys().isdisjoint(self._bank.present)
 
 
-class _PlainLayer(_Layer):
+class _PlainLayer(_LayerFactors):
     """Computed by PyTorch's products."""
 
     def __init__(self, bank: GroupedAdapters, linear: Linear) -> None:
@@ -146,7 +146,7 @@ class _PlainLayer(_Layer):
                 total[rows] += F.linear(F.linear(states[rows], down), up)
 
 
-class _KernelLayer(_Layer):
+class _KernelLayer(_LayerFactors):
     """Computed by the project's kernel."""
 
     def __init__(self, bank: GroupedAdapters, linear: Linear, kernel: LowRankSums) -> None:

@@ -26,7 +26,7 @@ from florence.server.fetching.allowed import Address
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Resolves a host's name, with a port, to addresses as text. Raises OSError where there are none."""
 
-MOST_ADDRESSES: Final = 4
+MAX_ADDRESSES: Final = 4
 """Addresses of one host that are tried."""
 _RESOLVERS: Final = 8
 
@@ -55,7 +55,7 @@ class CheckedAddresses(AsyncNetworkBackend):
 
     def __init__(self, connector: AsyncNetworkBackend, addresses: Sequence[Address]) -> None:
         self._connector = connector
-        self._addresses = addresses[:MOST_ADDRESSES]
+        self._addresses = addresses[:MAX_ADDRESSES]
 
     async def connect_tcp(
         self,

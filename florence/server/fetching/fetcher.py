@@ -38,7 +38,7 @@ from florence.server.http.bodies import Body
 from florence.server.keys import caller
 from florence.settings import Settings
 
-MOST_REDIRECTS: Final = 3
+MAX_REDIRECTS: Final = 3
 CONNECT_S: Final = 5.0
 """Seconds for one address to take a connection, and for TLS."""
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
@@ -50,23 +50,23 @@ logger = logging.getLogger("florence.service")
 class PictureFetcher:
     """Fetches pictures for the requests of one worker, on one event loop.
 
-    `max_bytes`: of a picture. `arrive_s`: seconds for it to arrive. `most`: pictures that are fetched at a
-    time. `most_of_key`: of these, for one API key. `resolve`, `connector` and `tls` are arguments, so that
-    tests need no network.
+    `max_bytes`: of a picture. `arrive_s`: seconds for it to arrive. `max_fetches`: pictures that are fetched
+    at a time. `max_fetches_of_key`: of these, for one API key. `resolve`, `connector` and `tls` are
+    arguments, so that tests need no network.
     """
 
     allowed: AllowList
     max_bytes: int
     arrive_s: float
-    most: int
-    most_of_key: int
+    max_fetches: int
+    max_fetches_of_key: int
     resolve: Resolve = field(default_factory=system_resolver)
     connector: httpcore.AsyncNetworkBackend = field(default_factory=httpcore.AnyIOBackend)
     tls: SSLContext | None = None
 
     def __post_init__(self) -> None:
         self.running = 0
-        self._shares = Shares(self.most_of_key, caller)
+        self._shares = Shares(self.max_fetches_of_key, caller)
 
     async def fetch(self, url: str, *, timeout_s: float, body: Body | None = None) -> bytearray:
         """The encoded picture at a URL. `timeout_s`: seconds left of the request's time. `body`: the
@@ -98,7 +98,7 @@ class PictureFetcher:
     def _one_more(self) -> Iterator[None]:
         owner, fetch = self._shares.owner(), object()
         self._shares.check(owner, lambda _: 1.0)
-        if self.running >= self.most:
+        if self.running >= self.max_fetches:
             raise Overloaded(
                 f"{self.running} pictures are being fetched, which is the limit (FLORENCE_MAX_QUEUE); come "
                 "back in 1 s"
@@ -113,12 +113,12 @@ class PictureFetcher:
 
     async def _follow(self, url: PictureUrl, body: Body | None) -> bytearray:
         addresses = await self._check(url)
-        for _ in range(MOST_REDIRECTS + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             found = await self._get(url, addresses, body)
             if isinstance(found, bytearray):
                 return found
             url, addresses = await self._redirected(url, found)
-        raise NoPicture(f"image_url leads to more than {MOST_REDIRECTS} redirects")
+        raise NoPicture(f"image_url leads to more than {MAX_REDIRECTS} redirects")
 
     async def _redirected(self, url: PictureUrl, location: str) -> tuple[PictureUrl, Sequence[Address]]:
         """The target of a redirect, and its addresses, both checked. The error does not name the target: that
@@ -237,7 +237,7 @@ def fetcher_of(settings: Settings) -> PictureFetcher:
         allowed=allowed,
         max_bytes=settings.max_image_bytes,
         arrive_s=settings.body_timeout_s,
-        most=settings.max_queue,
-        most_of_key=int(settings.max_queue * settings.key_queue_share),
+        max_fetches=settings.max_queue,
+        max_fetches_of_key=int(settings.max_queue * settings.key_queue_share),
         tls=httpx.create_ssl_context() if allowed.rules else None,
     )

@@ -49,11 +49,11 @@ def refusal(status: str, message: str, more: str = "") -> bytes:
 
 
 class Crowd:
-    """A worker's connections that have a protocol. `count`: how many there are. `most`: the limit, silent
-    connections included."""
+    """A worker's connections that have a protocol. `count`: how many there are. `max_connections`: the limit,
+    silent connections included."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_connections: int) -> None:
+        self.max_connections = max_connections
         self.count = 0
         self._idle: dict[asyncio.Transport, None] = {}  # in the order in which they became idle
 
@@ -134,7 +134,7 @@ class Acceptor:
             client.setblocking(False)
             self._silent[client.fileno()] = client, self._loop.time()
             self._first_bytes.register(client, select.EPOLLIN)
-            if self._crowd.count + len(self._silent) + len(self._pending) > self._crowd.most:
+            if self._crowd.count + len(self._silent) + len(self._pending) > self._crowd.max_connections:
                 self._make_room()
 
     def _make_room(self) -> None:
@@ -177,7 +177,7 @@ class Acceptor:
     def _take(self) -> None:
         for _ in range(min(MADE_AT_ONCE, len(self._pending))):
             client = self._pending.popleft()
-            if self._crowd.count < self._crowd.most or self._crowd.make_room():
+            if self._crowd.count < self._crowd.max_connections or self._crowd.make_room():
                 self._hand_over(client)
             else:
                 _refuse(client, plain=self._tls is None)
@@ -227,9 +227,9 @@ def accept_with_care(crowd: Crowd, silent_s: float) -> None:
     """Call in a worker before uvicorn starts: makes its event loop an `AcceptingLoop`, and raises the limit
     on open files for `crowd.most` connections; where the hard limit forbids that, lowers `crowd.most`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = crowd.most + SPARE + OTHER_FILES
+    wanted = crowd.max_connections + SPARE + OTHER_FILES
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    crowd.most = max(1, min(crowd.most, soft - SPARE - OTHER_FILES // 4))
+    crowd.max_connections = max(1, min(crowd.max_connections, soft - SPARE - OTHER_FILES // 4))
     auto.auto_loop_factory = lambda use_subprocess=False: lambda: AcceptingLoop(crowd, silent_s)

@@ -20,13 +20,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from florence.server.http.accepting import PROBES, Crowd, accept_with_care, refusal
 from florence.server.http.receiving import Receiver
 
-MOST_LINES: Final = 2_000
+MAX_LINES: Final = 2_000
 """Lines parsed in one iteration of the event loop: each takes up to 10 microseconds. A head that has more and
 has not ended is refused."""
-MOST_CHUNKS: Final = 10_000
+MAX_CHUNKS: Final = 10_000
 """Chunks of one body, in addition to one for each `FULL_CHUNK` bytes."""
 FULL_CHUNK: Final = 1024
-MOST_WAITING_BYTES: Final = 65_536  # received by a connection that waits for its turn
+MAX_WAITING_BYTES: Final = 65_536  # received by a connection that waits for its turn
 AHEAD_S: Final = 0.002
 """Seconds between two pipelined requests (sent before the answer to the one before), over all connections.
 They cost their client nothing, and threads that compute need the interpreter's lock (GIL)."""
@@ -70,7 +70,7 @@ class BoundedParser(h11.Connection):
         self._lines = self._chunks = 0
 
     def receive_data(self, data: bytes) -> None:
-        self._lines += len(_line_ends(data, MOST_LINES + 1))
+        self._lines += len(_line_ends(data, MAX_LINES + 1))
         super().receive_data(data)
 
     def next_event(self) -> Any:
@@ -80,13 +80,13 @@ class BoundedParser(h11.Connection):
             return event
         if event is not h11.NEED_DATA:
             self._lines = 0
-        elif self._lines > MOST_LINES:
-            raise h11.RemoteProtocolError(f"a head of more than {MOST_LINES} lines")
+        elif self._lines > MAX_LINES:
+            raise h11.RemoteProtocolError(f"a head of more than {MAX_LINES} lines")
         if isinstance(event, h11.Request):
             self._chunks = 0
         elif isinstance(event, h11.Data):
             self._chunks += FULL_CHUNK * event.chunk_end - len(event.data)
-            if self._chunks > FULL_CHUNK * MOST_CHUNKS:
+            if self._chunks > FULL_CHUNK * MAX_CHUNKS:
                 raise h11.RemoteProtocolError("a body of too many chunks")
         return event
 
@@ -145,7 +145,7 @@ class BoundedConnection(H11Protocol):
         self._pause_if_full()
 
     def _pause_if_full(self) -> None:
-        if len(self._unread) > MOST_WAITING_BYTES:
+        if len(self._unread) > MAX_WAITING_BYTES:
             self.flow.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -190,8 +190,8 @@ class BoundedConnection(H11Protocol):
             self.ahead.wait(self)
 
     def _read(self, data: bytes) -> None:
-        """Parse up to `MOST_LINES` lines; the rest waits for another turn."""
-        end = _end_of_lines(data, MOST_LINES)
+        """Parse up to `MAX_LINES` lines; the rest waits for another turn."""
+        end = _end_of_lines(data, MAX_LINES)
         self._reading = True
         if data:
             super().data_received(data[:end])
@@ -250,24 +250,24 @@ def bounded(crowd: Crowd, head_timeout_s: float, unread_timeout_s: float) -> typ
     return type("Connection", (BoundedConnection,), members)
 
 
-def bound_connections(head_timeout_s: float, unread_timeout_s: float, most: int) -> None:
+def bound_connections(head_timeout_s: float, unread_timeout_s: float, max_connections: int) -> None:
     """Call in a worker before uvicorn starts: makes its connections bounded ones, over h11 even where another
-    parser is installed. `most`: connections at a time. The time limits are those of `BoundedConnection`."""
-    crowd = Crowd(most)
+    parser is installed. `max_connections`: at a time. The time limits are those of `BoundedConnection`."""
+    crowd = Crowd(max_connections)
     auto.AutoHTTPProtocol = bounded(crowd, head_timeout_s, unread_timeout_s)
     accept_with_care(crowd, head_timeout_s)
 
 
-def _end_of_lines(data: bytes, most: int) -> int:
-    """Where the first `most` lines end; the data's length where it has no more."""
-    ends = _line_ends(data, most + 1)
-    return ends[most - 1] if len(ends) > most else len(data)
+def _end_of_lines(data: bytes, max_lines: int) -> int:
+    """Where the first `max_lines` lines end; the data's length where it has no more."""
+    ends = _line_ends(data, max_lines + 1)
+    return ends[max_lines - 1] if len(ends) > max_lines else len(data)
 
 
-def _line_ends(data: bytes, most: int) -> list[int]:
-    """Where the first `most` lines end. A search takes a fifth of the time of `bytes.count` in a body."""
+def _line_ends(data: bytes, max_lines: int) -> list[int]:
+    """Where the first `max_lines` lines end. A search takes a fifth of the time of `bytes.count`."""
     ends: list[int] = []
-    while len(ends) < most and (end := data.find(b"\n", ends[-1] if ends else 0) + 1):
+    while len(ends) < max_lines and (end := data.find(b"\n", ends[-1] if ends else 0) + 1):
         ends.append(end)
     return ends
 

@@ -13,7 +13,7 @@ import termios
 from collections.abc import Callable
 from typing import Final
 
-MOST_UNREAD: Final = 16_384
+MAX_UNREAD: Final = 16_384
 """Bytes of its answers that a client may have left unread when its next request is read."""
 LOOK_S: Final = (0.02, 1.0)
 """Seconds between two checks of what a client has read: at first, and at most."""
@@ -35,8 +35,8 @@ class Receiver:
         self._stuck_s = 0.0  # for this long nothing was read
 
     def has_taken(self) -> bool:
-        """Whether the client has read all but `MOST_UNREAD` bytes."""
-        return self._unsent() <= MOST_UNREAD
+        """Whether the client has read all but `MAX_UNREAD` bytes."""
+        return self._unsent() <= MAX_UNREAD
 
     def watch(self, then: Callable[[], None] | None = None) -> None:
         """Check until `has_taken` is true, then call `then`."""
@@ -68,7 +68,7 @@ class Receiver:
     def _look(self) -> None:
         self._timer = None
         left = self._unsent()
-        if left <= MOST_UNREAD and not self._paused:
+        if left <= MAX_UNREAD and not self._paused:
             then, self._then = self._then, None
             if then is not None:
                 then()

@@ -25,22 +25,22 @@ MUTED: Final = (
 )
 """Loggers that warn of each malformed member of a `baggage` or `tracestate` header: hundreds of lines from
 one request."""
-MOST_CHARS: Final = 2000
+MAX_CHARS: Final = 2000
 FIRST: Final = 100
 A_SECOND: Final = 5
-MOST_KINDS: Final = 256
+MAX_KINDS: Final = 256
 
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class EscapeControls(logging.Filter):
     """Escapes control characters in messages, including line breaks and terminal sequences; cuts messages
-    after `MOST_CHARS` characters. Tracebacks, which are the service's own, stay as they are."""
+    after `MAX_CHARS` characters. Tracebacks, which are the service's own, stay as they are."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Always True."""
         text = record.getMessage()
-        escaped = _CONTROLS.sub(_escape, text[:MOST_CHARS])
+        escaped = _CONTROLS.sub(_escape, text[:MAX_CHARS])
         if escaped != text:
             record.msg, record.args = escaped, ()
         return True
@@ -55,7 +55,7 @@ class FewAlike(logging.Filter):
         super().__init__()
         self._clock = clock
         self._lock = threading.Lock()
-        self._kinds: dict[str, _Kind] = {}
+        self._kinds: dict[str, _LineKind] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is written."""
@@ -63,9 +63,9 @@ class FewAlike(logging.Filter):
             return True
         now = self._clock()
         with self._lock:
-            if len(self._kinds) > MOST_KINDS:  # a library puts values into its messages
+            if len(self._kinds) > MAX_KINDS:  # a library puts values into its messages
                 self._kinds.clear()
-            kind = self._kinds.setdefault(str(record.msg)[:MOST_CHARS], _Kind(now))
+            kind = self._kinds.setdefault(str(record.msg)[:MAX_CHARS], _LineKind(now))
             kind.room = min(FIRST, kind.room + (now - kind.looked) * A_SECOND)
             kind.looked = now
             if kind.room < 1:
@@ -79,7 +79,7 @@ class FewAlike(logging.Filter):
 
 
 @dataclass(slots=True)
-class _Kind:
+class _LineKind:
     looked: float
     room: float = FIRST
     left_out: int = 0

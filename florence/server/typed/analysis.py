@@ -18,7 +18,7 @@ from florence.server.replies import failure_of, log_failure
 from florence.server.typed.drawn import wants_picture
 from florence.server.typed.endpoints import Endpoints, accepted, create_api, task_answer
 from florence.server.typed.inputs import Described, PictureInput
-from florence.types.analysis import MOST_TASKS, Analysis, AnalysisTask, TaskFailure
+from florence.types.analysis import MAX_TASKS, Analysis, AnalysisTask, TaskFailure
 from florence.types.options import RequestParameters
 
 SUMMARY: Final = "Answer many tasks on one picture, which is encoded once."
@@ -28,7 +28,7 @@ TaskName = Annotated[str, Field(max_length=100)]
 class _TasksField(PictureInput):
     tasks: list[AnalysisTask | TaskName] = Field(
         min_length=1,
-        max_length=MOST_TASKS,
+        max_length=MAX_TASKS,
         description="The tasks: objects, or just names or tokens. In a form, too, the list is JSON.",
     )
 

@@ -25,7 +25,7 @@ from florence.types.pictures import PictureOptions
 logger = logging.getLogger("florence.service")
 
 PNG: Final = "image/png"
-_MOST: Final = 1  # processes at a time: each takes a core and the memory of a picture
+_MAX_PROCESSES: Final = 1  # processes at a time: each takes a core and the memory of a picture
 _TURN: Final = RunVar[anyio.CapacityLimiter]("florence_drawers")
 
 
@@ -46,7 +46,7 @@ async def draw_answer(
     view = options.model_dump(include={"background", "frame", "page"})
     job = DrawJob(answer.annotations(), answer.caption(), limits, **view).pack(bytes(picture))
     try:
-        async with asyncio.timeout(timeout_s), limiter_in(_TURN, _MOST):
+        async with asyncio.timeout(timeout_s), limiter_in(_TURN, _MAX_PROCESSES):
             return Response(await _run(job), media_type=PNG)
     except TimeoutError:
         raise DeadlineExceeded(f"the answer was not drawn within {timeout_s:g} s") from None

@@ -14,15 +14,15 @@ from starlette.requests import Request
 from florence.errors import ProtocolError, RequestError, TooMuchStructure
 from florence.images.headers import FIRST_BYTES, is_picture
 from florence.server.http.bodies import read_body
-from florence.server.long_strings import MOST_QUOTED, Document, short_strings
+from florence.server.long_strings import MAX_QUOTED, Document, short_strings
 from florence.server.replies import off_loop
 
 MULTIPART: Final = "multipart/form-data"
 PICTURE: Final = "image/*"
 """The type of a body that is a picture alone."""
 _PLAIN: Final = ("text", "prompt")  # never JSON
-_MOST_PARTS: Final = 32
-_MOST_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is not a file: it is decoded in one go
+_MAX_PARTS: Final = 32
+_MAX_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is not a file: it is decoded in one go
 _PIECE: Final = 2**20
 _BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 
@@ -33,9 +33,9 @@ async def read_form(request: Request) -> dict[str, Any]:
     parser = MultiPartParser(
         request.headers,
         request.stream(),
-        max_files=_MOST_PARTS,
-        max_fields=_MOST_PARTS,
-        max_part_size=_MOST_TEXT_PART,
+        max_files=_MAX_PARTS,
+        max_fields=_MAX_PARTS,
+        max_part_size=_MAX_TEXT_PART,
     )
     parser.spool_max_size = 2**31  # no temporary file: the disk may be read-only
     try:
@@ -81,8 +81,8 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
         and is_picture(await part.read(FIRST_BYTES))
     ):
         raise RequestError(f"{name[:60]} holds a picture; the field for the picture is image")
-    if name != "image" and size > MOST_QUOTED:
-        raise RequestError(f"{name[:60]} has {size} bytes; up to {MOST_QUOTED} are allowed")
+    if name != "image" and size > MAX_QUOTED:
+        raise RequestError(f"{name[:60]} has {size} bytes; up to {MAX_QUOTED} are allowed")
     if isinstance(part, UploadFile):
         await part.seek(0)
         data = await off_loop(size, _read_upload, part.file)

@@ -13,7 +13,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 
 from florence.errors import RequestError, TaskError, quote
-from florence.types.analysis import MOST_TASKS, AnalysisTask
+from florence.types.analysis import MAX_TASKS, AnalysisTask
 from florence.types.options import RequestParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.tasks import Input, Task
@@ -69,5 +69,5 @@ def _tasks_rule(place: Sequence[int | str], kind: str, sent: object) -> str:
     parts = [str(part) for part in place if part != AnalysisTask.__name__][:3]
     wrong = _PROBLEMS.get(kind) or f"can't be {quote(sent)}"
     return (
-        f"{'.'.join(parts)} {wrong}; tasks is a list of 1 to {MOST_TASKS} such as {json.dumps(TASKS_EXAMPLE)}"
+        f"{'.'.join(parts)} {wrong}; tasks is a list of 1 to {MAX_TASKS} such as {json.dumps(TASKS_EXAMPLE)}"
     )

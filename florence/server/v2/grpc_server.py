@@ -42,7 +42,7 @@ from florence.server.v2.tensors import (
 )
 
 STREAM_AHEAD: Final = 64  # requests of one stream that are processed at a time
-_MOST_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
+_MAX_DETAILS: Final = 6000  # bytes, as they are sent: all of a call's metadata must fit into 8 KiB
 _INFER: Final = service_pb2.ModelInferRequest
 
 
@@ -141,8 +141,8 @@ async def _answer(call: Callable[[Any], Awaitable[Any]], request: Any, context: 
 
 def _details(text: str) -> str:
     """The text, cut to what a status can hold: UTF-8, percent-encoded, at most 12 bytes a character."""
-    text = _scrub(text[:_MOST_DETAILS])
-    return text if len(quote(text)) <= _MOST_DETAILS else text[: _MOST_DETAILS // 12]
+    text = _scrub(text[:_MAX_DETAILS])
+    return text if len(quote(text)) <= _MAX_DETAILS else text[: _MAX_DETAILS // 12]
 
 
 def _scrub(text: str) -> str:

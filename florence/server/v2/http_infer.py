@@ -97,8 +97,8 @@ async def _infer(request: Request, started: float) -> Response:
     inference = inference_of(request)
     inference.ready_model()
     encoding = request.headers.get("content-encoding", "")
-    most: int = request.app.state.max_body_bytes
-    body = await plain_body(request.scope, await read_body(request.receive), encoding, most)
+    max_bytes: int = request.app.state.max_body_bytes
+    body = await plain_body(request.scope, await read_body(request.receive), encoding, max_bytes)
     length = request.headers.get(HEADER_LENGTH)
     asked = await off_loop(_parsing_cost(body, length), parse_infer_request, inference.served, body, length)
 

@@ -27,7 +27,7 @@ from florence.types.tasks import Task
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
 
-LEAST_TIMEOUT_US: Final = 1000
+MIN_TIMEOUT_US: Final = 1000
 LOADING_RETRY_S: Final = 2.0  # a few of these until the model is loaded
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ class Inference:
         One below a millisecond is ignored: no request could keep it, and Triton by default ignores all.
         """
         requested = parameters.get("timeout", 0)
-        return self.timeout_s if requested < LEAST_TIMEOUT_US else min(self.timeout_s, requested / 1e6)
+        return self.timeout_s if requested < MIN_TIMEOUT_US else min(self.timeout_s, requested / 1e6)
 
 
 class ModelRepository:

@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError
 
 from florence.errors import ProtocolError, TooMuchStructure
 
-MOST_FIELDS: Final = 4096
-MOST_BYTES: Final = 2**19
+MAX_FIELDS: Final = 4096
+MAX_BYTES: Final = 2**19
 """Bytes outside of tensors' elements: the longest id, and as much for names, shapes and parameters."""
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -69,11 +69,11 @@ class _Count:
     def _add(self, fields: int, size: int = 0) -> None:
         self._fields += fields
         self._bytes += size
-        if self._fields > MOST_FIELDS:
-            raise TooMuchStructure(self._name, f"it has more than {MOST_FIELDS} fields")
-        if self._bytes > MOST_BYTES:
+        if self._fields > MAX_FIELDS:
+            raise TooMuchStructure(self._name, f"it has more than {MAX_FIELDS} fields")
+        if self._bytes > MAX_BYTES:
             raise TooMuchStructure(
-                self._name, f"it has more than {MOST_BYTES} bytes outside of tensors' elements"
+                self._name, f"it has more than {MAX_BYTES} bytes outside of tensors' elements"
             )
 
 

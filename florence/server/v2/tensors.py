@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, Literal, NoReturn
 
 from florence.errors import FlorenceError, ProtocolError
-from florence.server.long_strings import MOST_QUOTED, LongString
+from florence.server.long_strings import MAX_QUOTED, LongString
 from florence.server.outcomes import name_row
 from florence.server.picture import decode_base64, decode_picture
 from florence.server.v2.model import INPUTS, OUTPUT, REQUIRED_INPUTS, ServedModel
@@ -182,14 +182,14 @@ def pack(elements: Iterable[bytes]) -> bytes:
     return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
 
 
-def unpack(packed: memoryview, name: str, most: int) -> list[memoryview]:
-    """The elements of a packed tensor, as views into it: `most` of them and, if there are more, one more.
+def unpack(packed: memoryview, name: str, max_elements: int) -> list[memoryview]:
+    """The elements of a packed tensor, as views into it, `max_elements` of them; one more if there are more.
 
     Raises ProtocolError for a length that is cut short or reaches beyond the end.
     """
     elements: list[memoryview] = []
     position = 0
-    while position < len(packed) and len(elements) <= most:
+    while position < len(packed) and len(elements) <= max_elements:
         left = len(packed) - position
         if left < _LENGTH.size:
             raise ProtocolError(
@@ -252,9 +252,9 @@ def _row_count(served: ServedModel, shape: Sequence[int], name: str, request_id:
             f"[{got[:60]}]. NOTE: Setting a non-zero max_batch_size in the model config requires a batch "
             "dimension to be prepended to each input shape.",
         )
-    most = served.max_batch_size
-    if shape[0] > most:
-        refuse(request_id, f"inference request batch-size must be <= {most} for '{served.name}'")
+    limit = served.max_batch_size
+    if shape[0] > limit:
+        refuse(request_id, f"inference request batch-size must be <= {limit} for '{served.name}'")
     return shape[0]
 
 
@@ -266,7 +266,7 @@ def _picture(element: Element) -> bytes:
 def _text(element: Element, what: str) -> str:
     if isinstance(element, str):
         return check_text(element, what)
-    if len(element) > (MOST_QUOTED if isinstance(element, LongString) else 4 * MAX_TEXT_CHARS):  # as UTF-8
+    if len(element) > (MAX_QUOTED if isinstance(element, LongString) else 4 * MAX_TEXT_CHARS):  # as UTF-8
         raise ProtocolError(
             f"{what} has {len(element)} bytes; at most {MAX_TEXT_CHARS} characters are allowed"
         )

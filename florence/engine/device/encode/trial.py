@@ -23,7 +23,7 @@ from torch import Tensor
 from florence.engine.device.beams.search_state import starts_of
 from florence.engine.device.encode.stream import EncodeStream
 from florence.engine.encode_policy import (
-    MOST_REPEATS,
+    MAX_REPEATS,
     TRIAL_S,
     Decision,
     Mix,
@@ -115,7 +115,7 @@ class EncodeTrial:
             self._decoded += runner.encode(one_picture[: runner.fits(one_picture[:left])])
         ways = EncodeStream(), runner.backend.encode_stream
         repeats: tuple[list[Repeat], list[Repeat]] = [], []
-        for number in range(MOST_REPEATS):
+        for number in range(MAX_REPEATS):
             began = self._clock()
             for stream, taken in zip(ways, repeats, strict=True):
                 taken.append(self._repeat(stream, asked[: mix.encoded], mix.steps))

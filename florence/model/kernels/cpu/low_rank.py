@@ -21,7 +21,7 @@ from florence.model.kernels.cpu.openmp import OpenMPTeam, places
 TASKS = 2
 """Tasks for each thread: with fewer blocks of rows than that, blocks are split."""
 
-LEAST_PANELS = 32
+MIN_PANELS = 32
 """Fewest panels of a task when blocks are split: each task computes the block's product with `down` again."""
 
 
@@ -95,7 +95,7 @@ class LowRankLayer:
         dtype or float32. Both are contiguous within a row."""
         sums = self._sums
         wanted = TASKS * sums.team.threads
-        splits = max(1, min(wanted // max(1, blocks.count), self._panels // LEAST_PANELS))
+        splits = max(1, min(wanted // max(1, blocks.count), self._panels // MIN_PANELS))
         job = (  # the fields of `LowRankJob`
             *(blocks.count, blocks.address, self._address, splits),
             *(self._inputs, self._outputs, self._panels, *places(states), *places(total)),

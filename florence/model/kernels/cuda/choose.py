@@ -121,8 +121,8 @@ def choose_kernel(
     finished_count, finished_scores, finished_order, finished_lengths,
     finished_sequences, finished_logprobs, finished_indirection,
     max_new_tokens, early_stopping, length_penalty, eos_id, slot_stride, beam_stride,
-    BEAMS: tl.constexpr, WIDTH: tl.constexpr, MOST: tl.constexpr, TOP: tl.constexpr, OFFERED: tl.constexpr,
-    HISTORY: tl.constexpr,
+    BEAMS: tl.constexpr, WIDTH: tl.constexpr, MAX_BEAMS: tl.constexpr, TOP: tl.constexpr,
+    OFFERED: tl.constexpr, HISTORY: tl.constexpr,
 ):  # fmt: skip
     request = tl.program_id(0)
     own = tl.load(beams + request)
@@ -145,10 +145,10 @@ def choose_kernel(
     offered = request * BEAMS * TOP + offer
     token = tl.load(tokens + offered, mask=is_offered, other=0)
     logprob = tl.load(logprobs + offered, mask=is_offered, other=-float("inf"))
-    total = logprob + tl.load(totals + slot * MOST + of_beam, mask=is_offered, other=-float("inf"))
+    total = logprob + tl.load(totals + slot * MAX_BEAMS + of_beam, mask=is_offered, other=-float("inf"))
     left = tl.where(is_offered, keys_of(total, offer), lowest_key())
     # The finished hypotheses.
-    kept = slot * MOST + beam
+    kept = slot * MAX_BEAMS + beam
     is_own = beam < own
     count = tl.load(finished_count + slot)
     scores = tl.load(finished_scores + kept, mask=is_own, other=0.0)
@@ -290,7 +290,7 @@ def choose(
     -1 and its own row where the beam does not continue.
     """
     chosen_tokens, parent_rows = _fake(tokens, logprobs, faulty, slots)
-    width, most = chosen_tokens.shape[1], totals.shape[1]
+    width, max_beams = chosen_tokens.shape[1], totals.shape[1]
     top = tokens.shape[1]
     choose_kernel[(len(slots),)](
         tokens, logprobs, faulty, slots, beams, rows, chosen_tokens, parent_rows,
@@ -298,7 +298,7 @@ def choose(
         finished_count, finished_scores, finished_order, finished_lengths,
         finished_sequences, finished_logprobs, finished_indirection,
         max_new_tokens, early_stopping, length_penalty, eos_id, *sequences.stride()[:2],
-        BEAMS=width, WIDTH=power_of_2(width), MOST=most, TOP=top, OFFERED=power_of_2(width * top),
+        BEAMS=width, WIDTH=power_of_2(width), MAX_BEAMS=max_beams, TOP=top, OFFERED=power_of_2(width * top),
         HISTORY=HISTORY, num_warps=4, maxnreg=128,  # else the compiler spills a register for occupancy
     )  # fmt: skip
     return chosen_tokens, parent_rows

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from florence.model.kernels.cuda.operations import operation, power_of_2
 
-ROW_VALUES, MOST_COLUMNS = 4_096, 32
+ROW_VALUES, MAX_COLUMNS = 4_096, 32
 """Most values, and most cells, of a strip's row: three rows of sums and one of cells fit into registers."""
 
 VALUES_OF_WARP, PROGRAMS = 256, 256
@@ -28,7 +28,7 @@ multiprocessor)."""
 def strip_of(shape: Sequence[int]) -> tuple[int, int]:
     """Height and width of a program's strip, for cells [pictures, height, width, dim]."""
     pictures, height, width, dim = shape
-    columns = max(1, min(MOST_COLUMNS, ROW_VALUES // power_of_2(dim)))
+    columns = max(1, min(MAX_COLUMNS, ROW_VALUES // power_of_2(dim)))
     parts = triton.cdiv(PROGRAMS, pictures * triton.cdiv(width, columns))
     return max(1, height // parts), columns
 

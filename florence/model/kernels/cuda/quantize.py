@@ -19,7 +19,7 @@ EXPONENT = tl.constexpr(0x7F800000)
 INVERSE = tl.constexpr(254 << 23)
 """This minus the bits of a power of two gives the bits of its reciprocal."""
 
-LEAST_NORMAL = tl.constexpr(121 << 23)
+MIN_NORMAL = tl.constexpr(121 << 23)
 """Bits of 2 ** -6, e4m3's least normal number; smaller numbers are multiples of an eighth of it."""
 
 TO_WHOLE = tl.constexpr(1.5 * 2.0**23)
@@ -30,7 +30,7 @@ TO_WHOLE = tl.constexpr(1.5 * 2.0**23)
 def _rounded(values):
     """The nearest e4m3 numbers, ties to even. Triton's own conversion truncates to float16 first on sm_89,
     and its interpreter rounds differently."""
-    bits = tl.maximum(values.to(tl.int32, bitcast=True) & EXPONENT, LEAST_NORMAL)
+    bits = tl.maximum(values.to(tl.int32, bitcast=True) & EXPONENT, MIN_NORMAL)
     power, inverse = bits.to(tl.float32, bitcast=True), (-bits + INVERSE).to(tl.float32, bitcast=True)
     eighths = ((values * inverse * 8 + TO_WHOLE) - TO_WHOLE) * 0.125
     return eighths * power

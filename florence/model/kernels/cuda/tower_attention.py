@@ -24,7 +24,7 @@ last one partly filled) and nine of keys."""
 CHANNEL_BLOCK = 128
 """Cells that a program of channel attention reads at a time."""
 
-PROGRAMS, MOST_PARTS = 512, 64
+PROGRAMS, MAX_PARTS = 512, 64
 """The number of programs of each pass to aim at, and the most parts of a picture's cells."""
 
 
@@ -146,7 +146,7 @@ def window_attention(qkv: Tensor, qkv_bias: Tensor | None, heads: int, side: int
 def parts_for(pictures: int, groups: int, cells: int) -> int:
     """Among how many programs the cells of a group of channels are split."""
     wanted = triton.cdiv(PROGRAMS, pictures * groups)
-    return int(max(1, min(MOST_PARTS, wanted, triton.cdiv(cells, CHANNEL_BLOCK))))
+    return int(max(1, min(MAX_PARTS, wanted, triton.cdiv(cells, CHANNEL_BLOCK))))
 
 
 def _parts(qkv: Tensor, groups: int) -> Tensor:
