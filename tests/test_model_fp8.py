@@ -197,7 +197,7 @@ def test_a_gpu_whose_products_differ_is_refused_at_the_start(monkeypatch: pytest
 
     monkeypatch.setattr(find_cuda_kernels.fp8, "check", failing)
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
-    with pytest.raises(SettingsError, match="choose another one: no kernel image"):
+    with pytest.raises(SettingsError, match="choose another dtype: no kernel image"):
         find_quantizer(GPU, "off")
 
 

@@ -45,6 +45,17 @@ def test_no_two_public_types_share_a_name() -> None:
     assert not shared.keys() - type_variables, shared
 
 
+def test_no_two_classes_share_a_name() -> None:
+    """No two classes of the package, the benchmarks and the load test share a name, private ones included."""
+    root = PACKAGE.parent
+    places = defaultdict(list)
+    for path in (*PACKAGE.rglob("*.py"), *(root / "benchmarks").rglob("*.py"), root / "locustfile.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name.lstrip("_")].append(str(path.relative_to(root)))
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}
+
+
 def compared(tree: ast.AST) -> Iterator[ast.expr]:
     """The expressions that a module compares with, or looks up by."""
     for node in ast.walk(tree):
