@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,8 +207,27 @@ def test_what_is_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(program, "limit_process", lambda memory: None)  # this process keeps its own
     file = tmp_path / "weights.bin"
     file.write_bytes(b"PK\x03\x04 cut")
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "out.safetensors"), str(GIB), str(file)])
     with pytest.raises(SystemExit, match=r"weights\.bin can't be read as tensors and nothing else"):
-        program.main([str(tmp_path / "out.safetensors"), str(GIB), str(file)])
+        program.main()
+
+
+def test_the_process_that_opens_pickles_has_no_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment is what Python needs to run; secrets such as the hub's token stay out."""
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    passed: dict[str, str] = {}
+
+    def run(*_: object, env: dict[str, str], **__: object) -> subprocess.CompletedProcess[str]:
+        passed.update(env)
+        return subprocess.CompletedProcess([], 1, "", "refused")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(CheckpointError, match="refused"):
+        open_pickles([tmp_path / "weights.bin"], tmp_path / "out.safetensors", GIB)
+    assert "PATH" in passed
+    assert "secret" not in passed.values()
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"name": "no tensor"}}])

@@ -32,7 +32,7 @@ DOORS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "checkpoint": {
         "checkpoint": ("errors images model types", "huggingface_hub safetensors tokenizers torch"),
-        "convert": ("checkpoint errors model", "safetensors torch"),
+        "convert": ("checkpoint errors images model", "safetensors torch"),
     },
     "engine": {
         "engine": ("errors model types", "numpy torch"),

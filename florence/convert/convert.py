@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,6 +36,7 @@ from florence.checkpoint.repository import Repository
 from florence.checkpoint.tokenizer import load_tokenizer
 from florence.checkpoint.weights import AdapterFiles, Weights, open_weights, outline
 from florence.errors import CheckpointError
+from florence.images.isolated import command, environment
 from florence.model.config import ModelConfig
 from florence.model.vision import Normalize
 
@@ -132,10 +133,13 @@ def _pickles(directory: Path) -> list[Path]:
 
 
 def open_pickles(files: Sequence[Path], out: Path, memory: int) -> None:
-    """Write the tensors of pickle files into a safetensors file, in a process with `memory` bytes at most.
-    Raises `CheckpointError`."""
-    command = [sys.executable, "-m", "florence.convert.pickled", str(out), str(memory), *map(str, files)]
-    run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    """Write the tensors of pickle files into a safetensors file, in a process with `memory` bytes at most and
+    without this one's tokens. Raises `CheckpointError`."""
+    words = [str(out), str(memory), *map(str, files)]
+    run = subprocess.run(
+        command("florence.convert.pickled", *words, packages=(Path(torch.__file__).parents[1],)),
+        env=environment(), capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
     if run.returncode or not out.is_file():
         lines = run.stderr.strip().splitlines() or [f"the process that reads it ended with {run.returncode}"]
         raise CheckpointError(lines[-1])

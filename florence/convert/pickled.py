@@ -1,6 +1,6 @@
 """A program that converts pickled tensors to one safetensors file, in a process of its own.
 
-`python -m florence.convert.pickled OUT MEMORY FILE...`. The only place that opens a pickle, with
+Its arguments: OUT MEMORY FILE... . The only place that opens a pickle, with
 `weights_only=True`, which builds tensors and calls nothing else. It uses at most MEMORY bytes, so that a
 small file can't exhaust the machine's memory. Knows nothing about models.
 """
@@ -11,7 +11,7 @@ import atexit
 import gc
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """Write the tensors of all files into one; if that fails, exit with one line on stderr."""
-    out, memory, *files = arguments
+    atexit.register(gc.freeze)  # or Python's end looks through all that torch has loaded
+    out, memory, *files = sys.argv[1:]
     limit_process(int(memory))
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -75,8 +76,3 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def shortened(error: Exception) -> str:
     """The beginning of an error's message, in one line."""
     return " ".join(str(error).partition(". ")[0].split())[:300] or type(error).__name__
-
-
-if __name__ == "__main__":
-    atexit.register(gc.freeze)  # or Python's end looks through all that torch has loaded
-    main(sys.argv[1:])
