@@ -26,8 +26,8 @@ from florence.engine.device.beams.reference import TokenRules
 from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.engine.request import Request
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
-from florence.model.kernels.linear import pack, quantize
+from florence.model.kernels.linear import pack
+from florence.model.quantized import multiply_in_fp8, multiply_in_int8
 from florence.model.vision import Normalize
 
 SIZES = {  # d_model, layers, heads, ffn_dim, tower dimensions
@@ -97,7 +97,7 @@ def load_saved(
     if quantized == "fp8":
         multiply_in_fp8(model, find_quantizer(device))
     if quantized == "int8":
-        quantize(model.vision.tower, model.language.encoder, model.language.decoder)
+        multiply_in_int8(model)
     pack(model)
     return model
 

@@ -120,7 +120,7 @@ class FakeRunner:
             self.drop(sequence)
             if sequence.request.on_token is not None:
                 sequence.request.on_token(sequence.request.prompt_ids[1])
-        return [(sequence, self._outcome(sequence.request.prompt_ids[1])) for sequence in sequences]
+        return [(sequence, self.outcome(sequence.request.prompt_ids[1])) for sequence in sequences]
 
     def drop(self, sequence: SequenceState) -> None:
         self.slots.give_back(sequence.slot)
@@ -128,7 +128,7 @@ class FakeRunner:
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
         return False
 
-    def _outcome(self, number: int) -> Hypothesis | EngineError:
+    def outcome(self, number: int) -> Hypothesis | EngineError:
         if number == POISON_STEP:
             return EngineError("not numbers")
         return Hypothesis([2, number, 2], [0.0, 0.0], 0.0)

@@ -14,6 +14,7 @@ import pytest
 from pdfs import pdf
 from pictures import drawn, saved
 
+from florence.bulk.archives import expand_braces
 from florence.bulk.items import Pages, item_named
 from florence.bulk.question import PictureQuestion
 from florence.bulk.sources import Sources
@@ -181,6 +182,14 @@ def test_what_is_too_large_elsewhere_is_refused(folder: Path) -> None:
             item.read()
     with pytest.raises(ImageTooLarge):
         item_named("in/a.png").read(len(PNG) - 1)
+
+
+@pytest.mark.parametrize("name", ["{0..1000000}.tar", "{000..999}/{0000..9999}.tar", "{0..99999999999}.tar"])
+def test_braces_stand_for_a_number_of_names_that_can_be_held(name: str) -> None:
+    """More are refused at once, before any name is made."""
+    with pytest.raises(RequestError, match="more than 1000000 names"):
+        expand_braces(name)
+    assert len(expand_braces("{1..2}/{01..30}.tar")) == 60
 
 
 def test_shards_are_named_by_braces_and_globs(folder: Path) -> None:

@@ -58,13 +58,15 @@ def test_files_go_into_a_directory_of_their_own(
 
 
 def test_mistakes_write_nothing(florence: Run, tmp_path: Path) -> None:
-    """An unknown task and a picture that is not there are told, before any file is written."""
+    """An unknown task, a picture that is not there, and a file that is none: before any file is written."""
     out = tmp_path / "out"
     status, _, err = florence("load-data", ROOT / "data", "--out", out, "--task", "ocr", "--task", "<FOO>")
     assert (status, out.exists()) == (2, False)
     assert "<FOO>" in err
     assert florence("load-data", "no/such/*.png", "--out", out)[0] == 2
-    assert not out.exists()
+    status, _, err = florence("load-data", ROOT / "README.md", "--out", out)
+    assert (status, out.exists()) == (2, False)
+    assert "README.md is not a picture" in err
 
 
 @pytest.mark.parametrize("token", TRITON_TASKS)

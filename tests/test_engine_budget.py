@@ -59,7 +59,7 @@ class Device(FakeRunner):
         ended = [each for each in sequences if self.steps_of[each] == 5 + each.request.prompt_ids[1] % STEPS]
         for sequence in ended:
             self.drop(sequence)
-        return [(sequence, self._outcome(1)) for sequence in ended]
+        return [(sequence, self.outcome(1)) for sequence in ended]
 
 
 @pytest.mark.parametrize(

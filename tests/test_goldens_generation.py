@@ -1,4 +1,5 @@
-"""Token ids and scores are those of Microsoft's original code: alone, and in a crowd."""
+"""The token ids and scores of Microsoft's original code, for a request alone and for requests decoded
+together."""
 
 from __future__ import annotations
 
@@ -19,11 +20,12 @@ from florence.engine.sequence import SequenceState
 
 
 def request_of(goldens: Goldens, case: dict[str, Any], row: int) -> Request:
+    """The request of one row of a golden case."""
     return Request(goldens.pixels(case["images"][row]), tuple(case["input_ids"][row]), options_of(case))
 
 
 def check(case: dict[str, Any], row: int, hypothesis: Hypothesis) -> None:
-    """Ids equal; log-probabilities and score within float32 rounding."""
+    """Check that ids are equal, and log-probabilities and the score within float32 rounding."""
     best = row * case["effective"]["num_return_sequences"]
     assert hypothesis.token_ids == sequence_of(case, row), case["id"]
     ours = np.array(hypothesis.token_logprobs)
@@ -36,7 +38,8 @@ def check(case: dict[str, Any], row: int, hypothesis: Hypothesis) -> None:
 @torch.inference_mode()
 @pytest.mark.slow
 def test_every_case_alone_is_the_originals(goldens: Goldens) -> None:
-    """Greedy, 3 and 5 beams, length limits, penalties, with and without the n-gram rule and forced tokens."""
+    """Each golden case, decoded alone, gives the original's answer: greedy, 3 and 5 beams, length limits,
+    penalties, with and without the n-gram rule and forced tokens."""
     cases = goldens.single_cases()
     assert len(cases) > 100
     for case, row in cases:
@@ -44,7 +47,7 @@ def test_every_case_alone_is_the_originals(goldens: Goldens) -> None:
 
 
 def finish(runner: Runner, sequences: Iterable[SequenceState]) -> dict[SequenceState, Hypothesis]:
-    """Decode all of them together, each leaving at its own end."""
+    """Decode all sequences together; each leaves when it ends."""
     left, outcomes = list(sequences), {}
     while left:
         for sequence, outcome in runner.step(left):
@@ -56,11 +59,11 @@ def finish(runner: Runner, sequences: Iterable[SequenceState]) -> dict[SequenceS
 
 @pytest.mark.slow
 def test_every_case_in_a_crowd_is_the_originals(goldens: Goldens) -> None:
-    """All pictures, prompts, beams and lengths at once: no request's answer depends on its neighbours."""
+    """A request's answer does not depend on the pictures, prompts, beams and lengths decoded beside it."""
     groups: dict[Any, list[tuple[dict[str, Any], int]]] = {}
     for case, row in goldens.single_cases():
         groups.setdefault(rules_of(case), []).append((case, row))
-    seen = Runner(goldens.model, slots=1).features  # the tower has tests of its own
+    seen = Runner(goldens.model, slots=1).features  # shared: the tower has tests of its own
     for rules, cases in groups.items():
         runner = Runner(goldens.model, slots=60, rules=rules)
         runner.features = seen

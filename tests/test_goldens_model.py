@@ -1,6 +1,6 @@
 """The network agrees with Microsoft's original code, stage by stage, within float32 rounding.
 
-Processors sum in different orders: what is rounding on one is up to three times that on another.
+Processors sum in different orders, so rounding differs between them by up to a factor of three.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ IMAGES = range(8)
 
 @pytest.mark.parametrize("index", IMAGES)
 def test_normalised_pixels_are_bitwise_the_originals(goldens: Goldens, index: int) -> None:
+    """Normalised pixels equal the original's, bit for bit."""
     pixels = torch.from_numpy(goldens.pixels(goldens.values["images"][index]["file"]))[None]
     values = goldens.model.vision.normalize(pixels)
     assert torch.equal(values[0, :, 8::16, 8::16], goldens.tensors[f"pixel_values.sample.{index}"])
@@ -22,6 +23,7 @@ def test_normalised_pixels_are_bitwise_the_originals(goldens: Goldens, index: in
 @torch.inference_mode()
 @pytest.mark.parametrize("index", IMAGES)
 def test_vision_features_are_the_originals(goldens: Goldens, index: int) -> None:
+    """The features of the tower and of the projector are the original's."""
     pixels = torch.from_numpy(goldens.pixels(goldens.values["images"][index]["file"]))[None]
     vision = goldens.model.vision
     features = vision.tower(vision.normalize(pixels))  # [1, dim, 24, 24]
@@ -34,6 +36,7 @@ def test_vision_features_are_the_originals(goldens: Goldens, index: int) -> None
 @torch.inference_mode()
 @pytest.mark.parametrize("index", [0, 1])
 def test_encoder_and_logits_are_the_originals(goldens: Goldens, index: int) -> None:
+    """Encoder states, decoder states and logits are the original's, decoded at once or token by token."""
     facts, language = goldens.values["encoder_decoder"], goldens.model.language
     length = sum(facts["processor_attention_mask"][index])
     prompt = torch.tensor([facts["input_ids"][index][:length]])
@@ -58,8 +61,7 @@ def test_encoder_and_logits_are_the_originals(goldens: Goldens, index: int) -> N
 
 @torch.inference_mode()
 def test_a_masked_batch_is_the_originals_single_requests(goldens: Goldens) -> None:
-    """Neighbours do not matter: what a padded batch gives for a request's own tokens is what it gets alone,
-    and so is what is decoded from them."""
+    """A request in a padded batch gets the encoder and decoder states that it gets alone."""
     facts = goldens.values["encoder_decoder"]
     pictures = torch.stack([goldens.tensors["image_features.0"], goldens.tensors["image_features.1"]])
     prompt_mask = torch.tensor(facts["processor_attention_mask"], dtype=torch.bool)

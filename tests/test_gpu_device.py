@@ -25,33 +25,36 @@ from florence.engine.device.capture.graphs import (
 from florence.engine.device.memory import CudaMemory, DeviceMemory
 from florence.readers.memory import PixelMemory
 
-pytestmark = pytest.mark.filterwarnings("default")  # of whatever versions are there
+pytestmark = pytest.mark.filterwarnings("default")  # the installed versions may warn
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def memory_of(kind: str) -> DeviceMemory:
+    """The memory of the device of this kind, made the thread's current one."""
     memory = CudaMemory(torch.device("cuda:0")) if kind == "cuda" else DeviceMemory()
     memory.activate()
     return memory
 
 
 class Suspicious(EagerCapturer):
-    """Refuses to capture work that reads a value on the host, as CUDA does; here it is marked."""
+    """A capturer that refuses marked work, as CUDA refuses work that reads a value on the host."""
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """Capture the work, unless it is marked."""
         if getattr(work, "reads", False):
             raise RuntimeError("operation not permitted when stream is capturing")
         return super().capture(work)
 
 
 def capturer_of(kind: str) -> GraphCapturer:
+    """The device's own capturer, or on the CPU one that refuses marked work."""
     return CudaGraphCapturer(torch.device("cuda:0")) if kind == "cuda" else Suspicious()
 
 
 @pytest.mark.parametrize("kind", DEVICES)
 def test_copies_hold_their_values(kind: str) -> None:
-    """What is downloaded is what was there when the download started."""
+    """A download gives the values from when it started, even if they change before it ends."""
     memory = memory_of(kind)
     values = torch.arange(1000)
     buffer = memory.upload(values).clone()
@@ -65,7 +68,8 @@ def test_copies_hold_their_values(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", DEVICES)
 def test_pictures_that_are_sent_together_arrive_before_the_work_on_them(kind: str) -> None:
-    """Their memory is used again only when that is done, however far the host is ahead."""
+    """The memory of sent pictures is not used again before the work on them is done, even if the host is
+    far ahead."""
     memory = memory_of(kind)
     buffer = memory.upload(torch.zeros(3, 256, 256, 3, dtype=torch.uint8)).clone()
     arrived = []
@@ -80,8 +84,8 @@ def test_pictures_that_are_sent_together_arrive_before_the_work_on_them(kind: st
 
 @pytest.mark.parametrize("kind", DEVICES)
 def test_pixels_are_read_from_the_memory_of_their_readers(kind: str) -> None:
-    """Page-locked where the device can do that; a slot that is given back is not used again before it has
-    been read."""
+    """The device reads pixels from the readers' memory, page-locked where possible; a slot is not used again
+    before it has been read."""
     memory = memory_of(kind)
     pixels = PixelMemory(64, 64, 4, on_memory=memory.lock_pages)
     buffer = memory.upload(torch.zeros(64, 64, 64, 3, dtype=torch.uint8)).clone()
@@ -109,8 +113,8 @@ def test_pixels_are_read_from_the_memory_of_their_readers(kind: str) -> None:
 def test_pixels_that_can_t_be_page_locked_leave_no_error_to_the_next_kernel(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """CUDA keeps an error for the next launch. Both happen on the memory's own device, which need not be the
-    thread's."""
+    """A failed page lock is logged, and its CUDA error is cleared on the memory's own device, which may not
+    be the thread's current one."""
     current, errors = ["cuda:0"], list[int]()
 
     @contextmanager
@@ -138,7 +142,7 @@ def test_pixels_that_can_t_be_page_locked_leave_no_error_to_the_next_kernel(
 
 @pytest.mark.parametrize("kind", DEVICES)
 def test_replays_read_their_buffers(kind: str) -> None:
-    """Written between replays, through the same memory."""
+    """A replay reads the values written to its buffers since the last replay."""
     memory = memory_of(kind)
     buffer = memory.upload(torch.zeros(4)).clone()
     work = CapturedWork("the work", lambda: [buffer * 2], [buffer], memory)
@@ -155,7 +159,8 @@ def test_replays_read_their_buffers(kind: str) -> None:
 def test_work_that_can_t_be_captured_runs_and_other_work_still_is(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It reads a value on the host. Afterwards the thread's stream is the one from before."""
+    """Work that reads a value on the host runs without capture; other work is still captured, and the
+    thread's stream is restored."""
     memory, capturer = memory_of(kind), capturer_of(kind)
     buffer = memory.upload(torch.ones(3)).clone()
     stream = torch.cuda.current_stream() if kind == "cuda" else None

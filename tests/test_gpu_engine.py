@@ -1,8 +1,8 @@
-"""The engine as a GPU runs it: captured steps and encodes against plain ones, resets, cancels, two at once.
+"""The engine as a GPU runs it: captured steps and encodes against plain ones, resets, cancels, two engines.
 
 `pytest -m gpu` runs this on a CUDA device, and needs torch, transformers, safetensors and Pillow, but nothing
-that only the service does. A default run rehearses it on the CPU, where replays repeat the work and overwrite
-each other's results as graphs of one memory pool may.
+that only the service needs. A default run rehearses it on the CPU, where replays repeat the work and
+overwrite each other's results, as graphs of one memory pool may.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from florence.runtime.futures import generate
 
 SLOTS, PICTURE_TOKENS, ROOM, LONGEST_PROMPT, PATIENCE_S = 9, 5, 80, 100, 120
 
-pytestmark = pytest.mark.filterwarnings("default")  # of whatever versions are there
+pytestmark = pytest.mark.filterwarnings("default")  # the installed versions may warn
 
 DENSE = "cuda without kernels"
 DEVICES = ["cpu", *(pytest.param(kind, marks=pytest.mark.gpu) for kind in ("cuda", DENSE))]
@@ -54,7 +54,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "projection_dim": 64,
     },
 }
-"""Heads and groups of channels are of 16 or 32 numbers, as the kernels for GPUs want them."""
+"""Heads and groups of channels have 16 or 32 numbers, as the kernels for GPUs require."""
 
 
 CONFIG = EngineConfig(
@@ -63,7 +63,7 @@ CONFIG = EngineConfig(
 
 
 class Answer(NamedTuple):
-    """What a request got."""
+    """The token ids of an answer and their log-probabilities."""
 
     token_ids: list[int]
     token_logprobs: list[float]
@@ -71,14 +71,14 @@ class Answer(NamedTuple):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some of its answers end before their limit."""
+    """A tiny checkpoint, some of whose answers end before their limit."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     make_native(directory, end=2.0, **SIZES)
     return directory
 
 
 def load(checkpoint: Path, kind: str, dtype: torch.dtype) -> Florence2Model:
-    """On the device, with weights in a GPU's layout."""
+    """Load the checkpoint on the device, with weights in a GPU's layout."""
     config, device = read_config(checkpoint), torch.device("cpu" if kind == "cpu" else "cuda:0")
     vocab = config.text.vocab_size
     model = load_model(checkpoint, config, imagenet_normalize(), vocab, device, dtype)
@@ -93,8 +93,9 @@ def backend_of(
     capturer: GraphCapturer | None = None,
     encode_stream: EncodeStreamChoice = "off",
 ) -> Backend:
-    """As on a GPU; `capturer` replaces the device's own. The kernels are used where they are asked for: with
-    PyTorch's operations in their place a test would tell nothing of them."""
+    """The backend of a GPU, or its rehearsal on the CPU; `capturer` replaces the device's own. It checks that
+    the kernels are used where they are asked for, since the tests would also pass with PyTorch's
+    operations in their place."""
     if kind != "cpu":
         sizes = model.config
         config = EngineConfig(cuda_kernels="off" if kind == DENSE else "auto", encode_stream=encode_stream)
@@ -119,6 +120,7 @@ def runner_of(
     capturer: GraphCapturer | None = None,
     encode_stream: EncodeStreamChoice = "off",
 ) -> Runner:
+    """A runner on that backend."""
     return Runner(
         model,
         SLOTS,
@@ -132,7 +134,8 @@ def runner_of(
 
 
 def random_request(dice: random.Random) -> Request:
-    """Any picture, prompt, number of beams, length and settings; some have a long prompt, or answer."""
+    """A request with a random picture, prompt, number of beams, length and settings; some have a long prompt
+    or answer."""
     most = dice.choice([4, 12, 24, 24, ROOM])
     options = GenerationOptions(
         num_beams=dice.choice([1, 2, 3, 3, 3, 5, 8]),
@@ -148,8 +151,8 @@ def random_request(dice: random.Random) -> Request:
 
 
 def decode(runner: Runner, asked: Sequence[Request], dice: random.Random) -> dict[int, Answer]:
-    """The answers of a crowd whose requests join a few at a time; now and then one is cancelled, before its
-    first step or in the middle, and has none."""
+    """The answers of requests that join a few at a time, by number. Some are cancelled before their first
+    step or in the middle, and have no answer."""
     coming, active = list(enumerate(asked)), dict[SequenceState, int]()
     answers: dict[int, Answer] = {}
     while coming or active:
@@ -171,6 +174,7 @@ def decode(runner: Runner, asked: Sequence[Request], dice: random.Random) -> dic
 
 
 def alone(model: Florence2Model, rules_of: Runner, request: Request) -> list[int]:
+    """The token ids of the plain search for this request alone."""
     return generate_alone(model, request, rules_of.rules).token_ids
 
 
@@ -181,8 +185,9 @@ def alone(model: Florence2Model, rules_of: Runner, request: Request) -> list[int
 def test_captured_work_gives_the_answers_of_plain_work(
     checkpoint: Path, kind: str, dtype: torch.dtype
 ) -> None:
-    """Ids and log-probabilities, for prompts of all lengths and any beams, with cancels in the middle, and
-    again after a reset. In float32 they are also those of the plain search, one request at a time."""
+    """Captured work gives the same ids and log-probabilities as plain work, for prompts of all lengths and
+    any beams, with cancels, and again after a reset. In float32 they also equal the plain search's, one
+    request at a time."""
     model = load(checkpoint, kind, dtype)
     asked = [random_request(random.Random(seed)) for seed in range(18)]
     captured, plain = runner_of(model, kind), runner_of(model, kind, EagerCapturer())
@@ -206,7 +211,7 @@ def test_captured_work_gives_the_answers_of_plain_work(
 @pytest.mark.parametrize("kind", DEVICES)
 @torch.inference_mode()
 def test_everything_is_captured(checkpoint: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Every shape of steps and encodes, also after a reset; attention is chosen before."""
+    """Every shape of steps and encodes is captured, also after a reset; attention is chosen before that."""
     caplog.set_level("INFO")
     runner = runner_of(load(checkpoint, kind, BFLOAT16), kind)
     runner.prepare()
@@ -222,7 +227,7 @@ def test_everything_is_captured(checkpoint: Path, kind: str, caplog: pytest.LogC
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DEVICES)
 def test_two_engines_on_one_device_do_not_disturb_each_other(checkpoint: Path, kind: str) -> None:
-    """They start, capture and serve at the same time; each request gets the answer that it gets alone."""
+    """Two engines start, capture and serve at once; each request gets the answer that it gets alone."""
     models = [load(checkpoint, kind, FLOAT32) for _ in range(2)]
     asked = [random_request(random.Random(100 + seed)) for seed in range(10)]
     runners = [runner_of(model, kind) for model in models]
@@ -243,8 +248,8 @@ def test_two_engines_on_one_device_do_not_disturb_each_other(checkpoint: Path, k
 def test_encodes_beside_steps_change_no_answer(
     checkpoint: Path, kind: str, choice: EncodeStreamChoice
 ) -> None:
-    """Where they are set to run there, and where the device decides at the start: it finds that both ways
-    compute the same numbers, and keeps what it found in a reset, while requests wait for an encode."""
+    """Encodes that run beside steps change no answer, whether set so or decided by a trial at the start. The
+    trial finds that both ways compute the same numbers, and its decision survives a reset."""
     model = load(checkpoint, kind, FLOAT32)
     asked = [random_request(random.Random(200 + seed)) for seed in range(9)]
     runner = runner_of(model, kind, encode_stream=choice)
@@ -270,7 +275,7 @@ def test_encodes_beside_steps_change_no_answer(
 @pytest.mark.parametrize("kind", ["cuda", DENSE])
 @torch.inference_mode()
 def test_token_ids_on_a_gpu_are_those_of_a_cpu(checkpoint: Path, kind: str) -> None:
-    """In float32, whatever joins and leaves."""
+    """In float32 a GPU gives a CPU's token ids while requests join and leave."""
     asked = [random_request(random.Random(seed)) for seed in range(30)]
     runners = [runner_of(load(checkpoint, each, FLOAT32), each) for each in (kind, "cpu")]
     for runner in runners:

@@ -39,13 +39,13 @@ BETWEEN = "=== and now they run ==="
 def test_the_tests_with_the_mark_are_found_and_no_others_and_run_on_a_cpu(
     forks: Forker, tmp_path: Path
 ) -> None:
-    """In a process that can't import what is absent: `pytest -m gpu` imports no module that needs the
-    service."""
+    """`pytest -m gpu` imports no module that needs the service's packages, and collects exactly the GPU
+    tests, which also run on a CPU."""
     program = tmp_path / "program.py"
     program.write_text(RUN.format(absent=ABSENT, between=BETWEEN))
     ran = forks.run([str(program)], PATIENCE_S, TESTS.parent)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    collected, _, told = ran.stdout.partition(BETWEEN)
+    collected, _, summary = ran.stdout.partition(BETWEEN)
     names = [line for line in collected.splitlines() if "::" in line]
     assert {Path(name.partition("::")[0]).name for name in names} == {
         "test_gpu_engine.py",
@@ -53,4 +53,4 @@ def test_the_tests_with_the_mark_are_found_and_no_others_and_run_on_a_cpu(
     }
     assert len(names) >= 8
     assert all("cuda" in name or "on_a_gpu" in name for name in names)
-    assert "passed" in told
+    assert "passed" in summary

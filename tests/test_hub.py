@@ -1,4 +1,4 @@
-"""What is downloaded from a hub on 127.0.0.1, how often, and what a machine without one has."""
+"""Downloads from a hub on 127.0.0.1: what is fetched, how often, and what happens without a hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_first_download_brings_only_what_is_read(tmp_path: Path) -> None:
-    """A repository comes whole but for code, pickle, subfolders and texts; progress is shown."""
+    """A download brings all files except code, pickle, subfolders and texts, and shows progress."""
     with serve(FILES) as hub:
         found = Machine(tmp_path, hub.endpoint).start()
         assert not found.error
@@ -28,7 +28,7 @@ def test_first_download_brings_only_what_is_read(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_in_two_files_comes_whole(tmp_path: Path) -> None:
-    """vocab.json with merges.txt in tokenizer.json's place: the only text file that is downloaded."""
+    """Without tokenizer.json, vocab.json and merges.txt are downloaded; merges.txt is the only text file."""
     files = {name: data for name, data in FILES.items() if name != "tokenizer.json"}
     files |= {"vocab.json": b"{}", "merges.txt": b"#version: 0.2", "LICENSE.txt": b"not asked for"}
     with serve(files) as hub:
@@ -40,8 +40,7 @@ def test_a_tokenizer_in_two_files_comes_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_a_cached_checkpoint_starts_without_the_hub(tmp_path: Path, offline: str) -> None:
-    """After one download neither a dead hub nor HF_HUB_OFFLINE stops a start, and no byte is fetched
-    again."""
+    """After one download a start needs no hub, works with HF_HUB_OFFLINE, and fetches no byte again."""
     with serve(FILES) as hub:
         machine = Machine(tmp_path, hub.endpoint)
         first = machine.resolve()
@@ -52,7 +51,7 @@ def test_a_cached_checkpoint_starts_without_the_hub(tmp_path: Path, offline: str
 
 
 def test_offline_mode_sends_nothing(tmp_path: Path) -> None:
-    """With HF_HUB_OFFLINE set no call is made, and the error says so."""
+    """With HF_HUB_OFFLINE set no call is made, and the error names the variable."""
     with serve(FILES) as hub:
         found = Machine(tmp_path, hub.endpoint).resolve(HF_HUB_OFFLINE="1")
         assert not hub.log
@@ -69,7 +68,7 @@ def test_no_network_and_no_cache_names_the_ways_out(tmp_path: Path) -> None:
 
 
 def test_a_cut_connection_is_resumed_in_the_same_run(tmp_path: Path) -> None:
-    """A file that stops in the middle is asked for again from where it stopped, and comes out whole."""
+    """A download that breaks off is resumed where it stopped, and the file is complete."""
     with serve({**FILES, "model.safetensors": LARGE}) as hub:
         hub.cuts["model.safetensors"] = Cut(after=15 * MEGABYTE)
         found = Machine(tmp_path, hub.endpoint).resolve()
@@ -80,7 +79,7 @@ def test_a_cut_connection_is_resumed_in_the_same_run(tmp_path: Path) -> None:
 
 
 def test_a_download_that_was_cut_goes_on_at_the_next_start(tmp_path: Path) -> None:
-    """When the hub goes away in the middle the error says so; the next start fetches the rest."""
+    """If the hub goes away during a download, the error states it, and the next start fetches the rest."""
     with serve({**FILES, "model.safetensors": LARGE}) as hub:
         hub.cuts["model.safetensors"] = Cut(after=15 * MEGABYTE, then_down=True)
         machine = Machine(tmp_path, hub.endpoint)
@@ -97,7 +96,7 @@ def test_a_download_that_was_cut_goes_on_at_the_next_start(tmp_path: Path) -> No
 
 
 def test_shards_are_fetched_by_the_index(tmp_path: Path) -> None:
-    """Of a sharded repository the index's files come, and no other copy of the weights."""
+    """A sharded repository gives the files that its index names, and no other copy of the weights."""
     with serve(SHARDED) as hub:
         found = Machine(tmp_path, hub.endpoint).resolve()
         assert not found.error
@@ -138,7 +137,7 @@ def test_a_repository_with_pickle_only_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_and_gated_repositories_have_their_own_errors(tmp_path: Path) -> None:
-    """Not found, gated and a wrong revision are told apart."""
+    """A missing repository, a gated one and a wrong revision have different errors."""
     gated = Repository({"main": FILES}, gated=True)
     with serve(FILES, **{"someone/gated": gated}) as hub:
         machine = Machine(tmp_path, hub.endpoint)

@@ -1,4 +1,4 @@
-"""Checkpoints by names that need no hub: directories, the packaged one, and what is not a name."""
+"""Checkpoint names that need no hub: directories, the packaged checkpoint, and invalid names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from florence.errors import CheckpointError
 
 
 def lay(directory: Path, files: dict[str, bytes]) -> Path:
+    """Write these files below the directory, which is returned."""
     for name, data in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(data)
@@ -19,7 +20,7 @@ def lay(directory: Path, files: dict[str, bytes]) -> Path:
 
 
 def test_a_directory_is_taken_as_it_is(tmp_path: Path) -> None:
-    """A directory with all files is its own checkpoint, single or sharded, and has no revision."""
+    """A directory with all files, single or sharded, is its own checkpoint and has no revision."""
     for number, files in enumerate((FILES, SHARDED)):
         found = resolve_checkpoint(str(lay(tmp_path / str(number), files)))
         assert (found.directory, found.revision) == (tmp_path / str(number), None)
@@ -43,7 +44,7 @@ def test_a_directory_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_a_directory_that_is_no_checkpoint_is_refused(
     tmp_path: Path, files: dict[str, bytes], message: str
 ) -> None:
-    """What a directory lacks, or holds in the wrong form, is named."""
+    """The error names what a directory lacks or holds in the wrong form."""
     with pytest.raises(CheckpointError) as caught:
         resolve_checkpoint(str(lay(tmp_path, files)))
     assert message in str(caught.value)
@@ -53,7 +54,7 @@ def test_a_directory_that_is_no_checkpoint_is_refused(
     "name", ["", "no-such-name", "./no/such/place", "a/b/c", "https://host/owner/name", "../x/y"]
 )
 def test_a_name_that_is_neither_directory_nor_repository_is_refused(name: str) -> None:
-    """Such a name is refused without a call to any hub, with the three kinds of names there are."""
+    """Such a name is refused without a call to a hub; the error lists the three kinds of names."""
     with pytest.raises(CheckpointError) as caught:
         resolve_checkpoint(name)
     assert "a directory, a repository of the hub" in str(caught.value)

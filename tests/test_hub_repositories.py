@@ -18,7 +18,7 @@ PICKLED = {**SMALL, "pytorch_model.bin": b"pickle"}
 
 @pytest.mark.parametrize("has_safetensors", [True, False])
 def test_microsofts_own_safetensors_come_first(tmp_path: Path, has_safetensors: bool) -> None:
-    """The default is Microsoft's repository where that has safetensors, else the copy; no pickle comes."""
+    """The default is Microsoft's repository if it has safetensors, else the copy; no pickle is downloaded."""
     own = Repository({"main": FILES if has_safetensors else PICKLED})
     with HubServer({DEFAULT: own, COPY: Repository({"main": FILES})}) as hub:
         found = Machine(tmp_path, hub.endpoint).resolve(DEFAULT)
@@ -28,7 +28,7 @@ def test_microsofts_own_safetensors_come_first(tmp_path: Path, has_safetensors: 
 
 
 def test_a_machine_that_has_the_copy_goes_on_with_it(tmp_path: Path) -> None:
-    """Without the hub, and with a revision that only the copy has."""
+    """A machine with the cached copy uses it without the hub, also at a revision that only the copy has."""
     copy = Repository({"main": FILES, "v1": FILES})
     with HubServer({DEFAULT: Repository({"main": PICKLED}), COPY: copy}) as hub:
         machine = Machine(tmp_path, hub.endpoint)
@@ -39,6 +39,7 @@ def test_a_machine_that_has_the_copy_goes_on_with_it(tmp_path: Path) -> None:
 
 
 def test_without_either_the_error_is_about_the_name_that_was_asked(tmp_path: Path) -> None:
+    """Without safetensors and without a copy, the error names the repository that was asked for."""
     with HubServer({DEFAULT: Repository({"main": PICKLED})}) as hub:
         assert (
             f"{DEFAULT} has its weights as pickle" in Machine(tmp_path, hub.endpoint).resolve(DEFAULT).error
@@ -53,7 +54,8 @@ IN_FOLDER = {f"icon_caption/{name}": data for name, data in FILES.items()} | {
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_folder_of_a_repository_is_a_checkpoint(tmp_path: Path, offline: bool) -> None:
-    """Of the others nothing is downloaded; the label says folder and commit."""
+    """A folder of a repository is a checkpoint: nothing else is downloaded, and its label names folder and
+    commit."""
     with serve(IN_FOLDER) as hub:
         machine = Machine(tmp_path, hub.endpoint)
         found = machine.resolve(f"{NAME}:icon_caption", HF_HUB_OFFLINE="0")
@@ -68,6 +70,7 @@ def test_a_folder_of_a_repository_is_a_checkpoint(tmp_path: Path, offline: bool)
 
 
 def test_a_revision_may_stand_in_the_name(tmp_path: Path) -> None:
+    """A name may contain a revision; another revision beside it is refused."""
     repository = Repository({"main": FILES, "refs/pr/6": IN_FOLDER})
     with HubServer({NAME: repository}) as hub:
         machine = Machine(tmp_path, hub.endpoint)
@@ -77,13 +80,15 @@ def test_a_revision_may_stand_in_the_name(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A missing folder is named in the error."""
     with serve(IN_FOLDER) as hub:
         error = Machine(tmp_path, hub.endpoint).resolve(f"{NAME}:no_such").error
     assert f"{NAME}:no_such is not a whole Florence-2 checkpoint: it lacks config.json" in error
 
 
 def test_a_base_of_the_hub_gives_its_small_files_only(tmp_path: Path) -> None:
-    """The tokenizer and the preprocessor that a repository lacks; the base's weights are not downloaded."""
+    """A base gives the tokenizer and preprocessor that a repository lacks; the base's weights are not
+    downloaded."""
     bare = {name: FILES[name] for name in ("config.json", "model.safetensors")}
     with serve(bare, **{"someone/base": Repository({"main": FILES})}) as hub:
         machine = Machine(tmp_path, hub.endpoint)
@@ -110,13 +115,14 @@ def test_a_base_of_the_hub_gives_its_small_files_only(tmp_path: Path) -> None:
 def test_a_repository_of_another_kind_is_refused_by_what_it_is(
     tmp_path: Path, files: dict[str, bytes], message: str
 ) -> None:
+    """An adapter, an ONNX export and a GGUF file are refused by name."""
     with serve(files) as hub:
         assert message in Machine(tmp_path, hub.endpoint).resolve().error
 
 
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "model.safetensors"])
 def test_an_adapter_comes_from_the_hub(tmp_path: Path, weights: str) -> None:
-    """Under either name of its file, and of a repository with a whole model only the adapter."""
+    """An adapter is downloaded under either of its file names; a whole model beside it is not."""
     files = {"adapter_config.json": b"{}", weights: b"adapter", "README.md": b"not asked for"}
     if weights != "model.safetensors":
         files["model.safetensors"] = b"a whole model"

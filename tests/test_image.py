@@ -1,7 +1,7 @@
 """The Bento's container image, built from its generated Dockerfile and run: `make image-check`.
 
-OCI names a folder whose build.sh and run.sh stand in for a Docker engine; FLORENCE_TEST_IMAGE names an image
-that is there already, built from a Bento with the packed checkpoint `packed`.
+OCI names a folder with build.sh and run.sh, which replace a Docker engine; FLORENCE_TEST_IMAGE names a
+finished image, built from a Bento with the packed checkpoint `packed`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ log = logging.getLogger("image-check")
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # else the figures drown in its lines
+    """The container engine: Docker, or the scripts in the folder that OCI names."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines would hide the figures
     return Scripts(Path(os.environ["OCI"])) if os.environ.get("OCI") else Docker()
 
 
 @pytest.fixture(scope="module")
 def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The image of a Bento with packed weights."""
+    """The tag of the image of a Bento with packed weights."""
     if given := os.environ.get("FLORENCE_TEST_IMAGE"):
         return given
     folder = tmp_path_factory.mktemp("image")
@@ -62,11 +63,13 @@ def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def grpc_port() -> int:
+    """A free port for gRPC."""
     return free_port()
 
 
 @pytest.fixture(scope="module")
 def container(engine: Engine, image: str, grpc_port: int) -> Iterator[Container]:
+    """A container that runs the image and is ready."""
     grpc = {"FLORENCE_GRPC_PORT": str(grpc_port), "FLORENCE_GRPC_HOST": "127.0.0.1"}
     with engine.running(image, **grpc) as started:
         started.wait_ready()
@@ -76,23 +79,24 @@ def container(engine: Engine, image: str, grpc_port: int) -> Iterator[Container]
 
 
 def caption(container: Container) -> dict[str, object]:
+    """The reply to a caption request."""
     reply = httpx.post(f"{container.url}/caption", files={"image": PICTURE.read_bytes()}, timeout=60)
     assert reply.status_code == 200, reply.text
     return dict(reply.json())
 
 
 def test_the_packed_checkpoint_is_served_when_no_other_is_named(container: Container) -> None:
-    """FLORENCE_MODEL isn't set and no hub is reached; the log and the answers name the packed one."""
+    """Without FLORENCE_MODEL and without a hub the packed checkpoint is served, and the answer names it."""
     assert caption(container)["checkpoint"] == PACKED
 
 
 def test_the_service_is_not_root(container: Container) -> None:
-    """It runs as the image's own user."""
+    """The service runs as the image's own user."""
     assert container.service().uids().effective == UID
 
 
 def test_the_seeds_programs_run_against_it(container: Container, shared: Path, tmp_path: Path) -> None:
-    """Clients of the replaced deployment, unchanged but for address and path."""
+    """The replaced deployment's client programs work with only address and path changed."""
     one = seed_program(shared, 0, container, **{"/path/to/your/image.png": str(PICTURE)})
     assert re.fullmatch(r"\{'<CAPTION>': '.+'\}\n", run_program(one))
     pictures = sorted((ROOT / "data").glob("scene_0*"))
@@ -105,19 +109,19 @@ def test_the_seeds_programs_run_against_it(container: Container, shared: Path, t
 
 
 def test_the_typed_client_works_with_it(container: Container) -> None:
-    """A detection, in pixels and with types."""
+    """The typed client gets a detection with labels."""
     with Client(container.url) as client:
         found = client.object_detection(PICTURE).result.detections
     assert {detection.label for detection in found} == {"circle", "heart", "diamond", "triangle"}
 
 
 def test_tritons_client_works_with_it(container: Container, grpc_port: int) -> None:
-    """The v2 protocol on the gRPC port."""
+    """Triton's client gets its answer on the gRPC port."""
     assert set(ask_triton(grpc_port, PICTURE.read_bytes(), b"<OD>")) == {"<OD>"}
 
 
 def test_sigterm_answers_what_came_and_ends(engine: Engine, image: str) -> None:
-    """All requests that were taken before the signal get their answers; then the container ends with 0."""
+    """After SIGTERM all requests in flight get their answers; then the container ends with status 0."""
     with engine.running(image) as container, ThreadPoolExecutor(IN_FLIGHT) as pool:
         container.wait_ready()
         caption(container)
@@ -135,7 +139,8 @@ def test_sigterm_answers_what_came_and_ends(engine: Engine, image: str) -> None:
 
 
 def test_a_worker_that_dies_ends_the_container(engine: Engine, image: str) -> None:
-    """Not with 0, so that the orchestrator starts it anew; it doesn't stay, alive and without a model."""
+    """If the worker dies, the container ends with a status other than 0, so that the orchestrator restarts
+    it."""
     with engine.running(image) as container:
         container.wait_ready()
         workers = [child for child in container.service().children() if "--worker-id" in child.cmdline()]
@@ -145,7 +150,8 @@ def test_a_worker_that_dies_ends_the_container(engine: Engine, image: str) -> No
 
 
 def test_another_user_on_a_root_that_cannot_be_written_is_enough(engine: Engine, image: str) -> None:
-    """Only /tmp is writable and the user has no entry in /etc/passwd: ready, and answers."""
+    """With a read-only root, only /tmp writable and a user without an entry in /etc/passwd, the service
+    becomes ready and answers."""
     with engine.running(image, confined=True, FLORENCE_MODEL="demo") as container:
         container.wait_ready()
         log.info("read-only, as another user: ready after %.1f s", time.monotonic() - container.started_at)
@@ -153,16 +159,15 @@ def test_another_user_on_a_root_that_cannot_be_written_is_enough(engine: Engine,
         assert caption(container)["checkpoint"] == "demo"
 
 
-def test_the_health_check_of_the_compose_file_tells_ready_from_not(container: Container) -> None:
-    """The Compose file's command, run by the image's own kind of Python: 0 while ready, 1 where nothing
-    listens."""
+def test_the_health_check_of_the_compose_file_succeeds_when_ready(container: Container) -> None:
+    """The Compose file's health command gives 0 for a ready service and 1 where nothing listens."""
     for url, status in ((container.url, 0), (f"http://127.0.0.1:{free_port()}", 1)):
         command = health_command(url)
         assert subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == status
 
 
 def wait_in_flight(container: Container, count: int) -> None:
-    """Until BentoML's own metric says that so many requests are being answered."""
+    """Wait until BentoML's own metric shows `count` requests in progress."""
     end = time.monotonic() + STOP_S
     pattern = re.compile(r'bentoml_service_request_in_progress\{endpoint="/ocr".*\} (\S+)')
     while True:

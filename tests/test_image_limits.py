@@ -1,4 +1,4 @@
-"""Limits on pictures, checked before a pixel is decoded, and bytes that are damaged or no picture at all."""
+"""Limits on pictures, checked before a pixel is decoded, and bytes that are damaged or not a picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from florence.images.limits import ImageLimits
 
 @pytest.fixture(autouse=True)
 def warnings_are_errors() -> Iterator[None]:
-    """Nothing that Pillow warns of may come out; with "error" it would fail the test."""
+    """Make each warning of Pillow fail the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -96,7 +96,7 @@ def test_truncated_pictures_are_refused(format: str) -> None:
     "data", [b"hello, world", b"PDF-1.7", b"<svg/>", b"\0" * 100, b"RIFF\0\0\0\0WAVEfmt ", b"\xff\xd8\xff"]
 )
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    """Other bytes are an ImageError that names the formats, or what is wrong."""
+    """Other bytes are an ImageError that names the formats or the fault."""
     with pytest.raises(ImageError, match=r"PNG, JPEG, WebP.* or HEIC|JPEG"):
         open_image(data)
 
@@ -117,7 +117,7 @@ def test_too_many_scans_are_refused() -> None:
     changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6),
 )
 def test_damaged_bytes_give_a_picture_or_an_image_error(format: str, changes: list[tuple[int, int]]) -> None:
-    """Whatever bytes are changed, nothing but ImageError and its kin comes out, and no warning."""
+    """Bytes with random changes give a picture or an ImageError, and no warning."""
     data = bytearray(saved(drawn(), format))
     for position, value in changes:
         data[position % len(data)] = value
@@ -130,7 +130,7 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(format: str, changes: li
 
 
 def test_pillow_stays_as_it_was() -> None:
-    """No setting of Pillow is changed, neither after a picture nor while eight threads read."""
+    """No setting of Pillow is changed while eight threads read."""
     found = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     data = [saved(drawn(), format) for format in FORMATS] * 8
     with ThreadPoolExecutor(8) as pool:
@@ -160,7 +160,7 @@ def test_limits_have_bounds() -> None:
 
 
 def test_a_gif_frame_larger_than_its_screen() -> None:
-    """The size is what the first frame needs, as Pillow has it, and is the one that is checked."""
+    """The size of a GIF is what its first frame needs, as in Pillow, and this size is checked."""
     data = bytearray(saved(drawn(40, 30), "GIF"))
     data[6:10] = struct.pack("<HH", 4, 3)
     assert open_image(bytes(data)).size == pillows(bytes(data)).size == (40, 30)
@@ -169,7 +169,7 @@ def test_a_gif_frame_larger_than_its_screen() -> None:
 
 
 def test_metadata_are_never_parsed() -> None:
-    """Text that unpacks to 64 MiB, and a broken animation chunk, neither cost memory nor warn."""
+    """Text that unpacks to 64 MiB costs no memory, and a broken animation chunk gives no warning."""
     bomb = PngImagePlugin.PngInfo()
     bomb.add_text("comment", "a" * 2**26, zip=True)
     data = saved(drawn(), "PNG", pnginfo=bomb)

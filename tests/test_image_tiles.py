@@ -1,4 +1,4 @@
-"""Where pictures are cut, and that readers give the pixels of just those parts, decoding the picture once."""
+"""The positions of tiles in a picture; readers give the pixels of these tiles and decode the picture once."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ overlaps = st.floats(0, 0.9)
 
 @pytest.fixture(params=[ThreadReaders, ProcessReaders], scope="module")
 def readers(request: pytest.FixtureRequest) -> Iterator[Readers]:
+    """Readers as threads, then as processes."""
     made = request.param(SIZE, count=1)
     yield made
     made.close(drain_s=PATIENCE_S)
 
 
 def overlap_of(spans: list[tuple[int, int]]) -> int:
-    """The least that two neighbours share."""
+    """The smallest overlap of two neighbours."""
     return min((a[1] - b[0] for a, b in pairwise(spans)), default=MANY)
 
 
@@ -47,7 +48,8 @@ def overlap_of(spans: list[tuple[int, int]]) -> int:
 def test_auto_covers_the_picture_with_the_fewest_tiles(
     width: int, height: int, scale: float, overlap: tuple[float, float]
 ) -> None:
-    """Tiles of the size that is asked for, or of the picture's own side; neighbours overlap by the shares."""
+    """Automatic tiles cover the picture, have the requested size or the picture's own side, overlap by the
+    shares, and are the fewest possible."""
     tiling = Tiling(None, scale, overlap, MANY)
     tiles = tiling.cut((width, height), (100, 80))
     across = sorted({(left, right) for left, _, right, _ in tiles})
@@ -69,7 +71,7 @@ def test_auto_covers_the_picture_with_the_fewest_tiles(
 def test_a_grid_has_its_columns_and_rows(
     width: int, height: int, columns: int, rows: int, overlap: float
 ) -> None:
-    """Of nearly equal size, together the whole picture, and overlapping by the share."""
+    """The tiles of a grid have nearly equal sizes, cover the picture and overlap by the share."""
     tiles = Tiling((columns, rows), 1.0, (overlap, overlap), MANY).cut((width, height), (100, 100))
     assert len(tiles) == columns * rows
     across = [(left, right) for left, _, right, _ in tiles[:columns]]
@@ -81,7 +83,8 @@ def test_a_grid_has_its_columns_and_rows(
 
 
 def test_more_tiles_than_are_allowed_say_what_to_change() -> None:
-    """Before anything is decoded; so does a grid for which a picture is too small."""
+    """Too many tiles, or a grid too fine for the picture, are refused before decoding; the error says what to
+    change."""
     header = inspect(saved(drawn(300, 200)), DEFAULT_LIMITS)
     view = replace(SEEN, tiling=Tiling(None, 1.0, (0.2, 0.2), 64))
     with pytest.raises(ImageError, match=r"13x6 = 78 tiles; up to 64 .*FLORENCE_MAX_TILES.*tile_scale"):
@@ -91,7 +94,7 @@ def test_more_tiles_than_are_allowed_say_what_to_change() -> None:
 
 
 def test_the_pixels_of_all_tiles_count_in_the_memory_that_decoding_takes() -> None:
-    """So a picture that fits whole may be too large in tiles."""
+    """The pixels of all tiles count as memory, so a picture that fits whole may be too large in tiles."""
     header = inspect(saved(drawn(300, 200)), DEFAULT_LIMITS)
     whole = memory_to_read(header, SIZE, DEFAULT_LIMITS, SEEN)
     view = replace(SEEN, tiling=Tiling((5, 4), 1.0, (0.2, 0.2)))
@@ -105,8 +108,8 @@ def test_the_pixels_of_all_tiles_count_in_the_memory_that_decoding_takes() -> No
 def test_readers_give_the_pixels_of_each_tile(
     readers: Readers, grid: tuple[int, int] | None, turn: int
 ) -> None:
-    """Those of the upright picture's part, resized; also of a transparent one, and of an opened one. The next
-    picture, which is not cut, comes as ever."""
+    """A tile's pixels are the resized part of the upright picture, also for a transparent or an opened one.
+    The next picture, read without tiles, is whole."""
     exif = Image.Exif()
     exif[0x0112] = turn
     data = saved(drawn(110, 90, "RGBA"), "PNG", exif=exif.tobytes())
@@ -126,7 +129,7 @@ def test_readers_give_the_pixels_of_each_tile(
 
 
 def test_a_picture_within_one_tile_is_not_cut(readers: Readers) -> None:
-    """It is read as without tiles."""
+    """A picture that fits in one tile is read as without tiles."""
     view = replace(SEEN, tiling=Tiling(None, 2.0, (0.3, 0.3)))
     read, plain = (readers.read(saved(drawn()), each).result(PATIENCE_S) for each in (view, SEEN))
     assert read.tiles == ()
@@ -134,7 +137,7 @@ def test_a_picture_within_one_tile_is_not_cut(readers: Readers) -> None:
 
 
 def test_a_reader_goes_on_after_a_picture_of_too_many_tiles(readers: Readers) -> None:
-    """The refusal is an ImageError in the future."""
+    """Too many tiles are an ImageError in the future, and the reader reads the next picture."""
     view = replace(SEEN, tiling=Tiling(None, 0.1, (0.9, 0.9)))
     for source in (saved(drawn()), drawn()):
         with pytest.raises(ImageError, match="FLORENCE_MAX_TILES"):
@@ -143,7 +146,7 @@ def test_a_reader_goes_on_after_a_picture_of_too_many_tiles(readers: Readers) ->
 
 
 def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many tiles it makes."""
+    """A picture is decoded once for all its tiles."""
     calls = []
 
     def counted(*arguments: object) -> object:
@@ -167,11 +170,11 @@ def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 )
 def test_a_tiling_comes_to_the_other_process_as_it_is(tiling: Tiling | None) -> None:
-    """Bit for bit: both ends compute the same tiles."""
+    """A tiling is sent to the other process bit for bit, so both compute the same tiles."""
     assert wire.read_tiling(wire.pack_tiling(tiling)) == tiling
 
 
 def test_tiny_pictures_have_tiles_too() -> None:
-    """A tile is never smaller than a pixel."""
+    """Each tile of a tiny picture has at least one pixel."""
     tiles = Tiling(None, 0.1, (0.9, 0.9), MANY).cut((3, 3), (4, 4))
     assert all(right > left and bottom > top for left, top, right, bottom in tiles)

@@ -1,4 +1,4 @@
-"""Pictures of every format, mode and turn in; the original's pixels out. Limits: `test_image_limits`."""
+"""Pictures of every format, mode and orientation give the original's pixels. Limits: `test_image_limits`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from florence.readers.picture import LocalReader
 
 @pytest.fixture(autouse=True)
 def warnings_are_errors() -> Iterator[None]:
-    """Nothing that Pillow warns of may come out; with "error" it would fail the test."""
+    """Make each warning of Pillow fail the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -33,6 +33,7 @@ def warnings_are_errors() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def golden_images(shared: Path) -> list[dict[str, Any]]:
+    """The golden inputs with the original's digests."""
     images: list[dict[str, Any]] = json.loads((shared / "goldens" / "A" / "golden.json").read_text())[
         "images"
     ]
@@ -40,7 +41,8 @@ def golden_images(shared: Path) -> list[dict[str, Any]]:
 
 
 def test_pictures_become_the_originals_pixels(shared: Path, golden_images: list[dict[str, Any]]) -> None:
-    """RGB and 768x768 pixels of all golden inputs are equal bit for bit, taken as PIL images (not turned)."""
+    """The RGB and the 768x768 pixels of all golden inputs, given as PIL images, are the original's bit for
+    bit."""
     assert len(golden_images) == 8
     for row in golden_images:
         with Image.open(shared / "goldens" / "A" / "inputs" / row["file"]) as stored:
@@ -51,7 +53,7 @@ def test_pictures_become_the_originals_pixels(shared: Path, golden_images: list[
 
 
 def test_bytes_are_turned_by_exif(shared: Path, golden_images: list[dict[str, Any]]) -> None:
-    """From bytes and from a path the same pixels come, turned where EXIF says so."""
+    """Bytes and a path give the same pixels, rotated as EXIF says."""
     turned = 0
     for row in golden_images:
         path = shared / "goldens" / "A" / "inputs" / row["file"]
@@ -73,7 +75,7 @@ def test_pixels_fit_the_model() -> None:
     ("format", "mode"), [(format, mode) for format, modes in STORABLE.items() for mode in modes]
 )
 def test_every_format_and_mode_gives_pillows_pixels(format: str, mode: str) -> None:
-    """Whatever mode a file of whatever format has, the result is Pillow's own `convert("RGB")`."""
+    """A file of any format and mode gives the pixels of Pillow's own `convert("RGB")`."""
     data = saved(drawn(mode=mode), format)
     assert same(open_image(data), pillows(data))
 
@@ -110,7 +112,7 @@ def test_tiff_variants(compression: str, big: bool) -> None:
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_frame_is_taken(format: str) -> None:
-    """Of an animation or document the first frame comes, whatever the others hold."""
+    """The first frame of an animation or document is read, and the others have no influence."""
     first, *others = (drawn(frame=frame) for frame in range(3))
     data = saved(
         first,
@@ -126,6 +128,7 @@ def test_the_first_frame_is_taken(format: str) -> None:
 
 
 def exif(orientation: int) -> bytes:
+    """An EXIF block with this orientation."""
     tags = Image.Exif()
     tags[0x0112] = orientation
     return tags.tobytes()
@@ -134,7 +137,7 @@ def exif(orientation: int) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_all_eight_orientations_are_turned(format: str, orientation: int) -> None:
-    """The result is the upright picture: what was stored, turned as EXIF describes."""
+    """The result is the upright picture for each of the eight EXIF orientations."""
     upright = drawn(48, 32)  # whole JPEG blocks
     undo = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
     tags = Image.Exif()
@@ -172,7 +175,7 @@ def test_broken_exif_does_not_fail_the_picture(format: str, block: bytes) -> Non
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_the_decoder_finds_no_exif_but_a_webps(format: str) -> None:
-    """A WebP goes to it as it came; its metadata change no pixel."""
+    """EXIF is removed before decoding, except for a WebP, whose pixels it doesn't change."""
     tags = Image.Exif()
     tags[0x010E] = "a description"
     data = saved(drawn(), format, exif=tags.tobytes(), **({"lossless": True} if format == "WEBP" else {}))
@@ -193,7 +196,7 @@ ASKED: dict[str, Any] = {
 
 
 def test_preprocessing_is_read_from_either_file(tmp_path: Path, shared: Path) -> None:
-    """The original's file and transformers 5's give the same values."""
+    """The original's file and the file of transformers 5 give the same values."""
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": ASKED}))
     found = read_preprocessing(tmp_path)
     assert found == read_preprocessing(shared / "goldens" / "A" / "checkpoint")
@@ -222,7 +225,7 @@ def test_preprocessing_is_read_from_either_file(tmp_path: Path, shared: Path) ->
 def test_preprocessing_that_is_not_florence_2s_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    """A step that would be left out, or a value that makes no sense, is named."""
+    """A preprocessing step that isn't supported, or an invalid value, is named in the error."""
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**ASKED, **change}))
     with pytest.raises(CheckpointError, match=message):
         read_preprocessing(tmp_path)
@@ -230,7 +233,7 @@ def test_preprocessing_that_is_not_florence_2s_is_refused(
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "7"])
 def test_unreadable_preprocessing_is_refused(tmp_path: Path, content: str | None) -> None:
-    """A missing or broken file is named."""
+    """A missing or broken file is named in the error."""
     if content is not None:
         (tmp_path / "preprocessor_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):

@@ -1,4 +1,4 @@
-"""Frames of animations and pages of TIFF pictures, by their number: Pillow's own are the measure."""
+"""Frames of animations and pages of TIFF pictures, chosen by number, equal Pillow's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE_S = 60
 
 
 def animated(name: str) -> bytes:
-    """Four different frames, which are composed: later GIF frames hold only what changed."""
+    """A file of four different composed frames; later GIF frames hold only what changed."""
     frames = [drawn(60, 40, frame=index) for index in range(FRAMES)]
     others = {"save_all": True, "append_images": frames[1:]}
     if name == "PNG with a still picture":
@@ -43,10 +43,12 @@ NAMES = ["GIF", "GIF of parts", "PNG", "PNG with a still picture", "WEBP", "AVIF
 
 
 def place(name: str, number: int, *, original: bool = False) -> View:
+    """The view that asks for this frame, or page of a TIFF."""
     return View(original, frame=None, page=number) if name == "TIFF" else View(original, frame=number)
 
 
 def pillows_frames(data: bytes) -> Iterator[bytes]:
+    """Pillow's RGB pixels of each frame, on white."""
     image = Image.open(io.BytesIO(data))
     for index in range(getattr(image, "n_frames", 1)):
         image.seek(index)
@@ -59,7 +61,8 @@ def pillows_frames(data: bytes) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_frame_is_the_one_that_pillow_gives(name: str) -> None:
-    """Each by its number, counted from 1; without a number it is the first; a number beyond is refused."""
+    """A frame is chosen by its number from 1; without a number it is the first; a number past the end is
+    refused."""
     data = animated(name)
     wanted = list(pillows_frames(data))
     assert len(wanted) == FRAMES + (name == "PNG with a still picture")
@@ -73,7 +76,7 @@ def test_a_frame_is_the_one_that_pillow_gives(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_reader_processes_read_the_same_frame(name: str) -> None:
-    """Within the memory that the header lets expect; one after the other, in any order."""
+    """Reader processes give the same frames in any order, within the memory computed from the header."""
     data = animated(name)
     readers = ProcessReaders(InputSize(40, 60, 0), count=1, process_limits=ProcessLimits(slack_bytes=2**22))
     try:
@@ -85,7 +88,8 @@ def test_reader_processes_read_the_same_frame(name: str) -> None:
 
 
 def test_pages_are_not_frames() -> None:
-    """The other word is refused with the right one; number 1 of either is any picture."""
+    """A page of a GIF or a frame of a TIFF is refused with the right word; number 1 of either is accepted for
+    any picture."""
     with pytest.raises(ImageError, match="TIFF picture has pages, not frames: leave frame out"):
         open_image(animated("TIFF"), view=View(frame=2))
     with pytest.raises(ImageError, match="GIF picture has frames, not pages: leave page out"):
@@ -96,7 +100,7 @@ def test_pages_are_not_frames() -> None:
 
 
 def test_the_frames_before_count_as_work() -> None:
-    """A late frame of large pictures is refused before anything is decoded."""
+    """A late frame of large pictures is refused before decoding, since all before it are decoded too."""
     data = animated("GIF")
     assert inspect(data, ImageLimits(max_pixels=4800), View(frame=4)).passes == 4
     many = saved(
@@ -108,7 +112,8 @@ def test_the_frames_before_count_as_work() -> None:
 
 @pytest.mark.parametrize(("name", "scans"), [("PNG", 8), ("GIF", 4), ("WEBP", 4), ("AVIF", 1)])
 def test_frames_that_are_composed_count_for_several_scans(name: str, scans: int) -> None:
-    """Measured: a frame of a PNG takes Pillow up to 15 ns a pixel. The first one is an ordinary picture."""
+    """A composed frame counts as several scans, except the first (measured: up to 15 ns a pixel for a PNG in
+    Pillow)."""
     data, pixels = animated(name), 60 * 40
     enough = max(pixels, -(-3 * scans * pixels // MOST_PASSES))
     assert inspect(data, ImageLimits(max_pixels=enough), View(frame=3)).pass_cost == scans
@@ -120,7 +125,8 @@ def test_frames_that_are_composed_count_for_several_scans(name: str, scans: int)
 
 @pytest.mark.parametrize("compression", [1, 2])
 def test_run_length_encoding_is_limited_by_what_it_costs(compression: int) -> None:
-    """Pillow undoes it in Python: 24 KB of ends of lines took three seconds. A small BMP is read."""
+    """A large run-length encoded BMP is refused, since Pillow decodes it in Python (24 KB of line ends took
+    three seconds); a small one is read."""
 
     def bmp(side: int, rows: bytes) -> bytes:
         bits = 8 if compression == 1 else 4
@@ -138,7 +144,7 @@ def test_run_length_encoding_is_limited_by_what_it_costs(compression: int) -> No
 
 
 def test_a_pil_picture_is_one_frame() -> None:
-    """Its own `seek` chooses it."""
+    """A frame number for a PIL image is refused, since its own `seek` chooses the frame."""
     from florence.images.decode import load_image
 
     with pytest.raises(ImageError, match="chosen by its `seek`"):
@@ -146,7 +152,7 @@ def test_a_pil_picture_is_one_frame() -> None:
 
 
 def test_pages_of_a_heif_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its further pictures are frames."""
+    """The further pictures of a HEIF file are frames."""
     pillow_heif = pytest.importorskip("pillow_heif")
     file, made = io.BytesIO(), pillow_heif.HeifFile()
     for index in range(2):

@@ -1,4 +1,4 @@
-"""AVIF and HEIC: read, turned, within limits, and refused clearly where they are damaged."""
+"""AVIF and HEIC files are read, rotated, limited, and refused with a clear error where they are damaged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMATS = ["AVIF", "HEIF"]
 
 
 def encoded(image: Image.Image, format: str, orientation: int = 1) -> bytes:
-    """The picture in the format; a turned one says so in the format's own way."""
+    """The picture in this format, with the orientation stored in the format's own way."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()
@@ -42,7 +42,7 @@ def encoded(image: Image.Image, format: str, orientation: int = 1) -> bytes:
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_pictures_come_out_as_they_went_in(format: str, mode: str) -> None:
-    """Within what the codec loses."""
+    """A decoded picture equals the stored one within the codec's loss."""
     picture = drawn(64, 48).convert(mode)
     seen = np.asarray(open_image(encoded(picture, format), view=SEEN), int)
     assert np.abs(seen - np.asarray(picture.convert("RGB"), int)).mean() < 6
@@ -50,7 +50,7 @@ def test_pictures_come_out_as_they_went_in(format: str, mode: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_avif_is_turned_as_it_says(orientation: int) -> None:
-    """All eight ways, as Pillow turns a picture by its EXIF."""
+    """All eight orientations of an AVIF are rotated as Pillow rotates them by EXIF."""
     turned = np.asarray(open_image(encoded(drawn(64, 48), "AVIF", orientation)), int)
     with Image.open(io.BytesIO(encoded(drawn(64, 48), "AVIF", orientation))) as stored:
         expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"), int)
@@ -60,7 +60,7 @@ def test_avif_is_turned_as_it_says(orientation: int) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_header_has_the_size(format: str) -> None:
-    """So that the limits are checked before anything is decoded."""
+    """The header gives the size, so that limits are checked before decoding."""
     data = encoded(drawn(64, 48), format)
     header = inspect(data, DEFAULT_LIMITS)
     assert header.format == format
@@ -71,7 +71,8 @@ def test_the_header_has_the_size(format: str) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_header_that_says_too_little_gives_no_larger_picture(format: str) -> None:
-    """libavif scales to what the header says, libheif gives another size: that is refused."""
+    """A header with too small a size never gives a larger picture: libavif scales to it, and libheif's other
+    size is refused."""
     data = bytearray(encoded(drawn(64, 48), format))
     at = data.index(b"ispe") + 8
     data[at : at + 8] = struct.pack(">II", 4, 4)
@@ -86,7 +87,7 @@ def test_a_header_that_says_too_little_gives_no_larger_picture(format: str) -> N
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_damaged_files_are_refused_and_nothing_else_happens(format: str) -> None:
-    """Cut short at many places of the head, and with random bytes changed."""
+    """Files cut at many places of the head, or with random bytes changed, give a picture or an ImageError."""
     data = encoded(drawn(64, 48), format)
     dice = random.Random(7)
     cut = [data[:length] for length in range(12, 400, 7)]
@@ -103,7 +104,7 @@ def test_damaged_files_are_refused_and_nothing_else_happens(format: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_decoding_stays_within_the_memory(format: str) -> None:
-    """That the header lets expect, in a reader process."""
+    """A reader process decodes within the memory computed from the header."""
     readers = ProcessReaders(InputSize(40, 30, 3), count=1, process_limits=ProcessLimits(slack_bytes=2**22))
     try:
         data = encoded(drawn(1500, 1000, "RGBA"), format)
@@ -113,7 +114,7 @@ def test_decoding_stays_within_the_memory(format: str) -> None:
 
 
 def test_heic_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name, and the command."""
+    """Without pillow-heif the error names the command that installs it."""
     data = encoded(drawn(64, 48), "HEIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match=r"pip install 'florence2-server\[heic\]'"):
@@ -121,7 +122,7 @@ def test_heic_without_its_library_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_a_film_is_not_a_picture() -> None:
-    """Other files of boxes are refused as an unknown format."""
+    """Other ISO media files are refused as an unknown format."""
     with pytest.raises(ImageError, match="not a picture in a known format"):
         open_image(struct.pack(">I4s4s", 16, b"ftyp", b"isom") + bytes(100))
 
@@ -129,8 +130,8 @@ def test_a_film_is_not_a_picture() -> None:
 @pytest.mark.parametrize("kind", ["grid", "overlay", "a grid of grids"])
 @pytest.mark.parametrize("format", ["AVIF", "HEIF"])
 def test_what_a_picture_is_made_of_counts(format: str, kind: str) -> None:
-    """A small file may use one item thousands of times: the limit is on the pixels that are decoded for it,
-    and is told from its boxes, before a decoder sees them."""
+    """A small file may use one item thousands of times, so the pixels decoded for it are limited, and counted
+    from its boxes before a decoder runs."""
 
     def made(uses: int) -> bytes:
         if kind == "overlay":
@@ -147,7 +148,7 @@ def test_what_a_picture_is_made_of_counts(format: str, kind: str) -> None:
 
 @pytest.mark.parametrize("format", ["AVIF", "HEIF"])
 def test_a_small_grid_is_read(format: str) -> None:
-    """As it was before: the tiles one beside the other; a large one from a phone is within the limit."""
+    """A small grid is read with its tiles side by side; a phone's large grid is within the limit."""
     if format == "HEIF":  # libavif wants each tile to be an item of its own
         assert open_image(grid(format, (64, 64), 2, 3)).size == (192, 128)
     phone = inspect(grid(format, (512, 512), 12, 16), DEFAULT_LIMITS)
@@ -155,6 +156,7 @@ def test_a_small_grid_is_read(format: str) -> None:
 
 
 def test_a_part_that_is_its_own_whole_is_refused() -> None:
+    """An item that contains itself is refused."""
     data = grid("HEIF", (64, 64), 1, 1).replace(struct.pack(">HHH", 2, 1, 1), struct.pack(">HHH", 2, 1, 2))
     with pytest.raises(ImageError, match="too deep or in a circle"):
         inspect(data, DEFAULT_LIMITS)

@@ -1,4 +1,4 @@
-"""Processes for untrusted bytes: what they are given, and what they may take."""
+"""Processes for untrusted bytes: their environment and their limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from florence.images.isolated import environment
 
 
 def test_no_secret_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables of the system and the C library only."""
+    """A process gets only the variables of the system and the C library."""
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("LC_ALL", "C.UTF-8")
     passed = environment()
@@ -21,7 +21,7 @@ def test_no_secret_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("hard", "wanted", "soft"), [(50, 20, 20), (20, 50, 20)])
 def test_a_lower_hard_limit_stays(hard: int, wanted: int, soft: int) -> None:
-    """A limit above the system's own is no error: the process has the lower one."""
+    """A limit above the system's hard limit is no error: the process has the lower one."""
     program = (
         f"import resource; resource.setrlimit(resource.RLIMIT_CPU, ({hard}, {hard}))\n"
         f"from florence.images.isolated import limit; limit(core=0, cpu={wanted})\n"

@@ -1,4 +1,4 @@
-"""Pages of PDFs as pictures: rendered in a process of their own, within limits; broken ones are one error."""
+"""Pages of PDFs as pictures, rendered in a separate process within limits; a broken PDF is one error."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ CHANNELS = {RED: (255, 0, 0), BLUE: (0, 0, 255), GREEN: (0, 255, 0)}
 
 
 def corner(image: Image.Image) -> object:
+    """The colour near the upper left corner."""
     return image.getpixel((5, 5))
 
 
 def test_each_page_is_found_by_its_number() -> None:
-    """At 150 dots an inch, white paper, in both views; the first page without a number."""
+    """A page is rendered at 150 dots an inch on white, in both views; without a number it is the first."""
     data = pdf()
     for view in (SEEN, ORIGINAL):
         image = open_image(data, view=view)
@@ -49,15 +50,15 @@ def test_each_page_is_found_by_its_number() -> None:
 
 
 def test_a_page_is_turned_as_the_pdf_says() -> None:
-    """The square in the upper left corner goes to the upper right one."""
+    """A page is rotated as its PDF says: the square in the upper left corner moves to the upper right one."""
     image = open_image(pdf(rotate=90))
     assert image.size == (150, 300)
     assert image.getpixel((145, 5)) == CHANNELS[RED]
 
 
 def test_the_resolution_is_a_limit_of_its_own() -> None:
-    """A page of more pixels than allowed is refused before it is rendered; so are more dots than anyone
-    needs, and 0 means that no PDF is read."""
+    """A page with too many pixels is refused before it is rendered, a resolution over 600 is an error, and
+    0 means that no PDF is read."""
     assert open_image(pdf(), ImageLimits(pdf_dpi=72)).size == (144, 72)
     with pytest.raises(ImageTooLarge, match="300x150 = 45000 pixels at 150 dots an inch"):
         open_image(pdf(), ImageLimits(max_pixels=44_999))
@@ -79,7 +80,8 @@ def test_the_resolution_is_a_limit_of_its_own() -> None:
     ],
 )
 def test_a_pdf_that_cant_be_read_is_one_error(data: bytes, words: str) -> None:
-    """In a process of its own, and in a reader process, which reads the next picture."""
+    """A broken PDF is one error in a separate process and in a reader process, which then reads the next
+    picture."""
     with pytest.raises(ImageError, match=words):
         open_image(data)
     readers = ProcessReaders(SIZE, count=1)
@@ -92,8 +94,8 @@ def test_a_pdf_that_cant_be_read_is_one_error(data: bytes, words: str) -> None:
 
 
 def test_readers_read_a_page_alike() -> None:
-    """A thread, which has it rendered apart, and a process, which renders it itself; a page too many, a frame
-    and a PDF where none is read are refused by both."""
+    """A reader thread and a reader process give the same pixels, and both refuse a page past the end and a
+    frame."""
     wanted = LocalReader(SIZE).read(pdf(), View(page=2))
     readers = ProcessReaders(SIZE, count=1)
     try:
@@ -110,7 +112,8 @@ def test_readers_read_a_page_alike() -> None:
 
 
 def test_a_renderer_that_ends_fails_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its exit status is told; so is the time that it may take."""
+    """A renderer that crashes or takes too long fails its request; the error gives the exit status or the
+    time limit."""
     from florence.images import apart
 
     def starts(program: str) -> None:
@@ -120,14 +123,14 @@ def test_a_renderer_that_ends_fails_one_request(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ImageError, match=r"its process ended \(exit status -11\)"):
         render_page_apart(pdf(), 1, DEFAULT_LIMITS)
     starts("import time; time.sleep(1000)")
-    monkeypatch.setattr(apart, "_WALL_S", 0.2)
+    monkeypatch.setattr(apart, "WALL_S", 0.2)
     with pytest.raises(ImageError, match="not read within"):
         render_page_apart(pdf(), 1, DEFAULT_LIMITS)
 
 
-def test_whatever_is_opened_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Documents, pages and bitmaps of PDFium, of whole PDFs, damaged ones and one without pages: the process
-    that renders them keeps nothing."""
+def test_all_that_is_opened_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All documents, pages and bitmaps of PDFium are closed, for whole and damaged PDFs and one without
+    pages."""
     raw = pypdfium2.raw
     opened: Counter[str] = Counter()
 
@@ -158,12 +161,13 @@ def test_whatever_is_opened_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """A page within the limits on pixels that needs more memory than is allowed is too large."""
+    """A page within the pixel limits that needs more memory than allowed is refused."""
     with pytest.raises(ImageError, match=r"memory|ended|damaged"):
         open_image(pdf(size=(3000, 3000)), ImageLimits(decode_bytes=50 * 2**20))
 
 
 def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pypdfium2 the error names the extra to install."""
     monkeypatch.setattr("florence.images.apart.find_spec", lambda name: None)
     with pytest.raises(ImageError, match=r"florence2-server\[pdf\]"):
         open_image(pdf())
@@ -176,7 +180,7 @@ def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_a_service_reads_no_pdf(demo_server: Server) -> None:
-    """It says what to do instead; pages of TIFF files it reads."""
+    """A service refuses a PDF and says what to do instead; it reads pages of TIFF files."""
     pages = [drawn(24, 16, frame=index) for index in range(3)]
     tiff = saved(pages[0], "TIFF", save_all=True, append_images=[drawn(48, 32), *pages[1:]])
     with Client(demo_server.url) as client:

@@ -1,4 +1,4 @@
-"""Pictures as a viewer shows them: what the original's `convert("RGB")` gets wrong, and what right."""
+"""Pictures as a viewer shows them, where the original's `convert("RGB")` differs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def opened(data: bytes, view: View = SEEN) -> NDArray[np.int64]:
 
 
 def stored(values: NDArray[np.generic], format: str = "TIFF") -> bytes:
+    """The values as the bytes of a picture file."""
     return saved(Image.fromarray(values), format)
 
 
 @pytest.mark.parametrize("format", STORABLE)
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "YCbCr"])
 def test_ordinary_pictures_are_the_same_in_both_views(format: str, mode: str) -> None:
-    """Opaque, 8 bits, no profile: bit for bit."""
+    """An opaque picture of 8 bits without a profile is the same in both views, bit for bit."""
     if mode not in STORABLE[format]:
         pytest.skip(f"Pillow writes no {format} of mode {mode}")
     data = saved(drawn(mode=mode), format)
@@ -59,13 +60,13 @@ def test_ordinary_pictures_are_the_same_in_both_views(format: str, mode: str) ->
     ],
 )
 def test_more_than_8_bits_are_scaled_by_their_range(name: str, make: Callable[[], bytes]) -> None:
-    """A ramp over the whole range comes out as the ramp of 8 bits; the original cuts it off at 255."""
+    """A ramp over the whole range becomes the 8-bit ramp; the original cuts it off at 255."""
     assert np.array_equal(opened(make())[..., 0], RAMP)
     assert not np.array_equal(opened(make(), ORIGINAL)[..., 0], RAMP)
 
 
 def packed_in_12_bits() -> bytes:
-    """Two values in three bytes, as cameras of microscopes write them."""
+    """A TIFF of 12-bit values, two in three bytes, as microscope cameras write them."""
     values = np.round(RAMP / 255 * 4095).astype(np.uint16)
     first, second = values[:, 0::2], values[:, 1::2]
     three = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1)
@@ -86,8 +87,8 @@ STORED = {
 
 @pytest.mark.parametrize("name", STORED)
 def test_every_way_to_store_a_value_shows_the_same_ramp(name: str) -> None:
-    """From a file, and from a PIL picture that is opened, or loaded already, in the library and sent by the
-    client: Pillow's mode alone does not tell these apart."""
+    """Every storage format shows the same ramp: from a file, from a PIL picture before and after loading,
+    and sent by the client. Pillow's mode alone does not distinguish these formats."""
     data = STORED[name]()
     assert np.array_equal(opened(data)[..., 0], RAMP)
     for loaded in (False, True):
@@ -99,29 +100,29 @@ def test_every_way_to_store_a_value_shows_the_same_ramp(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "samples"),
     [
         (np.zeros((4, 4, 3), np.float32), "3 floating-point samples of 32 bits a pixel"),
         (np.zeros((4, 4), np.float64), "1 floating-point sample of 64 bits"),
         (np.zeros((4, 4, 3), np.int16), "3 signed samples of 16 bits"),
     ],
 )
-def test_what_is_not_read_is_refused_by_its_name(values: NDArray[np.generic], told: str) -> None:
-    """Not as a damaged header: the file is sound."""
-    with pytest.raises(ImageError, match=f"the TIFF picture has {told}.*not read"):
+def test_what_is_not_read_is_refused_by_its_name(values: NDArray[np.generic], samples: str) -> None:
+    """An unsupported sample format is named in the error, which does not call the file damaged."""
+    with pytest.raises(ImageError, match=f"the TIFF picture has {samples}.*not read"):
         opened(tiff_of(values, photometric=2 if values.ndim == 3 else 1))
 
 
 @pytest.mark.parametrize("value", [0.25, 7.0, -3.0])
 def test_a_flat_picture_of_floats_is_read(value: float) -> None:
-    """Its range is empty: no division by nothing."""
+    """A picture of equal floats is read without a division by zero."""
     assert len(np.unique(opened(stored(np.full((4, 4), value, np.float32))))) == 1
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_floats_that_are_not_finite_are_refused_by_name(value: float) -> None:
-    """Wherever one stands: a range with infinity in it would make all else black, and no number is no
-    brightness."""
+    """A picture with infinity or NaN anywhere is refused: infinity would scale all other values to black,
+    and NaN has no brightness."""
     for place in range(6):
         values = np.linspace(0, 1, 6, dtype=np.float32)
         values[place] = value
@@ -131,7 +132,7 @@ def test_floats_that_are_not_finite_are_refused_by_name(value: float) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
 def test_what_is_transparent_shows_the_background(mode: str) -> None:
-    """Alpha in every way that PNG has it, equal to Pillow's own compositing, on white and on a colour."""
+    """Every kind of PNG transparency equals Pillow's own compositing, on white and on a colour."""
     picture = drawn(mode="RGB" if mode in ("RGB", "RGBA") else "L")
     alpha = drawn(mode="L").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if mode in ("RGBA", "LA"):
@@ -151,7 +152,7 @@ def test_what_is_transparent_shows_the_background(mode: str) -> None:
 
 
 def test_a_transparent_value_of_16_bits_shows_the_background() -> None:
-    """Only that value, not its neighbours."""
+    """Only the transparent value shows the background; its neighbours don't."""
     values = np.array([[0, 999, 1000], [1001, 30_000, 65_535]], np.uint16)
     data = saved(Image.fromarray(values), transparency=1000)
     assert opened(data, GREEN)[0, 2].tolist() == [0, 255, 0]
@@ -159,13 +160,13 @@ def test_a_transparent_value_of_16_bits_shows_the_background() -> None:
 
 
 def profile(kind: str) -> bytes:
-    """One of lcms' own profiles."""
+    """The bytes of one of lcms's own profiles."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile(kind)).tobytes()
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_colour_profiles_are_converted_to_srgb(format: str, shared: Path) -> None:
-    """A profile of exchanged colours is followed in all formats that carry one."""
+    """A profile with exchanged colours is applied in every format that can hold one."""
     swapped = exchanged_profile()
     picture = Image.new("RGB", (16, 16), (200, 30, 30))
     data = saved(picture, format, icc_profile=swapped)
@@ -175,7 +176,7 @@ def test_colour_profiles_are_converted_to_srgb(format: str, shared: Path) -> Non
 
 
 def exchanged_profile() -> bytes:
-    """sRGB's, with the tags of red and green exchanged."""
+    """The sRGB profile with the tags of red and green exchanged."""
     plain = bytearray(profile("sRGB"))
     count = int.from_bytes(plain[128:132], "big")
     for index in range(count):
@@ -187,19 +188,19 @@ def exchanged_profile() -> bytes:
 
 @pytest.mark.parametrize("broken", [b"", b"nothing", exchanged_profile()[:200]])
 def test_a_broken_profile_fails_nothing(broken: bytes) -> None:
-    """The picture is taken as it is."""
+    """A picture with a broken profile is read as without a profile."""
     picture = drawn()
     assert np.array_equal(opened(saved(picture, icc_profile=broken)), opened(saved(picture)))
 
 
 def test_a_profile_of_another_mode_is_ignored() -> None:
-    """sRGB's on a grey picture."""
+    """An RGB profile on a grey picture is ignored."""
     grey = drawn(mode="L")
     assert np.array_equal(opened(saved(grey, icc_profile=profile("sRGB"))), opened(saved(grey)))
 
 
 def test_inks_without_adobes_mark_are_not_inverted() -> None:
-    """Paper is white in both kinds of CMYK file."""
+    """A CMYK picture is inverted only if its file has Adobe's mark."""
     paper = Image.new("CMYK", (16, 16), (0, 0, 0, 0))
     marked = saved(paper, "JPEG")  # Pillow writes Adobe's mark, and inverts
     start = marked.index(b"\xff\xee")
@@ -209,7 +210,8 @@ def test_inks_without_adobes_mark_are_not_inverted() -> None:
 
 
 def test_a_picture_opened_by_the_caller_is_as_upright_as_its_path(tmp_path: Path) -> None:
-    """One answer whichever way it is given; the original's view leaves a PIL picture as it lies."""
+    """A PIL picture and its path give the same upright picture; the original's view does not rotate a PIL
+    picture."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for format in ("JPEG", "PNG", "TIFF", "WEBP"):
@@ -226,8 +228,8 @@ def test_a_picture_opened_by_the_caller_is_as_upright_as_its_path(tmp_path: Path
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_the_librarys_copy_is_turned_and_converted_once(tmp_path: Path, format: str) -> None:
-    """What a file says of its picture is not applied again to the copy that a request keeps: a reader makes
-    the same pixels of it as of the path."""
+    """Rotation and profile are not applied again to the copy that a request keeps: it gives a reader the
+    same pixels as the path."""
     exif = Image.Exif()
     exif[0x0112] = 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -243,7 +245,7 @@ def test_the_librarys_copy_is_turned_and_converted_once(tmp_path: Path, format: 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_processes_threads_and_callers_see_the_same(mode: str) -> None:
-    """Of every mode, as a file and as a PIL picture."""
+    """Reader processes, threads and PIL pictures give the same pixels, for every mode."""
     size = InputSize(40, 30, 3)
     format = next(format for format in ("PNG", "TIFF") if mode in STORABLE[format])
     data = saved(drawn(mode=mode), format)
@@ -258,7 +260,7 @@ def test_processes_threads_and_callers_see_the_same(mode: str) -> None:
 
 
 def test_reported_pictures_are_seen_rightly(shared: Path) -> None:
-    """Dark on transparent is dark on white, and 16 bits are as bright as 8."""
+    """A dark word on transparent equals one on white, and 16 bits are as bright as 8."""
     inputs = shared / "reports" / "inputs"
     for one, other in (("word_on_transparent.png", "word_on_white.png"), ("gray_16bit.png", "gray_8bit.png")):
         seen = [opened((inputs / name).read_bytes()) for name in (one, other)]

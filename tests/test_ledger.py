@@ -1,5 +1,5 @@
-"""The GPU ledger counts what is dispatched, by rules that hold for each kind of operation, and what it
-reckons follows from its counts."""
+"""The GPU ledger counts dispatched operations by a rule for each kind, and computes its estimates from
+them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from serving import ROOT
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch's documentation
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -29,12 +29,13 @@ SIZE = 2 * ROWS * COLUMNS  # bytes of a matrix in bfloat16
 
 @pytest.fixture
 def fake() -> Iterator[Callable[..., Tensor]]:
-    """Makes tensors of a GPU that isn't there."""
+    """A function that makes tensors of a GPU that doesn't exist."""
     with FakeTensorMode(), torch.no_grad():
         yield lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="cuda")
 
 
 def count(work: Callable[[], Any], rules: Any = None) -> Ledger:
+    """A ledger of the operations that this work dispatches."""
     ledger = Ledger()
     with Counting(ledger, rules):
         work()
@@ -59,14 +60,14 @@ def count(work: Callable[[], Any], rules: Any = None) -> Ledger:
     ],
 )
 def test_kernels_and_bytes_of_plain_operations(fake: Any, work: Any, kernels: int, moved: float) -> None:
-    """A view launches nothing; what is expanded is read once."""
+    """A view launches no kernel; an expanded tensor is read once."""
     values = fake(ROWS, COLUMNS)
     found = count(lambda: work(values))
     assert (found.kernels, found.moved) == (kernels, moved)
 
 
 def test_a_gather_moves_what_it_takes_and_not_its_table(fake: Any) -> None:
-    """Rows of a large table, and rows written into one."""
+    """A gather from a large table, or a scatter into one, moves only the chosen rows."""
     table, places = fake(100_000, COLUMNS), fake(ROWS, dtype=torch.int64)
     taken = 2 * SIZE + 8 * ROWS
     assert count(lambda: table[places]).moved == taken
@@ -76,7 +77,7 @@ def test_a_gather_moves_what_it_takes_and_not_its_table(fake: Any) -> None:
 
 
 def test_products_have_flop_and_bias_of_a_convolution_is_a_second_kernel(fake: Any) -> None:
-    """2 m n k; a depthwise convolution is a class of its own."""
+    """A product has 2 m n k FLOP; a depthwise convolution is its own class, and its bias a second kernel."""
     left, right = fake(ROWS, COLUMNS), fake(COLUMNS, ROWS)
     found = count(lambda: left @ right)
     assert (found.flop, found.operations[0].kind) == (2 * ROWS * ROWS * COLUMNS, "product")
@@ -87,7 +88,7 @@ def test_products_have_flop_and_bias_of_a_convolution_is_a_second_kernel(fake: A
 
 
 def test_a_product_may_add_to_what_it_overwrites(fake: Any) -> None:
-    """One kernel, which reads and writes that once, and has the FLOP of any product."""
+    """`addmm_` is one kernel, which reads and writes its result once and has the FLOP of any product."""
     left, right, total = fake(ROWS, COLUMNS), fake(COLUMNS, ROWS), fake(ROWS, ROWS)
     found = count(lambda: total.addmm_(left, right))
     assert (found.kernels, found.flop) == (1, 2 * ROWS * ROWS * COLUMNS)
@@ -95,7 +96,7 @@ def test_a_product_may_add_to_what_it_overwrites(fake: Any) -> None:
 
 
 def test_a_convolution_s_result_lies_as_its_input(fake: Any) -> None:
-    """Channels last, so that nothing after it has to move them."""
+    """A convolution keeps the channels-last layout, so nothing after it copies its result."""
     pixels = fake(1, 8, 8, 32).permute(0, 3, 1, 2)
     filters = fake(16, 32, 3, 3).contiguous(memory_format=torch.channels_last)
     found = count(lambda: F.conv2d(pixels, filters).permute(0, 2, 3, 1).contiguous())
@@ -103,7 +104,8 @@ def test_a_convolution_s_result_lies_as_its_input(fake: Any) -> None:
 
 
 def test_attention_is_one_kernel_and_a_mask_of_truth_values_three_more(fake: Any) -> None:
-    """Its tiles do more than was asked for where it has few queries."""
+    """Attention is one kernel, a boolean mask adds three; with few queries its tiles compute more than was
+    asked for."""
     queries, keys = fake(2, 4, 3, 64), fake(2, 4, 100, 64)
     mask = fake(2, 1, 1, 100, dtype=torch.bool)
     plain = count(lambda: F.scaled_dot_product_attention(queries, keys, keys))
@@ -114,7 +116,7 @@ def test_attention_is_one_kernel_and_a_mask_of_truth_values_three_more(fake: Any
 
 
 def test_a_kernel_of_our_own_is_one_kernel_with_its_own_cost(fake: Any) -> None:
-    """Without one it reads and writes its arguments."""
+    """An own kernel counts as one kernel with its declared cost, or else with the bytes of its arguments."""
     name = "florence_test_ledger::halve"
     if not hasattr(torch.ops, "florence_test_ledger") or not hasattr(torch.ops.florence_test_ledger, "halve"):
         operation = torch.library.custom_op(
@@ -133,7 +135,7 @@ def test_a_kernel_of_our_own_is_one_kernel_with_its_own_cost(fake: Any) -> None:
 
 
 def test_an_operation_takes_the_longest_of_launch_memory_and_products() -> None:
-    """On every card, for every class."""
+    """An operation takes the longest of launch, memory and products, on every card and for every class."""
     for card in CARDS.values():
         for kind, shares in CLASSES.items():
             assert card.seconds(kind, 3, 0, 0) == 3 * SMALL_KERNEL_S
@@ -146,9 +148,8 @@ def test_an_operation_takes_the_longest_of_launch_memory_and_products() -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 30, 64])
 def test_a_closed_loop_is_as_fast_as_its_parts(concurrency: int) -> None:
-    """Where encodes cost nothing, all requests share each step, and one more since answers come late; where
-    steps cost nothing, encodes are all that counts. What the host does while the device works costs
-    nothing."""
+    """With free encodes the rate follows from the steps, plus one since answers come late; with free steps
+    it follows from the encodes. Host work that runs beside the device costs nothing."""
     decoding = closed_loop(concurrency, 20, lambda requests: (0.0, 0.0), lambda *_: 1e-3)
     assert decoding.rate == pytest.approx(concurrency / 21e-3, rel=0.1)
     encoding = closed_loop(concurrency, 20, lambda requests: (5e-3 * requests, 0.0), lambda *_: 0.0)
@@ -164,7 +165,8 @@ def test_a_closed_loop_is_as_fast_as_its_parts(concurrency: int) -> None:
 
 @pytest.mark.slow
 def test_fp8_is_counted_as_what_it_is() -> None:
-    """Each product in fp8 has rows that are rounded before; the others stay, and so does the work."""
+    """Each fp8 product has a kernel that quantizes its rows; other products stay, and the FLOP are the
+    same."""
     with fakes():
         plain, low = (FakeEngine(Shape("tiny", slots=4, fp8=fp8)).encode(2) for fp8 in (False, True))
     names = [sum((graph.by_name() for graph in each.graphs), Counter()) for each in (plain, low)]
@@ -181,7 +183,7 @@ def test_fp8_is_counted_as_what_it_is() -> None:
 
 @pytest.mark.slow
 def test_adapters_add_two_kernels_to_each_product_of_a_step() -> None:
-    """Whatever adapters are in use: by the kernels that read each row's own from memory, and add in place."""
+    """Adapters add a shrink and an expand kernel to each product of a step, and move more bytes."""
     with fakes():
         plain, beside = (
             FakeEngine(Shape("tiny", slots=4, adapters=adapters)).steps([(4, 48)])[0] for adapters in (0, 3)
@@ -196,7 +198,8 @@ def test_adapters_add_two_kernels_to_each_product_of_a_step() -> None:
 
 @pytest.mark.slow
 def test_a_step_moves_more_with_more_requests_and_its_kernels_stay() -> None:
-    """Counted at tiny sizes, in the shapes that the engine itself chooses."""
+    """More requests move more bytes with the same kernels, counted at tiny sizes in the engine's own
+    shapes."""
     with fakes():
         engine = FakeEngine(Shape("tiny", slots=16))
         few, many = engine.steps([(1, 32), (16, 32)])

@@ -1,5 +1,4 @@
-"""Encodes beside steps, reckoned: neither side gets more of a card than there is, and the service's own
-policy decides."""
+"""Estimates of encodes beside steps: both share the card, and the service's own policy decides."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ LEAST = 1 + SHARED
 
 
 def busy(card: Card, memory: float, products: float, kind: str = "memory") -> Ledger:
-    """One operation that takes these parts of its time for bytes and for products; one of them is 1."""
+    """One operation that uses memory and products for these shares of its time; one of the shares is 1."""
     shares = CLASSES[kind]
     moved = memory * card.bandwidth * shares.bandwidth
     return Ledger([Operation("work", kind, 1, moved, 0.0, products * card.products * shares.products)])
@@ -39,14 +38,15 @@ def busy(card: Card, memory: float, products: float, kind: str = "memory") -> Le
     ],
 )
 def test_two_kernels_share_what_both_need(mine: Any, its: Any, expected: float) -> None:
-    """The sum of what they need of one resource; the audit's guess where that is less."""
+    """The slowdown is the sum of what both need of one resource, and at least the audit's guess."""
     one, other = busy(H100, *mine), busy(H100, *its)
     assert slowdown(H100, one, other) == pytest.approx(expected)
     assert slowdown(H100, other, one) == pytest.approx(expected)
 
 
 def test_a_slowdown_is_a_mean_of_pairs_and_launches_take_nothing() -> None:
-    """Between the least and 2 for any work; kernels that only launch disturb as the audit guessed."""
+    """The slowdown of random work lies between the minimum and 2; kernels that only launch give the
+    minimum."""
     dice = random.Random(0)
     for _ in range(20):
         work = [
@@ -67,8 +67,8 @@ def test_a_slowdown_is_a_mean_of_pairs_and_launches_take_nothing() -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 30, 64])
 def test_encodes_beside_steps_hide_what_the_slowdown_leaves(concurrency: int) -> None:
-    """Alone each takes what it takes; where both take as long, an answer takes little more than either, and
-    nothing is gained where both take twice as long."""
+    """Encodes or steps alone keep their rate. Where both take equally long, the rate falls with the
+    slowdown, and at a factor of 2 nothing is gained."""
     step: Any = lambda *_: 1e-3  # noqa: E731
     encoding = closed_loop(
         concurrency, 20, lambda requests: (5e-3 * requests, 0.0), lambda *_: 0.0, lambda *_: LEAST

@@ -1,4 +1,5 @@
-"""All figures that the GPU ledger reckons for Florence-2-large; the performance page has each row of them."""
+"""All figures that the GPU ledger estimates for Florence-2-large; the performance page has each row of
+them."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from replaced import REPLACED
 
 @pytest.fixture(scope="module")
 def by_setting() -> dict[str, dict[str, Any]]:
-    """By setting."""
+    """The estimates by the encode stream's setting."""
     shown: Any = {"requests": 64, "beams": 3, "length": 128}
     return {
         choice: reckon("h100", "large", **shown, encode_stream=choice) for choice in ("auto", "on", "off")
@@ -31,20 +32,20 @@ def by_setting() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def figures(by_setting: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the page shows."""
+    """The figures that the page shows."""
     return by_setting["auto"]
 
 
 @pytest.mark.slow
 def test_no_more_kernels_than_the_bars(figures: dict[str, Any]) -> None:
-    """`benchmarks/ledger/bars.py`: lower a bar when a change earns it."""
+    """The kernels stay within `benchmarks/ledger/bars.py`; lower a bar when a change allows it."""
     assert figures["step"]["kernels"] <= BARS["step"]
     assert figures["encode"]["kernels"] <= BARS["encode"]
 
 
 @pytest.mark.slow
 def test_the_floor_is_below_what_is_reckoned(figures: dict[str, Any]) -> None:
-    """And more bytes are moved than needed."""
+    """The floor is below the estimate, and at least the needed bytes are moved."""
     step, encode = figures["step"], figures["encode"]
     assert step["floor, ms"] < step["ms"]
     assert step["needed, GB"] == pytest.approx(3.2, abs=0.05)
@@ -54,7 +55,7 @@ def test_the_floor_is_below_what_is_reckoned(figures: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_nine_rows_are_reckoned_beside_the_old_ones(figures: dict[str, Any]) -> None:
-    """At each concurrency; one picture for all is never slower than pictures that differ."""
+    """Each concurrency has all nine tasks, and one shared picture is faster than different ones."""
     assert set(REPLACED[30]) == set(REPLACED[36]) == set(TASKS)
     for rows in figures["rows"].values():
         assert set(rows["one picture"]) == set(TASKS)
@@ -63,8 +64,8 @@ def test_nine_rows_are_reckoned_beside_the_old_ones(figures: dict[str, Any]) -> 
 
 
 @pytest.mark.slow
-def test_whatever_is_printed_is_marked_as_reckoned(figures: dict[str, Any]) -> None:
-    """Each table by itself, and the check against a measured tower says how far it is off."""
+def test_each_printed_table_is_marked_as_reckoned(figures: dict[str, Any]) -> None:
+    """Each printed table is marked as reckoned, and the check against a measured tower states its error."""
     printed = whole(figures)
     blocks = [block for block in printed.split("\n\n") if block.startswith("| ")]
     assert len(blocks) == 5
@@ -75,7 +76,7 @@ def test_whatever_is_printed_is_marked_as_reckoned(figures: dict[str, Any]) -> N
 
 @pytest.mark.slow
 def test_the_default_is_reckoned_as_the_policy_decides(by_setting: dict[str, dict[str, Any]]) -> None:
-    """From the times of the trial's own mix; a setting forces it."""
+    """The default follows the policy's decision from the trial's own times; a setting forces one way."""
     auto = by_setting["auto"]["encode stream"]
     assert (
         auto["why"] == by_setting["on"]["encode stream"]["why"] == by_setting["off"]["encode stream"]["why"]
@@ -93,8 +94,11 @@ def test_the_default_is_reckoned_as_the_policy_decides(by_setting: dict[str, dic
 
 
 @pytest.mark.slow
-def test_what_a_task_bears_tells_whether_it_reaches_its_aim(by_setting: dict[str, dict[str, Any]]) -> None:
-    """With the reckoned slowdowns, which lie around it or not, and printed where it is less than 2."""
+def test_the_slowdown_that_a_task_bears_decides_about_its_aim(
+    by_setting: dict[str, dict[str, Any]],
+) -> None:
+    """A task reaches its aim if it bears the highest estimated slowdown, and misses it if it doesn't bear
+    the lowest; a bearable slowdown under 2 is printed."""
     found = by_setting["on"]["encode stream"]
     low, high = found["slowdowns"]
     assert 1 + SHARED <= low <= high <= 2
@@ -109,14 +113,15 @@ def test_what_a_task_bears_tells_whether_it_reaches_its_aim(by_setting: dict[str
 
 
 @pytest.mark.slow
-def test_a_task_that_misses_its_aim_is_told_with_what_it_would_take(
+def test_a_task_that_misses_its_aim_is_listed(
     by_setting: dict[str, dict[str, Any]],
 ) -> None:
-    """Steps and an encode, one after the other, take at least as long as what its rate says."""
+    """A task that misses its aim is listed; its rate agrees with its steps and one encode, one after the
+    other."""
     off = by_setting["off"]
-    times, told = ratios(off, "different pictures"), missed_text(off)
+    times, listed = ratios(off, "different pictures"), missed_text(off)
     for task, reached in times.items():
-        assert (f"- {task}: " in told) == (reached < least(task))
+        assert (f"- {task}: " in listed) == (reached < least(task))
         serial = off["encode"]["ms a picture"] + off["steps of an answer at 30, ms"][task]
         rate = off["rows"]["30"]["different pictures"][task]["rate"]
         assert 1e3 / rate == pytest.approx(serial, rel=0.05)
@@ -132,13 +137,14 @@ def test_a_task_that_misses_its_aim_is_told_with_what_it_would_take(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECKONED)
 def test_the_performance_page_has_the_ledgers_tables(name: str) -> None:
-    """Of the default, and of each setting. `python tests/docs_tables.py --reckoned` makes it so."""
+    """The page has the ledger's tables for each setting; `python tests/docs_tables.py --reckoned` writes
+    them."""
     file, make = RECKONED[name]
     page = (DOCS / file).read_text(encoding="utf-8")
     assert with_part(page, name, make()) == page
 
 
 def test_the_performance_page_says_first_that_no_gpu_has_run_the_code() -> None:
-    """Before any figure."""
+    """The page says before any figure that no GPU has run the code."""
     page = (DOCS / "performance.md").read_text(encoding="utf-8")
     assert page.split("\n\n")[1].startswith("**No GPU has run this code")

@@ -1,6 +1,6 @@
-"""locustfile.py in locust's own process: good answers pass, others fail, and mistakes are told.
+"""locustfile.py in locust's own process: right answers pass, wrong ones fail, wrong options are reported.
 
-Locust is never imported here: it replaces sockets and threads of the process that it is in.
+Locust is never imported here: it replaces sockets and threads of the process that imports it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.slow
 
 
 RUN_TIMES_S = (1, 4, 16, 64, 128)
-"""How long a run may last: the next one where the machine was too busy for the last."""
+"""Durations of a run: the next one is tried if the machine was too busy for the last."""
 
 
 def locust(url: str, *argv: str, asked: int = 1) -> subprocess.CompletedProcess[str]:
-    """A headless run in which so many rows of statistics came, with these as JSON on stdout."""
+    """A headless run with at least `asked` rows of statistics, which are JSON on its stdout."""
     command = [sys.executable, "-m", "locust", "--headless", "--json", "--host", url]
     for seconds in RUN_TIMES_S:
         load = ["--users", "6", "--spawn-rate", "100", "--run-time", f"{seconds}s", *argv]
@@ -44,13 +44,14 @@ def table(ran: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
 
 
 def names(*doors: str) -> set[str]:
+    """The names of all statistics that start with one of these."""
     every = {f"v2 JSON    {token}" for token in TASKS} | {f"v2 binary  {token}" for token in TASKS}
     every |= {f"typed      /{task.name}" for task in TASKS.values()}
     return {name for name in every if name.startswith(doors)}
 
 
 def test_every_door_and_task_is_asked_and_right(fake_server: Server) -> None:
-    """Three kinds of users, all tasks, and not one failure; names say door and task."""
+    """Three kinds of users send all tasks without a failure; a row's name has interface and task."""
     ran = locust(fake_server.url, asked=31)  # more than two doors have tasks
     assert ran.returncode == 0, ran.stderr
     rows = table(ran)
@@ -60,7 +61,7 @@ def test_every_door_and_task_is_asked_and_right(fake_server: Server) -> None:
 
 
 def test_users_tasks_and_pictures_are_chosen(fake_server: Server, tmp_path: Path) -> None:
-    """Only the door that is named, only tasks with weight; pictures of a directory, changed each time."""
+    """Only the named users and weighted tasks are sent, with pictures of a directory, changed each time."""
     (tmp_path / "one.png").write_bytes((ROOT / "data" / "scene_02.png").read_bytes())
     chosen = ("--tasks", "caption=3, <OD>, ocr=0", "--pictures", str(tmp_path), "--fresh")
     ran = locust(fake_server.url, "V2BinaryUser", *chosen, asked=2)
@@ -69,7 +70,7 @@ def test_users_tasks_and_pictures_are_chosen(fake_server: Server, tmp_path: Path
 
 
 def test_weights_are_read() -> None:
-    """By name or token, 1 where nothing is said; nothing at all is every task alike."""
+    """Weights go by name or token and are 1 by default; an empty text is all tasks."""
     program = (
         "from locustfile import read_weights\n"
         "for text in ('caption=2.5, <OD>', ''):\n"
@@ -81,7 +82,7 @@ def test_weights_are_read() -> None:
 
 
 def test_locust_is_all_that_it_needs() -> None:
-    """Beside this repository: none of the service's packages is imported, whatever is installed here."""
+    """The file needs locust and this repository, but none of the service's packages."""
     program = (
         "import sys\n"
         "for name in ('numpy', 'PIL', 'pydantic', 'torch', 'tritonclient', 'httpx', 'bentoml'):\n"
@@ -94,7 +95,7 @@ def test_locust_is_all_that_it_needs() -> None:
 
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[str]:
-    """A server that answers everything so."""
+    """A server that gives this answer to each request."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -136,7 +137,7 @@ def v2_answer(text: str) -> bytes:
     ],
 )
 def test_a_wrong_answer_is_a_failure(status: int, body: bytes, words: str) -> None:
-    """With what was wrong, and locust's exit status says so."""
+    """A wrong answer is a failure with its reason, and locust ends with status 1."""
     with answering(status, body) as url:
         ran = locust(url, "V2JsonUser", "V2BinaryUser", "--tasks", "<OD>")
     assert ran.returncode == 1
@@ -147,6 +148,7 @@ def test_a_wrong_answer_is_a_failure(status: int, body: bytes, words: str) -> No
 
 
 def test_a_typed_answer_of_another_kind_is_a_failure() -> None:
+    """An answer without the typed fields is a failure."""
     with answering(200, v2_answer("{}")) as url:
         ran = locust(url, "TypedUser", "--tasks", "caption")
     assert ran.returncode == 1
@@ -163,7 +165,7 @@ def test_a_typed_answer_of_another_kind_is_a_failure() -> None:
     ],
 )
 def test_mistakes_end_it(argv: tuple[str, ...], words: str) -> None:
-    """At once, with what to change."""
+    """A wrong option ends locust at once, with what to change."""
     ran = locust("http://127.0.0.1:9", *argv)
     assert ran.returncode == 1
     assert words in ran.stderr

@@ -1,4 +1,4 @@
-"""The tools for agents, asked by the SDK's client in this process; what answers is a fake."""
+"""The tools for agents, called by the SDK's client in this process, with a fake that answers."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ REGION = [1.0, 1.0, 5.0, 5.0]
 
 @pytest.fixture
 def ask() -> FakeAsk:
+    """A fake that answers and records the questions."""
     return FakeAsk()
 
 
@@ -76,7 +77,7 @@ def ask() -> FakeAsk:
 def test_each_tool_asks_its_task(
     ask: FakeAsk, tool: str, arguments: dict[str, Any], token: str, given: str | None, options: dict[str, Any]
 ) -> None:
-    """Answers are text, structured content, and a drawn picture where there are places to draw."""
+    """A tool asks its task; its answer is text, structured content, and a drawing if it has locations."""
     result = call(ask, tool, base64=BASE64, **arguments)
     assert not result.is_error, told(result)
     ((data, question),) = ask.asked
@@ -90,7 +91,7 @@ def test_each_tool_asks_its_task(
 
 
 def test_each_task_has_a_tool() -> None:
-    """All but the two that an agent has no use for beside `find`."""
+    """All tasks have a tool except two, which `find` covers."""
     cases: list[tuple[str, dict[str, Any]]] = [
         *(("describe", {"detail": each}) for each in ("short", "detailed", "paragraph")),
         *(("find", each) for each in ({}, {"what": "a"}, {"what": "a", "each_phrase": True})),
@@ -104,7 +105,7 @@ def test_each_task_has_a_tool() -> None:
 
 
 def test_the_drawn_picture_is_a_small_png(ask: FakeAsk) -> None:
-    """It can be left out, and asked for where the answer is a text."""
+    """The drawing is a PNG of limited size; `draw` adds it to a text answer or leaves it out."""
     file = BytesIO()
     Image.new("RGB", (3000, 1000), "green").save(file, "PNG")
     large = base64.b64encode(file.getvalue()).decode()
@@ -118,6 +119,7 @@ def test_the_drawn_picture_is_a_small_png(ask: FakeAsk) -> None:
 
 
 def test_nothing_found_is_said(ask: FakeAsk) -> None:
+    """An empty answer says that nothing was found."""
     ask.empty = True
     assert told(call(ask, "find", base64=BASE64)) == "nothing was found"
 
@@ -144,7 +146,7 @@ def test_nothing_found_is_said(ask: FakeAsk) -> None:
 def test_wrong_arguments_are_a_tools_error(
     ask: FakeAsk, tool: str, arguments: dict[str, Any], said: str
 ) -> None:
-    """In words from which a model can mend its call, and short."""
+    """Wrong arguments are the tool's error, short and clear enough for a model to correct its call."""
     result = call(ask, tool, **{"base64": BASE64, **arguments})
     assert result.is_error
     assert said in told(result)
@@ -152,7 +154,7 @@ def test_wrong_arguments_are_a_tools_error(
 
 
 def test_calls_of_clients_that_left_are_bounded() -> None:
-    """They end by themselves; those that still wait for a thread are not begun."""
+    """The calls of clients that left end by themselves, and those that wait for a thread never begin."""
     begun, may_end = Semaphore(0), Event()
     count = 0
 
@@ -178,7 +180,8 @@ def test_calls_of_clients_that_left_are_bounded() -> None:
 
 
 def test_errors_of_what_answers(ask: FakeAsk) -> None:
-    """A foreseen one is told, another one is in the log only; an unknown tool is the protocol's error."""
+    """An expected error is returned, another one appears only in the log, and an unknown tool is the
+    protocol's error."""
     ask.outcome = Overloaded("the queue is full")
     assert told(call(ask, "describe", base64=BASE64)) == "the queue is full"
     ask.outcome = ValueError("a secret of the program")
@@ -194,8 +197,8 @@ def test_errors_of_what_answers(ask: FakeAsk) -> None:
 
 
 def test_what_agents_read_is_short_and_right(ask: FakeAsk) -> None:
-    """All tools together take less than 1500 tokens of a model, at four characters a token; no schema has
-    a title or a null; one of the ways to give a picture is all that is common."""
+    """All tools together take less than 1500 tokens (at four characters each); no schema has a title or a
+    null, and all share the ways to give a picture."""
     tools = with_client(ask, lambda client: client.list_tools()).tools
     assert [tool.name for tool in tools] == ["describe", "find", "read", "segment", "ask_region"]
     described = json.dumps([(tool.name, tool.description, tool.input_schema) for tool in tools])
@@ -208,7 +211,7 @@ def test_what_agents_read_is_short_and_right(ask: FakeAsk) -> None:
 
 
 def test_addresses() -> None:
-    """A port, or a host and a port."""
+    """An address is a port, or a host and a port."""
     assert read_address("8080") == ("127.0.0.1", 8080)
     assert read_address("0.0.0.0:9") == ("0.0.0.0", 9)
     assert read_address("[::1]:8080") == ("::1", 8080)

@@ -1,4 +1,4 @@
-"""How an agent names a picture: paths and resources within the allowed folders, base64, contents."""
+"""How an agent names a picture: paths and resources in the allowed folders, base64, contents."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from florence.mcp.roots import MOST_LISTED, Roots
 
 @pytest.fixture
 def ask() -> FakeAsk:
+    """A fake that answers and records the questions."""
     return FakeAsk()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An allowed folder, and a picture beside it that is not allowed."""
+    """An allowed folder, beside a picture that is not allowed."""
     (tmp_path / "secret.png").write_bytes(picture())
     folder = tmp_path / "pictures"
     (folder / "a b").mkdir(parents=True)
@@ -34,8 +35,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_picture_comes_in_each_way(ask: FakeAsk, folder: Path) -> None:
-    """A path, relative or not; base64 with white space, or as a data URI; a listed resource; a file's URI;
-    the contents of a resource of any server."""
+    """A picture may be a path, relative or not; base64 with white space or as a data URI; a listed
+    resource; a file's URI; or the contents of another server's resource."""
     file = folder / "a b" / "ü.png"
     ways: list[dict[str, Any]] = [
         {"path": str(file)},
@@ -55,7 +56,7 @@ def test_a_picture_comes_in_each_way(ask: FakeAsk, folder: Path) -> None:
 
 
 def test_no_path_leads_out_of_the_folders(ask: FakeAsk, folder: Path) -> None:
-    """Neither upwards, nor by a link, nor by a URI; and what is not there is refused in the same words."""
+    """A path, a link or a URI that leads out of the folders is refused, in the words for a missing file."""
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
     (folder / "up").symlink_to(folder.parent)
     os.mkfifo(folder / "pipe.png")
@@ -98,7 +99,8 @@ def test_no_path_leads_out_of_the_folders(ask: FakeAsk, folder: Path) -> None:
 
 
 def test_a_path_needs_a_folder_and_stdio(ask: FakeAsk, folder: Path) -> None:
-    """Without a folder no path is read; over HTTP none is, and no tool names one; listed pictures are."""
+    """Paths are read only over stdio and with a folder; over HTTP only listed pictures are, and no tool
+    has a path."""
     assert "--root FOLDER" in told(call(ask, "describe", path=str(folder / "one.PNG")))
     for way in ({"path": "one.PNG"}, {"resource": (folder / "one.PNG").as_uri()}):
         assert "over stdio" in told(call(ask, "describe", folder, local=False, **way))
@@ -111,7 +113,7 @@ def test_a_path_needs_a_folder_and_stdio(ask: FakeAsk, folder: Path) -> None:
 
 
 def test_pictures_are_listed_and_read(ask: FakeAsk, folder: Path, tmp_path: Path) -> None:
-    """Each listed resource is read under its URI, and is a tool's picture; other files are not listed."""
+    """Each listed resource can be read and used as a tool's picture; other files are not listed."""
 
     async def work(client: Client) -> list[tuple[str, bytes]]:
         listed = (await client.list_resources()).resources
@@ -132,6 +134,8 @@ def test_pictures_are_listed_and_read(ask: FakeAsk, folder: Path, tmp_path: Path
 
 
 def test_an_unreadable_file_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that can't be opened is an ImageError with the system's reason."""
+
     def refuse(_: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 

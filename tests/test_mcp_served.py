@@ -1,4 +1,4 @@
-"""`florence mcp` as agents start it, asked by the SDK's client: over stdio with a model, over HTTP with a
+"""`florence mcp` as agents start it, called by the SDK's client: over stdio with a model, over HTTP with a
 service."""
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ COMMAND = ["-m", "florence.cli", "mcp"]
 
 
 def text_of(result: types.CallToolResult) -> str:
+    """The text that a result begins with."""
     (content, *_) = result.content
     assert isinstance(content, types.TextContent)
     return content.text
 
 
 def test_over_stdio_with_a_model(demo_server: Server) -> None:
-    """Paths within the folder are read; answers are the service's; standard output holds nothing else."""
+    """Over stdio, paths in the folder are read, the answers are the service's, and stdout has nothing
+    else."""
     arguments = [*COMMAND, "--model", "demo", "--root", str(DATA)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLORENCE_DTYPE": "float32", "HF_HUB_OFFLINE": "1"}
     parameters = StdioServerParameters(command=sys.executable, args=arguments, env=environment)
@@ -65,7 +67,7 @@ def test_over_stdio_with_a_model(demo_server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def over_http(demo_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of the tools, over the demo's service."""
+    """The URL of the tools over HTTP, with the demo's service behind them."""
     port, log = free_port(), tmp_path_factory.mktemp("mcp") / "log"
     arguments = [*COMMAND, "--url", demo_server.url, "--http", str(port), "--root", str(DATA)]
     with log.open("wb") as file:
@@ -88,6 +90,7 @@ def over_http(demo_server: Server, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _answers(port: int) -> bool:
+    """Return whether an HTTP server answers on this port."""
     try:
         httpx.get(f"http://127.0.0.1:{port}/", timeout=5)
     except httpx.HTTPError:
@@ -96,7 +99,7 @@ def _answers(port: int) -> bool:
 
 
 def test_over_http_with_a_service(demo_server: Server, over_http: str) -> None:
-    """Base64 and listed pictures; the service's own errors; two clients at once."""
+    """Over HTTP, two clients get answers for base64 and listed pictures, and the service's own errors."""
 
     async def work() -> list[types.CallToolResult]:
         async with Client(over_http) as one, Client(over_http) as other:
@@ -119,11 +122,11 @@ def test_over_http_with_a_service(demo_server: Server, over_http: str) -> None:
     assert path.is_error
     assert "inside the picture" in text_of(region)
     assert broken.is_error
-    assert "FLORENCE_IMAGE_HOSTS" in text_of(url)  # the service's setting, which allows none
+    assert "FLORENCE_IMAGE_HOSTS" in text_of(url)  # the service's setting, which allows no host here
 
 
 def test_a_page_of_another_origin_is_refused(over_http: str) -> None:
-    """A web page that the user opens can't reach the tools of this machine (DNS rebinding)."""
+    """A web page can't reach the tools of the user's machine (DNS rebinding)."""
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     accept = {"Accept": "application/json, text/event-stream"}
     for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
@@ -134,13 +137,13 @@ def test_a_page_of_another_origin_is_refused(over_http: str) -> None:
 
 
 def test_a_stream_on_which_nothing_comes_is_refused(over_http: str) -> None:
-    """At once: such a connection would stay open for as long as the client wants, and hold up the stop."""
+    """A GET for a stream is a 405, since its connection would stay open without use and delay the stop."""
     reply = httpx.get(over_http, headers={"Accept": "text/event-stream"}, timeout=60)
     assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
 
 
 def test_the_command_says_what_is_wrong(florence: Any, tmp_path: Path) -> None:
-    """A folder that is none, a port that is none, a service that is not there."""
+    """A missing folder, a wrong port and a missing service give an error and its exit status."""
     assert florence("mcp", "--url", "http://127.0.0.1:9", "--root", tmp_path / "no")[0] == 2
     assert florence("mcp", "--url", "http://127.0.0.1:9", "--http", "x")[0] == 2
     status, out, error = florence("mcp", "--url", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Checkpoints load completely or not at all, whichever tool saved them."""
+"""Checkpoints load completely or not at all, for every tool that saves them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ EMBEDDINGS = [f"language_model.model.{side}.embed_tokens.weight" for side in ("e
 
 @pytest.fixture(scope="module")
 def original(goldens: Goldens) -> dict[str, Tensor]:
+    """The tensors of the goldens' checkpoint."""
     return load_file(goldens.checkpoint / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
 def plain(goldens: Goldens) -> Florence2Model:
-    """The goldens' checkpoint with its tensors as they were loaded."""
+    """The model of the goldens' checkpoint."""
     return load_float32(goldens.checkpoint)
 
 
@@ -39,6 +40,7 @@ def directory(goldens: Goldens, tmp_path: Path) -> Path:
 
 
 def same_weights(one: Florence2Model, other: Florence2Model) -> bool:
+    """Return whether both models have equal weights."""
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -49,6 +51,7 @@ def same_weights(one: Florence2Model, other: Florence2Model) -> bool:
 def test_tied_weights_load_under_any_of_their_names(
     plain: Florence2Model, original: dict[str, Tensor], directory: Path, names: list[str]
 ) -> None:
+    """Tied weights may have any of their names in the file, and share memory."""
     tensors = {name: tensor for name, tensor in original.items() if name not in (SHARED, HEAD)}
     save_file(tensors | {name: original[SHARED].clone() for name in names}, directory / "model.safetensors")
     model = load_float32(directory)
@@ -60,6 +63,7 @@ def test_tied_weights_load_under_any_of_their_names(
 def test_shards_load_as_one_file_does(
     plain: Florence2Model, original: dict[str, Tensor], directory: Path
 ) -> None:
+    """Shards give the same weights as one file; an index that names a file elsewhere is refused."""
     weight_map = {
         name: f"model-0000{index % 3 + 1}-of-00003.safetensors" for index, name in enumerate(original)
     }
@@ -72,12 +76,13 @@ def test_shards_load_as_one_file_does(
 
     index.write_text(json.dumps({"weight_map": weight_map | {HEAD: "../model.safetensors"}}))
     with pytest.raises(
-        CheckpointError, match=r"names files other than safetensors files beside it: \.\./model\.safetensors"
+        CheckpointError, match=r"names files other than safetensors files beside it: '\.\./model\.safetensors"
     ):
         load_float32(directory)
 
 
 def test_one_error_names_every_tensor_that_does_not_fit(original: dict[str, Tensor], directory: Path) -> None:
+    """One error lists all missing, unexpected and wrongly shaped tensors."""
     tensors = dict(original)
     tensors["image_projection"] = tensors["image_projection"][:-1].clone()
     tensors["lora.extra"] = torch.zeros(3, 5)
@@ -95,6 +100,7 @@ def test_one_error_names_every_tensor_that_does_not_fit(original: dict[str, Tens
 
 
 def test_a_file_that_was_cut_short_is_refused(goldens: Goldens, directory: Path) -> None:
+    """An incomplete safetensors file is refused."""
     whole = (goldens.checkpoint / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="is not a complete safetensors file"):
@@ -102,11 +108,13 @@ def test_a_file_that_was_cut_short_is_refused(goldens: Goldens, directory: Path)
 
 
 def test_a_directory_without_tensors_is_refused(directory: Path) -> None:
+    """A directory without tensors is refused by the names of the missing files."""
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
         load_float32(directory)
 
 
 def test_tensors_of_another_model_are_refused(directory: Path) -> None:
+    """Tensors of another model are refused."""
     save_file({"bert.embeddings.weight": torch.zeros(2, 2)}, directory / "model.safetensors")
     with pytest.raises(CheckpointError, match="hold no Florence-2"):
         load_float32(directory)
@@ -114,14 +122,14 @@ def test_tensors_of_another_model_are_refused(directory: Path) -> None:
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": 3}', "{"])
 def test_a_malformed_index_is_refused(directory: Path, index: str) -> None:
-    """With an error that names it."""
+    """The error names the malformed index."""
     (directory / "model.safetensors.index.json").write_text(index)
     with pytest.raises(CheckpointError, match="can't be read as an index of safetensors files"):
         load_float32(directory)
 
 
 def test_rows_after_the_vocabulary_are_dropped(tmp_path: Path) -> None:
-    """A native checkpoint's picture token and padding rows never compete with real tokens."""
+    """The picture token and padding rows of a native checkpoint never compete with real tokens."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     whole, cut = load_float32(tmp_path, vocab), load_float32(tmp_path, vocab - 37)
     states = torch.randn(4, whole.config.text.d_model)
@@ -131,7 +139,7 @@ def test_rows_after_the_vocabulary_are_dropped(tmp_path: Path) -> None:
 
 
 def test_a_native_checkpoint_may_keep_a_head_of_its_own(tmp_path: Path) -> None:
-    """The native class ties the head unless `tie_word_embeddings` says no; then the file's own is used."""
+    """The head is tied unless `tie_word_embeddings` is false; then the file's own head is used."""
     model = make_native(tmp_path)
     vocab = model.config.text_config.vocab_size
     tensors = load_file(tmp_path / "model.safetensors")

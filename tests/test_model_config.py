@@ -1,4 +1,4 @@
-"""`config.json` is honoured or refused by name."""
+"""Each field of `config.json` is applied, or refused by name."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def write(directory: Path, values: object, name: str = "config.json") -> Path:
+    """Write the values as JSON into the directory, which is returned."""
     (directory / name).write_text(json.dumps(values))
     return directory
 
 
 def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
-    """A copy of nested objects with one value put in place (or taken out, for None)."""
+    """A copy with one value replaced, or removed if it is None."""
     copy: dict[str, Any] = json.loads(json.dumps(values))
     *parents, last = path.split(".")
     inner = copy
@@ -52,6 +53,7 @@ def changed(values: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 
 
 def test_the_real_large_config_is_read(large: dict[str, Any], tmp_path: Path) -> None:
+    """The sizes and settings of Florence-2-large are read from its own config."""
     config = read_config(write(tmp_path, large))
     assert config.vision.dims == (256, 512, 1024, 2048)
     assert config.vision.depths == (1, 1, 9, 1)
@@ -61,6 +63,7 @@ def test_the_real_large_config_is_read(large: dict[str, Any], tmp_path: Path) ->
 
 
 def test_encoder_and_decoder_sizes_and_groups_are_read_apart(tmp_path: Path) -> None:
+    """Encoder and decoder have separate sizes, and heads and groups separate counts."""
     make_native(tmp_path)
     config = read_config(tmp_path)
     assert (config.text.encoder, config.text.decoder) == (StackConfig(1, 2, 40), StackConfig(2, 4, 72))
@@ -68,13 +71,14 @@ def test_encoder_and_decoder_sizes_and_groups_are_read_apart(tmp_path: Path) -> 
 
 
 def test_the_originals_generation_config_is_not_used(large: dict[str, Any], tmp_path: Path) -> None:
-    """Microsoft's file says early_stopping false, but its own code never reads it."""
+    """The original's generation_config.json is ignored, as Microsoft's own code ignores it."""
     write(tmp_path, {"num_beams": 7, "early_stopping": False}, "generation_config.json")
     generation = read_config(write(tmp_path, large)).generation
     assert (generation.num_beams, generation.early_stopping) == (3, True)
 
 
 def test_a_native_generation_config_is_used_where_the_text_config_is_silent(tmp_path: Path) -> None:
+    """A native generation_config.json gives what the text config leaves out."""
     make_native(tmp_path)
     write(
         tmp_path,
@@ -91,8 +95,8 @@ def test_a_native_generation_config_is_used_where_the_text_config_is_silent(tmp_
 def test_a_checkpoints_settings_for_sampling_are_read(
     tmp_path: Path, written: dict[str, Any], temperature: float, top_k: int
 ) -> None:
-    """A wrong one counts as not written, since only requests that sample would use it; a wrong penalty would
-    spoil all answers, and is refused."""
+    """A wrong sampling setting counts as absent, since only sampling uses it; a wrong penalty would spoil
+    all answers, and is refused."""
     make_native(tmp_path)
     write(tmp_path, {"top_p": -1, "repetition_penalty": 1.5, **written}, "generation_config.json")
     generation = read_config(tmp_path).generation
@@ -137,6 +141,7 @@ def test_a_checkpoints_settings_for_sampling_are_read(
 def test_what_is_not_honoured_is_refused_by_name(
     large: dict[str, Any], tmp_path: Path, path: str, value: object, message: str
 ) -> None:
+    """An unsupported value is refused with its field and the supported values."""
     with pytest.raises(CheckpointError, match=message):
         read_config(write(tmp_path, changed(large, path, value)))
 
@@ -145,6 +150,7 @@ def test_what_is_not_honoured_is_refused_by_name(
     ("content", "message"), [(None, "is missing"), ("{", "not valid JSON"), ("[]", "list")]
 )
 def test_a_missing_or_broken_file_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    """A missing or broken config.json is refused."""
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
@@ -172,6 +178,7 @@ NATIVE_SETTINGS = [
 def test_a_setting_that_no_request_may_have_is_refused_with_file_field_and_value(
     native: dict[str, Any], tmp_path: Path, where: str, name: str, value: object, allowed: str
 ) -> None:
+    """A setting outside the bounds for requests is refused with file, field and value."""
     if where.startswith("generation"):
         write(tmp_path, changed(native, f"text_config.{name}", None))
         write(tmp_path, {name: value}, "generation_config.json")
@@ -187,13 +194,14 @@ def test_a_setting_that_no_request_may_have_is_refused_with_file_field_and_value
 def test_a_token_id_outside_the_vocabulary_is_refused(
     large: dict[str, Any], tmp_path: Path, name: str, value: object
 ) -> None:
+    """A token id outside the vocabulary is refused with its range."""
     message = re.escape(f"text_config.{name} is {value!r}, expected a token id from 0 to 51288")
     with pytest.raises(CheckpointError, match=message):
         read_config(write(tmp_path, changed(large, f"text_config.{name}", value)))
 
 
 def test_null_is_as_if_nothing_was_written(large: dict[str, Any], tmp_path: Path) -> None:
-    """A forced id apart, where it says that nothing is forced."""
+    """Null means the default, except for a forced id, where it means that no token is forced."""
     names = ("num_beams", "no_repeat_ngram_size", "early_stopping", "length_penalty", "eos_token_id")
     nulls = dict.fromkeys((*names, "pad_token_id", "tie_word_embeddings", "forced_eos_token_id"))
     config = read_config(write(tmp_path, large | {"text_config": large["text_config"] | nulls}))
@@ -202,6 +210,7 @@ def test_null_is_as_if_nothing_was_written(large: dict[str, Any], tmp_path: Path
 
 
 def test_null_in_one_file_leaves_the_other_its_say(native: dict[str, Any], tmp_path: Path) -> None:
+    """Null in one file leaves the decision to the other."""
     silent = native | {"text_config": native["text_config"] | {"num_beams": None}}
     write(write(tmp_path, silent), {"num_beams": 5, "length_penalty": None}, "generation_config.json")
     generation = read_config(tmp_path).generation
@@ -212,12 +221,14 @@ def test_null_in_one_file_leaves_the_other_its_say(native: dict[str, Any], tmp_p
 def test_early_stopping_has_the_three_values_of_transformers(
     large: dict[str, Any], tmp_path: Path, value: bool | str
 ) -> None:
+    """early_stopping may be true, false or "never"."""
     config = read_config(write(tmp_path, changed(large, "text_config.early_stopping", value)))
     assert config.generation.early_stopping == value
 
 
 def test_a_checkpoint_may_say_what_a_request_may() -> None:
-    """The bounds are written twice, since the model knows no requests; they are the same."""
+    """The bounds for checkpoints equal those for requests; they are written twice, since the model knows
+    no requests."""
     bounds = GenerationParameters.model_json_schema()["properties"]
     for name, least, most in (
         ("num_beams", 1, MAX_BEAMS),
@@ -240,5 +251,6 @@ def test_a_checkpoint_may_say_what_a_request_may() -> None:
 def test_flags_and_ratios_are_taken_as_json_has_them(
     large: dict[str, Any], tmp_path: Path, path: str, value: object, message: str
 ) -> None:
+    """A flag or ratio of another JSON type is refused."""
     with pytest.raises(CheckpointError, match=message):
         read_config(write(tmp_path, changed(large, path, value)))

@@ -1,4 +1,4 @@
-"""The CPU kernel computes what PyTorch's attention does, request by request, and nothing else."""
+"""The CPU kernel computes PyTorch's attention, request by request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 HEADS = 3
-# Of a result that is rounded to the dtype once: half a unit in the last place, and float32's own error of
+# For a result rounded to the dtype once: half a unit in the last place, plus float32's own error of
 # scores up to about 20.
 TOLERANCES = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},
@@ -39,13 +39,13 @@ KINDS = [  # the model's head_dim, and one that fills no register
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[tuple[torch.dtype, int], CpuAttention]:
-    """Compiled once."""
+    """The kernels by dtype and head_dim, compiled once."""
     return {(dtype, head_dim): CpuAttention(dtype, head_dim, threads=3) for dtype, head_dim in KINDS}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes and a seed; the numbers follow from them."""
+    """Sizes and a seed, from which the numbers follow."""
 
     dtype: torch.dtype
     head_dim: int
@@ -57,6 +57,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
+    """Any dtype, sizes, beams and lengths."""
     requests, room = draw(st.integers(1, 4)), draw(st.integers(1, 70))
     return Case(
         *draw(st.sampled_from(KINDS)),
@@ -68,10 +69,12 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def int32(numbers: list[int]) -> Tensor:
+    """The numbers as an int32 tensor."""
     return torch.tensor(numbers, dtype=torch.int32)
 
 
 def starts_of(beams: list[int]) -> Tensor:
+    """The first row of each request, and the number of all rows."""
     return F.pad(int32(beams).cumsum(0), (1, 0)).int()
 
 
@@ -82,13 +85,14 @@ def pool(slots: int, room: int, head_dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def expected(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """One request's rows [rows, HEADS * head_dim] over [HEADS, length, head_dim], in float64."""
+    """Attention in float64 of one request's rows [rows, HEADS * head_dim] over [HEADS, length, head_dim]."""
     split = queries.double().unflatten(1, (HEADS, -1)).transpose(0, 1)
     mixed = F.scaled_dot_product_attention(split[None], keys[None].double(), values[None].double())[0]
     return mixed.transpose(0, 1).flatten(1)
 
 
 def assert_rounded(actual: Tensor, exact: Tensor) -> None:
+    """Check that the result is the exact one within rounding."""
     torch.testing.assert_close(actual.double(), exact, **TOLERANCES[actual.dtype])
 
 
@@ -97,7 +101,8 @@ def assert_rounded(actual: Tensor, exact: Tensor) -> None:
 def test_cross_attention_equals_attention_request_by_request(
     kernels: dict[tuple[torch.dtype, int], CpuAttention], case: Case
 ) -> None:
-    """Any beams, lengths and slots, in any layout whose last dimension is contiguous."""
+    """Cross attention is exact for any beams, lengths and slots, in any layout with a contiguous last
+    dimension."""
     torch.manual_seed(case.seed)
     requests, rows = len(case.beams), sum(case.beams)
     keys, values = (pool(requests + 2, case.room, case.head_dim, case.dtype) for _ in range(2))
@@ -118,7 +123,7 @@ def test_cross_attention_equals_attention_request_by_request(
 def test_self_attention_follows_the_beam_indirection(
     kernels: dict[tuple[torch.dtype, int], CpuAttention], case: Case
 ) -> None:
-    """Every position of a row's past may be in another row of the cache."""
+    """Self-attention is exact when each position of a row's past is in another row of the cache."""
     torch.manual_seed(case.seed)
     rows = len(case.lengths)
     keys, values = (pool(rows + 1, case.room, case.head_dim, case.dtype) for _ in range(2))
@@ -133,7 +138,7 @@ def test_self_attention_follows_the_beam_indirection(
 
 
 def test_many_rows_of_one_request(kernels: dict[tuple[torch.dtype, int], CpuAttention]) -> None:
-    """More rows than share a tile, and more keys than a picture has."""
+    """Cross attention is exact for more rows than share a tile, and more keys than a picture has."""
     keys, values = torch.randn(2, 1, HEADS, 1500, 64)
     queries = torch.randn(21, HEADS * 64)
     result = kernels[torch.float32, 64].cross_attention(
@@ -144,7 +149,7 @@ def test_many_rows_of_one_request(kernels: dict[tuple[torch.dtype, int], CpuAtte
 
 @pytest.mark.parametrize("scale", [1e-30, 30.0, 300.0])
 def test_scores_of_any_size(kernels: dict[tuple[torch.dtype, int], CpuAttention], scale: float) -> None:
-    """Scores far below and far above zero neither vanish nor overflow."""
+    """Very small and very large scores give a result without underflow or overflow."""
     keys = torch.randn(1, HEADS, 40, 64)
     for sign in (-1, 1):
         queries = sign * scale * keys[0, :, 7].reshape(1, -1)
@@ -198,7 +203,7 @@ def test_neighbours_and_threads_change_no_bit(
 def test_calls_from_several_threads_are_independent(
     kernels: dict[tuple[torch.dtype, int], CpuAttention],
 ) -> None:
-    """An engine for each device may share one kernel."""
+    """Engines of several devices may share a kernel: concurrent calls give the same results."""
     kernel = kernels[torch.float32, 64]
     keys, values = torch.randn(2, 4, HEADS, 200, 64)
     arguments = keys, values, int32([3, 1, 2, 0]), int32([0, 2, 4, 6, 8]), int32([200, 150, 90, 1])
@@ -251,7 +256,7 @@ def test_indices_out_of_range_are_refused(
 def test_tensors_that_do_not_fit_together_are_refused(
     kernels: dict[tuple[torch.dtype, int], CpuAttention],
 ) -> None:
-    """Each is an error that says which tensor is meant, before anything is read."""
+    """Tensors of wrong shape or dtype are refused by name before anything is read."""
     kernel, keys, queries = kernels[torch.float32, 64], torch.randn(2, HEADS, 9, 64), torch.randn(2, 192)
     slots, starts, lengths = int32([0]), int32([0, 2]), int32([9])
     wrong: list[tuple[str, tuple[Tensor, ...]]] = [
@@ -274,7 +279,7 @@ def test_tensors_that_do_not_fit_together_are_refused(
 
 
 def test_dtypes_and_sizes_without_a_kernel_are_refused() -> None:
-    """With an error that names them."""
+    """The error names a dtype or size that has no kernel."""
     assert not available(torch.float64)
     with pytest.raises(ValueError, match=r"no kernel for torch\.float64"):
         CpuAttention(torch.float64, 64, None)
@@ -284,7 +289,7 @@ def test_dtypes_and_sizes_without_a_kernel_are_refused() -> None:
 
 @pytest.mark.slow
 def test_nothing_is_compiled_or_imported_before_a_kernel_is_made() -> None:
-    """Importing the module and asking for it costs no import of numba."""
+    """numba is not imported until a kernel is made."""
     program = (
         "import sys, torch; from florence.model.kernels.cpu import openmp; openmp.available(torch.float32);"
         "sys.exit('numba' in sys.modules or 'llvmlite' in sys.modules)"

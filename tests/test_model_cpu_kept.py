@@ -1,4 +1,4 @@
-"""Compiled kernels that later processes find: used when they can be trusted, made again when not."""
+"""Compiled kernels in a cache for later processes: used if they can be trusted, otherwise compiled again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
 
 
 def test_what_is_kept_is_read_back_and_belongs_to_the_user_alone(folders: tuple[Path, Path]) -> None:
-    """In the user's cache; no other user may read or write it, and nothing else is left there."""
+    """A kept file is read back from the user's cache; no other user may read or write it, and no other
+    file is left."""
     assert read_kept(NAME) is None
     keep(NAME, b"content")
     assert read_kept(NAME) == b"content"
@@ -37,19 +38,23 @@ def test_what_is_kept_is_read_back_and_belongs_to_the_user_alone(folders: tuple[
 
 
 def spoil(path: Path) -> None:
+    """Change the file's last byte."""
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 
 def rename(path: Path) -> None:
+    """Replace the file by another kept one."""
     keep("another.o", b"content of another")
     path.with_name("another.o").replace(path)
 
 
 def share(path: Path) -> None:
+    """Let the group read and write the file."""
     path.chmod(0o660)
 
 
 def link(path: Path) -> None:
+    """Move the file and leave a link in its place."""
     path.rename(path.with_name("elsewhere"))
     path.symlink_to(path.with_name("elsewhere"))
 
@@ -58,7 +63,7 @@ def link(path: Path) -> None:
 def test_what_cannot_be_trusted_is_not_used(
     folders: tuple[Path, Path], change: Callable[[Path], Any]
 ) -> None:
-    """Other bytes, another file's content, a file that others may write, and a link count as none."""
+    """A changed file, another file's content, a file that others may write, and a link count as absent."""
     keep(NAME, b"content")
     change(folders[0] / NAME)
     assert read_kept(NAME) is None
@@ -67,7 +72,8 @@ def test_what_cannot_be_trusted_is_not_used(
 
 
 def test_a_cache_that_cannot_be_written_is_replaced_by_temporary_files(folders: tuple[Path, Path]) -> None:
-    """As in a container whose root is read-only; where those can't be written either, nothing is kept."""
+    """Where the cache can't be written, as in a read-only container, temporary files are used; where those
+    can't be written either, nothing is kept."""
     cache, temporary = folders
     cache.parents[1].write_text("a file where the folder would be")
     keep(NAME, b"content")
@@ -81,7 +87,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_temporary_files(folders: 
 
 
 def test_a_relative_cache_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the XDG specification demands."""
+    """A relative XDG_CACHE_HOME is ignored, as the XDG specification requires."""
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert len(list(cache_folders())) == 1
 
@@ -89,7 +95,8 @@ def test_a_relative_cache_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not available(torch.float32), reason="there are no kernels for this processor")
 def test_a_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that was kept gives the same numbers, and a change of what it is made with makes another."""
+    """A kept kernel gives the same numbers without compilation; other lanes or another Python make a new
+    one."""
     compiled: list[bytes] = []
 
     def compile_object(fields: Sequence[str], work: objects.Work) -> bytes:

@@ -1,4 +1,4 @@
-"""The kernel for low-rank sums: exact to rounding, each row by its own slot, independent of other rows."""
+"""The kernel for low-rank sums: exact to rounding, by each row's own slot, and independent of other rows."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def made() -> dict[tuple[torch.dtype, int], LowRankSums]:
 
 @pytest.fixture(params=[(dtype, lanes) for dtype in DTYPES for lanes in (16, 8)], ids=str)
 def sums(made: dict[tuple[torch.dtype, int], LowRankSums], request: pytest.FixtureRequest) -> LowRankSums:
+    """A kernel of one dtype and number of lanes."""
     dtype, lanes = request.param
     if request.param not in made:
         made[request.param] = LowRankSums(dtype, threads=2, lanes=lanes)
@@ -36,7 +37,7 @@ def sums(made: dict[tuple[torch.dtype, int], LowRankSums], request: pytest.Fixtu
 def random_layer(
     sums: LowRankSums, dice: random.Random, inputs: int, outputs: int
 ) -> tuple[LowRankLayer, Factors]:
-    """A layer, and what it has in some of its slots."""
+    """A layer, and the factors in some of its slots."""
     layer, factors = LowRankLayer(sums, SLOTS, inputs, outputs), Factors()
     for slot in dice.sample(range(1, SLOTS + 1), dice.randint(1, SLOTS)):
         rank = dice.choice([1, 2, 3, 4, 8, 17, 64, 300])
@@ -47,7 +48,7 @@ def random_layer(
 
 
 def random_runs(dice: random.Random) -> tuple[Runs, int]:
-    """Runs of rows, some of them without an adapter, and how many rows there are."""
+    """Runs of rows, some without an adapter, and the number of all rows."""
     runs, rows = Runs(), 0
     for _ in range(dice.randint(1, 6)):
         slot, count = dice.randint(0, SLOTS), dice.choice([1, 2, 3, 5, 6, 9, 24, 25, 70])
@@ -62,9 +63,9 @@ def random_runs(dice: random.Random) -> tuple[Runs, int]:
 def test_each_row_gets_the_sum_of_its_own_slot(
     sums: LowRankSums, inputs: int, outputs: int, wide: bool
 ) -> None:
-    """As in float64, added to what is there and rounded once; rows without factors stay as they are. For
-    random runs of rows, ranks below and above registers and chunks, outputs that one thread computes or
-    several; states and output may be parts of wider ones."""
+    """A row gets the float64 sum of its slot, rounded once and added to its value; rows without factors
+    stay. Runs are random, ranks lie below and above registers and chunks, one or several threads compute,
+    and states and output may be views."""
     dice = random.Random(f"{inputs} {outputs} {wide} {sums.dtype}")
     dtype = torch.float32 if wide else sums.dtype
     for _ in range(3):
@@ -89,7 +90,7 @@ def test_each_row_gets_the_sum_of_its_own_slot(
 
 @pytest.mark.parametrize("outputs", [48, 3000])
 def test_a_row_does_not_depend_on_others(sums: LowRankSums, outputs: int) -> None:
-    """To the last bit: alone, as in any crowd, whatever number of rows is multiplied at once."""
+    """A row's sum has the same bits alone and among any number of other rows."""
     dice = random.Random(outputs)
     layer, _ = random_layer(sums, dice, 272, outputs)
     own = drawn(sums.dtype, 1, 272)
@@ -109,7 +110,8 @@ def test_a_row_does_not_depend_on_others(sums: LowRankSums, outputs: int) -> Non
 
 
 def test_what_a_slot_had_is_gone(made: dict[tuple[torch.dtype, int], LowRankSums]) -> None:
-    """After other factors have taken its place, or it was cleared; sizes of its layer are checked."""
+    """New factors replace a slot's old ones, and a cleared slot adds nothing; the sizes of its layer are
+    checked."""
     sums = made.setdefault((torch.float32, 8), LowRankSums(torch.float32, 2, lanes=8))
     layer = LowRankLayer(sums, 1, 32, 40)
     states, blocks = drawn(torch.float32, 3, 32), RowBlocks(sums, [(1, 0, 3)])

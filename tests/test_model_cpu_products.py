@@ -40,6 +40,7 @@ one_kernel = pytest.mark.parametrize("products", [(torch.bfloat16, 16)], indirec
 
 
 def exact(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product in float64."""
     return F.linear(states.double(), weight.double(), None if bias is None else bias.double())
 
 
@@ -47,7 +48,8 @@ def exact(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 9, 12, 13, 48, 100, 251])
 @pytest.mark.parametrize(("inner", "outputs"), [(16, 1), (48, 33), (256, 64), (272, 80), (1040, 100)])
 def test_sums_are_those_of_float64(products: Products, rows: int, inner: int, outputs: int) -> None:
-    """Rows that fill registers and blocks or don't, inputs of less and more than a chunk, half a panel."""
+    """Sums equal float64's within rounding, for rows that fill registers and blocks or don't, inputs
+    shorter and longer than a chunk, and half a panel."""
     states, weight = drawn(products.dtype, rows, inner), drawn(products.dtype, outputs, inner, seed=1)
     bias = drawn(products.dtype, outputs, seed=2)
     sums = PanelWeight(products, weight, bias).sums(states)
@@ -60,7 +62,8 @@ def test_sums_are_those_of_float64(products: Products, rows: int, inner: int, ou
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_results_are_rounded_once(products: Products, activation: str | None, bias: bool) -> None:
-    """Activation and residual see the sums themselves; other activations than GELU see them rounded."""
+    """A result is rounded once: GELU and the residual get the exact sums; other activations get rounded
+    ones."""
     dtype = products.dtype
     states, weight = drawn(dtype, 7, 64), drawn(dtype, 80, 64, seed=1)
     offset = drawn(dtype, 80, seed=2) if bias else None
@@ -81,7 +84,8 @@ def test_results_are_rounded_once(products: Products, activation: str | None, bi
 
 @every_kernel
 def test_gelu_is_gelu_everywhere(products: Products) -> None:
-    """Of each value from far below zero, where nothing is left, to far above, where nothing is taken."""
+    """The kernel's GELU is exact from far below zero, where it vanishes, to far above, where it is the
+    identity."""
     values = torch.linspace(-12, 12, 4001).to(products.dtype).unsqueeze(1)
     states = F.pad(values, (0, 15))  # [values, 16]; the weight picks the first
     weight = torch.zeros(32, 16, dtype=products.dtype)
@@ -94,7 +98,7 @@ def test_gelu_is_gelu_everywhere(products: Products) -> None:
 
 @every_kernel
 def test_a_row_does_not_depend_on_other_rows(products: Products) -> None:
-    """Bit for bit, at each index and for any number of rows."""
+    """A row's result has the same bits at each index and for any number of rows."""
     weight = drawn(products.dtype, 96, 544)
     layer = PanelWeight(products, weight, drawn(products.dtype, 96, seed=1))
     states = drawn(products.dtype, 110, 544, seed=2)
@@ -106,7 +110,7 @@ def test_a_row_does_not_depend_on_other_rows(products: Products) -> None:
 
 @every_kernel
 def test_nan_stays_in_its_row(products: Products) -> None:
-    """With and without an activation."""
+    """NaN stays in its row, with and without an activation."""
     layer = PanelWeight(products, drawn(products.dtype, 40, 32), None)
     states = drawn(products.dtype, 5, 32, seed=1)
     expected = layer.product(states)
@@ -120,7 +124,7 @@ def test_nan_stays_in_its_row(products: Products) -> None:
 @pytest.mark.slow
 @one_kernel
 def test_any_number_of_threads_gives_the_same(products: Products) -> None:
-    """Bit for bit."""
+    """Any number of threads gives the same bits."""
     weight, states = drawn(torch.bfloat16, 700, 320), drawn(torch.bfloat16, 30, 320, seed=1)
     expected = PanelWeight(products, weight, None).sums(states)
     for threads in (1, 3, 5):
@@ -130,7 +134,8 @@ def test_any_number_of_threads_gives_the_same(products: Products) -> None:
 
 @one_kernel
 def test_views_give_the_result_of_their_values(products: Products) -> None:
-    """Rows of a wider tensor, transposed and cut ones, as states and as a residual."""
+    """Rows of a wider tensor, transposed and cut ones give the result of a copy, as states and as a
+    residual."""
     layer = PanelWeight(products, drawn(torch.bfloat16, 48, 32), None)
     wide, deep = drawn(torch.bfloat16, 9, 80, seed=1), drawn(torch.bfloat16, 48, 9, 2, seed=2)
     for view in (wide[:, 16:48], wide[::2, :32], deep[:32, :, 1].T, deep.permute(2, 1, 0)[..., 16:]):
@@ -145,7 +150,7 @@ def test_views_give_the_result_of_their_values(products: Products) -> None:
 
 @one_kernel
 def test_shapes_and_dtypes_that_do_not_match_are_refused(products: Products) -> None:
-    """So that the kernel never reads outside a tensor."""
+    """Wrong shapes and dtypes are refused, so the kernel never reads outside a tensor."""
     layer = PanelWeight(products, drawn(torch.bfloat16, 48, 32), None)
     states = drawn(torch.bfloat16, 4, 32)
     for wrong in (states[:, :16], states.float(), states.to("meta")):
@@ -165,6 +170,6 @@ def test_shapes_and_dtypes_that_do_not_match_are_refused(products: Products) -> 
 
 @pytest.mark.slow
 def test_numba_is_loaded_only_for_a_kernel() -> None:
-    """A client of the model that never makes one needs no compiler."""
+    """numba is imported only when a kernel is made."""
     code = "import sys, florence.model.kernels.linear; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

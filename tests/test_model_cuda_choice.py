@@ -1,5 +1,5 @@
-"""Where the Triton kernels are used: on a GPU on which they agree with their definitions, unless a setting
-says no. Those of steps and those of encodes are decided apart."""
+"""The Triton kernels are used on a GPU where they agree with their definitions, unless a setting turns
+them off. The kernels of steps and of encodes are chosen separately."""
 
 from __future__ import annotations
 
@@ -35,17 +35,19 @@ TABLES = {"kernels": "STEP_KERNELS", "encode_kernels": "ENCODE_KERNELS"}
 
 
 class Kernel:
-    """In place of one that needs triton; it may fail its check. `checked`: the sizes of its checks."""
+    """A kernel without triton, which may fail its check. `checked` has the sizes of its checks."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
         self.checked: list[dict[str, int]] = []
 
     def fitted(self, **sizes: int) -> Kernel:
+        """Record these sizes."""
         self.checked.append(sizes)
         return self
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Pass, or raise the error."""
         assert (device, dtype) == (GPU, torch.bfloat16)
         if self._error is not None:
             raise self._error
@@ -53,7 +55,7 @@ class Kernel:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A card that is new enough, with kernels that pass."""
+    """A recent enough card, with kernels that pass their checks."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
     for module in TABLES:
@@ -66,12 +68,14 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, module: str, kernel: Kernel) -> None:
+    """Put this kernel into the module's table."""
     name, table = f"florence.engine.device.cuda.{module}", SimpleNamespace(**{TABLES[module]: [kernel]})
     monkeypatch.setitem(sys.modules, name, table)
     monkeypatch.setattr(name, table, raising=False)
 
 
 def find_both(**sizes: Any) -> list[Any]:
+    """The kernels for steps and for encodes that are found for these sizes."""
     tower = replace(TOWER, **sizes)
     head_dim = 12 if 64 in sum(sizes.values(), ()) else 64
     return [
@@ -82,12 +86,13 @@ def find_both(**sizes: Any) -> list[Any]:
 
 @pytest.mark.usefixtures("card")
 def test_kernels_that_agree_are_used() -> None:
+    """Kernels that pass their checks are used."""
     assert find_both() == [("attention", "search"), "encode"]
 
 
 @pytest.mark.usefixtures("card")
 def test_kernels_are_checked_at_the_models_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps with each number of beams, encodes with each stage's heads and groups of channels."""
+    """Steps are checked with each number of beams, encodes with each stage's heads and groups of channels."""
     steps, encodes = Kernel(), Kernel()
     use(monkeypatch, "kernels", steps)
     use(monkeypatch, "encode_kernels", encodes)
@@ -102,6 +107,7 @@ def test_kernels_are_checked_at_the_models_own_sizes(monkeypatch: pytest.MonkeyP
 def test_without_them_pytorch_s_operations_are_used_and_the_log_says_so(
     reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Where the kernels can't run, PyTorch's operations are used, and the log says so."""
     if reason == "no triton":
         monkeypatch.setattr(find_cuda_kernels, "find_spec", lambda _: None)
     if reason == "no compiler":
@@ -120,6 +126,7 @@ def test_without_them_pytorch_s_operations_are_used_and_the_log_says_so(
 def test_a_kernel_that_fails_costs_its_own_kind_only(
     module: str, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A failing kernel of steps leaves those of encodes in use, and the other way round."""
     use(monkeypatch, module, Kernel(error))
     with caplog.at_level(logging.WARNING):
         steps, encodes = find_both()
@@ -129,7 +136,8 @@ def test_a_kernel_that_fails_costs_its_own_kind_only(
 
 @pytest.fixture
 def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Backend, list[str]]]:
-    """Backends for a GPU with kernels, and what was looked for."""
+    """A function that returns the backend for a GPU with kernels, and the kinds of kernels that it looked
+    for."""
     monkeypatch.setattr(backends, "CudaMemory", lambda _: DeviceMemory())
     monkeypatch.setattr(backends, "CudaGraphCapturer", lambda *_: None)
     asked: list[str] = []
@@ -145,7 +153,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Backend, list
 
 
 def test_the_settings_choose(choose: Callable[..., tuple[Backend, list[str]]]) -> None:
-    """`off` does not even look for them; nor does a compiled tower look for those of encodes."""
+    """`off` looks for no kernels; a compiled tower looks for none of encodes."""
     backend, asked = choose(cuda_kernels="off")
     assert backend.attention is DENSE
     assert (backend.search, backend.encode, asked) == (advance, PLAIN, [])
@@ -159,7 +167,7 @@ def test_the_settings_choose(choose: Callable[..., tuple[Backend, list[str]]]) -
 
 
 def test_a_cpu_computes_by_the_modules() -> None:
-    """Whatever is asked for of a GPU."""
+    """A CPU uses the plain modules, even if a compiled tower is set."""
     backend = Backend.for_device(
         torch.device("cpu"), torch.float32, 64, TOWER, EngineConfig(compile_tower=True)
     )
@@ -167,7 +175,7 @@ def test_a_cpu_computes_by_the_modules() -> None:
 
 
 def test_the_kernels_load_without_a_gpu() -> None:
-    """For whatever counts or compiles them."""
+    """The kernels can be loaded without a GPU, to count or compile them."""
     pytest.importorskip("triton")
     attention, search = load_kernels()
     assert attention.grouped

@@ -1,5 +1,5 @@
-"""The Triton kernels of an encode, without a GPU: they compile for the cards that the service is for, and an
-encode launches few kernels."""
+"""The Triton kernels of an encode, without a GPU: they compile for the supported cards, and an encode
+launches few kernels."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ALL = [
         pytest.param(capability, dtype, size, marks=pytest.mark.slow)
         for row, capability in enumerate((90, 89, 80))
         for column, dtype in enumerate((*HALF, torch.float32))
-        for size in ["large" if row == column else "odd"]  # each card and each dtype once with the large one
+        for size in ["large" if row == column else "odd"]  # the large size once for each card and dtype
     ),
 ]
 
 
 def launch_all(dtype: torch.dtype, dims: tuple[int, ...]) -> None:
-    """Each kernel, with cells of each stage; products of many rows and of few."""
+    """Launch each kernel with cells of each stage, and products with many and few rows."""
 
     def states(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -51,8 +51,8 @@ def launch_all(dtype: torch.dtype, dims: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(("capability", "dtype", "size"), ALL)
 def test_kernels_compile_and_keep_all_in_registers(capability: int, dtype: torch.dtype, size: str) -> None:
-    """For A100, L4 and H100: no spill, no local memory, shared memory that the card has, and tensor cores for
-    products in half precision, an H100's own for the large ones."""
+    """For A100, L4 and H100 the kernels compile without local memory, within the card's shared memory, and
+    use tensor cores for half-precision products; an H100 uses its own instruction for the large ones."""
     with compiling(capability) as used:
         launch_all(dtype, STAGES[size])
     assert {each.name for each in used} >= {
@@ -74,7 +74,7 @@ def test_kernels_compile_and_keep_all_in_registers(capability: int, dtype: torch
 @pytest.mark.parametrize("pictures", [1, 2, 16])
 @pytest.mark.parametrize("side", [24, 48, 96, 192])
 def test_strips_and_parts_fill_a_card(pictures: int, side: int) -> None:
-    """Programs are no fewer than aimed at, where there are cells for so many; and none is without cells."""
+    """There are as many programs as aimed at, where there are enough cells, and none is without cells."""
     dim = 256 * 192 // side
     rows, columns = positions.strip_of((pictures, side, side, dim))
     strips = pictures * -(-side // rows) * -(-side // columns)

@@ -1,5 +1,5 @@
-"""The Triton kernels, without a GPU: they compute what their twins define, compile for the cards that the
-service is for, and are not looked for anywhere else."""
+"""The Triton kernels, without a GPU: they compute what their reference implementations define, compile for
+the supported cards, and are imported nowhere else."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ VOCAB, PADDED, POSITIONS, WIDTH, HEADS, MOST = 51_289, 51_328, 1_025, 1_024, 16,
 
 @pytest.mark.slow
 def test_kernels_equal_their_twins_in_the_interpreter() -> None:
-    """`cuda_checks.py`: random ragged crowds, in each dtype; `cuda_checks_rows.py`: single rows;
-    `cuda_encode_checks.py`: random pictures."""
+    """Kernels equal their reference: `cuda_checks.py` has random ragged batches in each dtype,
+    `cuda_checks_rows.py` single rows, `cuda_encode_checks.py` random pictures."""
     checks = [TESTS / f"cuda_{name}.py" for name in ("checks", "checks_rows", "encode_checks")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", *checks]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -38,8 +38,7 @@ def test_kernels_equal_their_twins_in_the_interpreter() -> None:
 
 @pytest.mark.slow
 def test_nothing_else_needs_triton() -> None:
-    """All modules but the kernels and what calls them are imported without it, as on a machine without a
-    GPU; so are the twins."""
+    """All other modules, and the reference implementations, are imported without triton."""
     script = """
 import pkgutil, sys
 sys.modules["triton"] = None
@@ -58,7 +57,7 @@ assert kernels == {"florence.model.kernels.cuda.twins"}, kernels
 
 
 def launch_all(dtype: torch.dtype, requests: int, beams: int) -> None:
-    """Each kernel, with arguments of Florence-2-large."""
+    """Launch each kernel with the sizes of Florence-2-large."""
     rows, head_dim = requests * beams, WIDTH // HEADS
 
     def states(*shape: int) -> Tensor:
@@ -115,7 +114,8 @@ HEADS_TO_COMPILE = [
 
 @pytest.mark.parametrize(("head_dim", "dtype"), HEADS_TO_COMPILE, ids=str)
 def test_heads_of_all_sizes_compile(head_dim: int, dtype: torch.dtype) -> None:
-    """As the check at the start has them; those of 16, of tests on a GPU only, may spill."""
+    """Attention compiles for all head sizes, as the check at start-up uses it; size 16, which only GPU
+    tests have, may use local memory."""
     cpu = torch.device("cpu")
     with compiling(90) as used:
         for kernel in STEP_KERNELS[:2]:
@@ -129,7 +129,7 @@ def test_heads_of_all_sizes_compile(head_dim: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("capability", [89, pytest.param(90, marks=pytest.mark.slow)])
 def test_rows_in_fp8_compile_for_cards_that_have_it(capability: int) -> None:
-    """All of a row in registers, converted by the card's own instruction."""
+    """Quantization to fp8 keeps a row in registers and uses the card's own conversion."""
     with compiling(capability) as used:
         for width in (1_024, 4_096):
             quantize.quantize_rows(torch.empty(64, width, dtype=torch.bfloat16))
@@ -142,7 +142,7 @@ def test_rows_in_fp8_compile_for_cards_that_have_it(capability: int) -> None:
 @pytest.mark.parametrize("rank", [16, 64])
 @pytest.mark.parametrize("capability", [90, *(pytest.param(old, marks=pytest.mark.slow) for old in (80, 89))])
 def test_low_rank_sums_compile_and_keep_all_in_registers(capability: int, rank: int) -> None:
-    """For the widest layers of Florence-2-large."""
+    """Low-rank sums of the widest layers of Florence-2-large compile without local memory."""
     index = torch.empty(24, dtype=torch.int64)
     for dtype in (torch.bfloat16, torch.float32):
         states, total = torch.empty(24, 4_096, dtype=dtype), torch.empty(24, 3 * 1_024, dtype=dtype)
@@ -170,8 +170,8 @@ ALL = [
 def test_kernels_compile_and_keep_all_in_registers(
     capability: int, dtype: torch.dtype, requests: int, beams: int
 ) -> None:
-    """For A100, L4 and H100: no spill, no local memory, shared memory that fits several times, and tensor
-    cores for products in half precision."""
+    """For A100, L4 and H100 the kernels compile without local memory, with shared memory for several
+    programs at once, and use tensor cores for half-precision products."""
     with compiling(capability) as used:
         launch_all(dtype, requests, beams)
     names = {each.name for each in used}

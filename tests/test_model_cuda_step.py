@@ -1,5 +1,5 @@
-"""A decode step by the Triton kernels as a GPU would get it, on tensors without memory: what is launched, in
-how many shapes, and that a graph can hold it."""
+"""A decode step by the Triton kernels on tensors without memory: the launched kernels, the number of
+shapes, and that a graph can hold it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from absent_gpu import AbsentMemory, Capture, move
 from kernel_count import KernelCount
 from tiny import make_native
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch's documentation
 
 from florence.checkpoint.config import read_config
 from florence.engine.device.backend import Backend
@@ -39,13 +39,14 @@ LAYERS = 2
 
 
 class Counting(Capture):
-    """Counts the kernels of each work that is captured, and refuses what a graph could not hold."""
+    """Count the kernels of each captured work, and refuse what a graph can't hold."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: list[Counter[str]] = []
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """Capture the work and keep its count."""
         with KernelCount() as counted:
             made = super().capture(work)
         self.counts.append(counted.kernels)
@@ -54,7 +55,7 @@ class Counting(Capture):
 
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[str]]:
-    """Of all steps that are captured. Work is done once, in its capture."""
+    """The kernels of each captured step; the work runs once, in its capture."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     make_native(directory, text_config={"decoder_layers": LAYERS})
     with torch.device("meta"):
@@ -94,7 +95,8 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[StepKey, Counter[st
 
 @pytest.mark.slow
 def test_a_step_launches_few_kernels(counts: dict[StepKey, Counter[str]]) -> None:
-    """Eleven in each layer, four for all searches, and each of the table's is one that is launched."""
+    """A step launches eleven kernels a layer and a fixed number for all searches, and each kernel of the
+    table."""
     names = {name.removeprefix("florence::") for name in (kernel.name for kernel in STEP_KERNELS)}
     for key, count in counts.items():
         if key.shape.sampled:  # candidates by PyTorch's operations
@@ -116,7 +118,7 @@ def test_a_step_launches_few_kernels(counts: dict[StepKey, Counter[str]]) -> Non
 
 @pytest.mark.slow
 def test_lengths_are_no_shapes(counts: dict[StepKey, Counter[str]]) -> None:
-    """All steps of any requests, with one to eight beams, have few graphs."""
+    """Sequence lengths add no graphs: steps of any requests with one to eight beams need few."""
     plain = [key for key in counts if not key.shape.sampled]
     assert len(plain) == 15
     assert len(counts) == 15 + 6
@@ -142,6 +144,7 @@ def test_lengths_are_no_shapes(counts: dict[StepKey, Counter[str]]) -> None:
 
 
 def crowd(dice: random.Random, requests: int) -> list[StepSequence]:
+    """Random sequences of this many requests."""
     rows = iter(dice.sample(range(1000), 8 * requests))
     return [
         StepSequence(
@@ -154,7 +157,8 @@ def crowd(dice: random.Random, requests: int) -> list[StepSequence]:
 
 
 def test_a_grouped_batch_lists_the_requests_in_use() -> None:
-    """Each with the same number of rows, its own first; padding has no beams, and names places in use."""
+    """Each request has the same number of rows, its own first; padding has no beams, and names slots in
+    use."""
     sequences = crowd(random.Random(1), 5)
     batch = grouped_batch(sequences, 8, 8)
     assert batch.slots[:5].tolist() == [sequence.slot.index for sequence in sequences]

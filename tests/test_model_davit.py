@@ -1,4 +1,4 @@
-"""The tower is timm's `DaVit` with the same weights: a second witness beside the goldens."""
+"""The tower equals timm's `DaVit` with the same weights: an independent check beside the goldens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from florence.model.kernels.linear import pack
 def test_features_are_those_of_timm(
     size: tuple[int, int], window: int, qkv_bias: bool, pictures: int, packed: bool
 ) -> None:
-    """Names, shapes and numbers, in float32 within rounding; packed or not."""
+    """Names, shapes and float32 features are those of timm, packed or not."""
     config = make_config(window, qkv_bias)
     timm_tower, tower = make_timm(config), DaViT(config).eval()
     tower.load_state_dict(timm_tower.state_dict(), strict=True)
@@ -29,12 +29,13 @@ def test_features_are_those_of_timm(
     if packed and not pack(tower):
         pytest.skip("this PyTorch or processor packs nothing")
     features = tower(values)
-    assert expected.std() > 0.1  # weights that say something
+    assert expected.std() > 0.1  # the weights are not trivial
     torch.testing.assert_close(features, expected, atol=2e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
 def test_a_picture_does_not_depend_on_its_neighbours() -> None:
+    """A picture has the same features alone and in a batch."""
     tower = DaViT(make_config()).eval()
     values = torch.randn(3, 3, 96, 64)
     torch.testing.assert_close(tower(values)[1:2], tower(values[1:2]), atol=1e-5, rtol=1e-5)

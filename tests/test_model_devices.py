@@ -1,4 +1,4 @@
-""" "auto" takes what the machine has; everything else is taken or refused by name."""
+""" "auto" takes what the machine has; any other name is taken or refused."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ CPU = torch.device("cpu")
 def test_bfloat16_is_fast_only_where_vendor_and_flags_say_so(
     tmp_path: Path, vendor: str, flags: str, fast: bool
 ) -> None:
+    """bfloat16 is fast only for certain vendors and processor flags."""
     processor = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\nvmx flags\t: vnmi\n"
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"{processor}\n{processor}\n")
@@ -51,10 +52,12 @@ def test_bfloat16_is_fast_only_where_vendor_and_flags_say_so(
 
 
 def test_a_system_that_does_not_say_has_no_fast_bfloat16(tmp_path: Path) -> None:
+    """Without /proc/cpuinfo bfloat16 counts as slow."""
     assert has_fast_bf16(tmp_path / "none") is False
 
 
 def test_auto_on_a_cpu_is_bfloat16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU "auto" is bfloat16 where it is fast, else float32."""
     for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr("florence.model.devices.has_fast_bf16", lambda fast=fast: fast)
         assert pick_dtype("auto", CPU) is expected
@@ -62,11 +65,13 @@ def test_auto_on_a_cpu_is_bfloat16_only_where_it_is_fast(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_a_named_dtype_is_taken(name: str) -> None:
+    """A dtype given by name is used."""
     assert pick_dtype(name, CPU) is getattr(torch, name)
 
 
 @pytest.mark.parametrize("name", ["int4", "fp32", ""])
 def test_an_unknown_dtype_is_refused(name: str) -> None:
+    """The error for an unknown dtype lists the known ones."""
     with pytest.raises(SettingsError, match="use auto, float32, bfloat16, float16, int8"):
         pick_dtype(name, CPU)
 
@@ -77,7 +82,7 @@ def test_an_unknown_dtype_is_refused(name: str) -> None:
 def test_int8_is_for_processors_with_vnni(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, vnni: bool
 ) -> None:
-    """The rest of the model is as "auto" says."""
+    """int8 needs a CPU with VNNI; the rest of the model has the dtype of "auto"."""
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"flags : {flags}\n")
     assert has_vnni(cpuinfo) is vnni
@@ -94,11 +99,13 @@ def test_int8_is_for_processors_with_vnni(
 
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:999", "cpu:x"])
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    """A missing or unknown device is refused."""
     with pytest.raises(SettingsError, match="device"):
         pick_device(name)
 
 
 def test_auto_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU "auto" is the CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == CPU
 
@@ -129,18 +136,21 @@ print("kept")
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_written_again_without_the_kernel() -> None:
-    """Also by a thread, as the engine is one: a second tensor of the same size touches no new page."""
+    """A second tensor of the same size causes almost no page faults, also in a thread other than the main
+    one."""
     run = subprocess.run([sys.executable, "-c", FILL_TWICE], capture_output=True, text=True, timeout=600)
     assert run.stdout == "kept\n", run.stderr
 
 
 def test_elsewhere_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another C library than glibc, no memory setting is changed."""
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("a C library is asked"))
     keep_freed_memory()
 
 
 def test_kernel_caches_are_bounded_unless_the_environment_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel caches are bounded by default; a value in the environment stays."""
     environ = {"LRU_CACHE_CAPACITY": "77"}
     monkeypatch.setattr(os, "environ", environ)
     bound_kernel_caches()
@@ -149,7 +159,7 @@ def test_kernel_caches_are_bounded_unless_the_environment_says_how(monkeypatch: 
 
 @pytest.fixture
 def precisions() -> Iterator[list[Any]]:
-    """Whose `fp32_precision` is TF32, and what it was before after the test."""
+    """The settings with an `fp32_precision`, set to TF32 during the test."""
     products = torch.backends.cuda.matmul
     halves = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
     rounding = [getattr(products, name) for name in halves]
@@ -165,7 +175,8 @@ def precisions() -> Iterator[list[Any]]:
 
 
 def test_float32_on_a_gpu_is_float32_in_convolutions_and_products(precisions: list[Any]) -> None:
-    """Where cuDNN would round to TF32 by default; other devices and dtypes change no setting."""
+    """float32 on a GPU turns TF32 off, which is cuDNN's default; other devices and dtypes change no
+    setting."""
     keep_full_precision(CPU, torch.float32)
     keep_full_precision(torch.device("cuda"), torch.bfloat16)
     assert [setting.fp32_precision for setting in precisions] == ["tf32", "tf32"]
@@ -174,7 +185,8 @@ def test_float32_on_a_gpu_is_float32_in_convolutions_and_products(precisions: li
 
 
 def test_sums_of_half_precision_are_float32_on_a_gpu(precisions: list[Any]) -> None:
-    """Also where a library splits them; by default their parts are rounded."""
+    """Sums in half precision are float32 on a GPU, also where a library splits them; by default the parts
+    are rounded."""
     products = torch.backends.cuda.matmul
     products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = True
     keep_full_precision(CPU, torch.bfloat16)

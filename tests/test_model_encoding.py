@@ -1,4 +1,4 @@
-"""Ways to compute an encode's layers, on the CPU: whatever the backend, the results are the modules' own."""
+"""Each backend for an encode's layers gives the plain modules' results, checked on the CPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> Florence2Model:
 
 @torch.inference_mode()
 def encoded(model: Florence2Model, backend: EncodeBackend, side: int = 96) -> list[Tensor]:
-    """Picture tokens, encoder states, and what the caches have got."""
+    """The picture tokens, the encoder states, and the values written to the caches."""
     torch.manual_seed(0)
     text, language = model.config.text, model.language
     pixels = torch.randint(256, (2, side, side, 3), dtype=torch.uint8)
@@ -53,7 +53,7 @@ def encoded(model: Florence2Model, backend: EncodeBackend, side: int = 96) -> li
 
 @pytest.fixture
 def by_twins(monkeypatch: pytest.MonkeyPatch) -> EncodeBackend:
-    """The backend of the Triton kernels, computed by their definitions."""
+    """The backend of the Triton kernels, computed by their reference implementations."""
     pytest.importorskip("triton", reason="PyTorch's builds for CPUs have no triton")
     from florence.model.cuda import encoding as cuda_encoding
     from florence.model.cuda import layers as cuda_layers
@@ -80,7 +80,8 @@ def by_twins(monkeypatch: pytest.MonkeyPatch) -> EncodeBackend:
 def test_the_kernels_definitions_make_the_modules_encode(
     model: Florence2Model, by_twins: EncodeBackend, side: int
 ) -> None:
-    """With pictures that fill their windows and others; biases, residuals and norms are each counted once."""
+    """The reference gives the modules' results, also for pictures that don't fill their windows; biases,
+    residuals and norms count once."""
     for mine, theirs in zip(encoded(model, by_twins, side), encoded(model, PLAIN, side), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
@@ -89,7 +90,7 @@ def test_the_kernels_definitions_make_the_modules_encode(
 def test_layers_that_are_packed_compute_themselves(
     model: Florence2Model, by_twins: EncodeBackend, part: str
 ) -> None:
-    """Here by oneDNN: their bias is added once."""
+    """Layers packed for oneDNN compute themselves, and their bias is added once."""
     if not onednn.available(CPU, torch.float32):
         pytest.skip("PyTorch has no oneDNN here")
     expected = encoded(model, PLAIN)
@@ -101,7 +102,8 @@ def test_layers_that_are_packed_compute_themselves(
 
 
 def test_a_model_that_is_not_laid_out_is_encoded_too(by_twins: EncodeBackend, tmp_path: Path) -> None:
-    """Its filters are transposed as they are read, and its keys and values come from layers of their own."""
+    """A model without the GPU's layout is encoded too: filters are transposed when read, and keys and
+    values come from separate layers."""
     make_native(tmp_path)
     model = load_float32(tmp_path, 1100)
     for mine, theirs in zip(encoded(model, by_twins), encoded(model, PLAIN), strict=True):
@@ -110,7 +112,7 @@ def test_a_model_that_is_not_laid_out_is_encoded_too(by_twins: EncodeBackend, tm
 
 @pytest.fixture
 def without_traces() -> Iterator[None]:
-    """Leaves nothing compiled behind."""
+    """Reset the compiler after the test."""
     yield
     torch.compiler.reset()
 
@@ -118,7 +120,7 @@ def without_traces() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_traces")
 def test_a_compiled_tower_gives_the_same(model: Florence2Model, caplog: pytest.LogCaptureFixture) -> None:
-    """Each block is traced as a whole: whatever makes code of the trace, its operations are the modules'."""
+    """Each block is traced as a whole, and the trace has the modules' operations."""
     with caplog.at_level(logging.WARNING):
         compiled = encoded(model, CompiledEncode("eager"))
     assert caplog.text == ""
@@ -129,14 +131,14 @@ def test_a_compiled_tower_gives_the_same(model: Florence2Model, caplog: pytest.L
 def test_a_compiler_that_fails_is_left_alone(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning, then the blocks run as they are."""
+    """A failing compiler gives one warning; then the plain blocks run."""
     backend, tried = CompiledEncode(), list[int]()
 
-    def fail(*_: Any) -> Tensor:
+    def fail(*_: Any, **options: Any) -> None:
         tried.append(1)
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(backend, "_compiled", fail)
+    monkeypatch.setattr(torch, "compile", fail)
     with caplog.at_level(logging.WARNING):
         made = encoded(model, backend)
     assert len(tried) == 1
@@ -149,7 +151,7 @@ def test_a_compiler_that_fails_is_left_alone(
 def test_adapters_beside_the_layers_are_added(
     model: Florence2Model, by_twins: EncodeBackend, part: str
 ) -> None:
-    """To each row its own, and to one none, on all layers of tower or language model."""
+    """A row gets its own adapter or none, on all layers of the tower or the language model."""
     model.adapters = make_bank(model, 2, fixed_shapes=True)
     dice = torch.Generator().manual_seed(0)
     layers = {

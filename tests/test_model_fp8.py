@@ -1,5 +1,5 @@
-"""Layers in fp8 are near the plain ones, their rows independent of each other, and only those that should be
-are in it."""
+"""fp8 layers are close to the plain ones, their rows are independent, and only the intended layers are in
+fp8."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch's documentation
 
 from florence import Florence2
 from florence.engine.device.cuda import find_kernels as find_cuda_kernels
@@ -20,11 +20,11 @@ from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.errors import SettingsError
 from florence.model.devices import pick_dtype
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels import fp8
 from florence.model.kernels.fp8 import Fp8Weight, quantize_rows
 from florence.model.kernels.linear import Linear
 from florence.model.kernels.onednn import ACTIVATIONS
+from florence.model.quantized import multiply_in_fp8
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 WIDE = {  # all sizes of the tower's third stage and the text encoder are multiples of 16
@@ -34,6 +34,7 @@ WIDE = {  # all sizes of the tower's third stage and the text encoder are multip
 
 
 def in_fp8(plain: Linear) -> Linear:
+    """A copy of the layer in fp8."""
     layer = copy.deepcopy(plain)
     layer.use(Fp8Weight(layer.weight.detach(), layer.bias))
     return layer
@@ -46,7 +47,8 @@ def in_fp8(plain: Linear) -> Linear:
 def test_a_layer_in_fp8_is_near_the_plain_one(
     shape: tuple[int, ...], bias: bool, activation: str | None
 ) -> None:
-    """Within the rounding of inputs and weights, for rows of any magnitude; a residual is added to it."""
+    """An fp8 layer is close to the plain one for rows of any magnitude, within the rounding of inputs and
+    weights; a residual is added."""
     plain = Linear(256, 80, bias, activation).bfloat16()
     layer = in_fp8(plain)
     states = (torch.randn(shape) * torch.logspace(-2, 1, shape[-2])[:, None]).bfloat16()
@@ -60,7 +62,8 @@ def test_a_layer_in_fp8_is_near_the_plain_one(
 
 @torch.inference_mode()
 def test_numbers_of_e4m3_are_multiplied_exactly() -> None:
-    """Where the largest of each row is 448, scales are 1; sums are float32's."""
+    """Numbers that fp8 holds are multiplied exactly: with a row maximum of 448 its scale is 1, and sums
+    are float32."""
     numbers = torch.arange(256, dtype=torch.uint8).view(fp8.E4M3).float()
     numbers = numbers[numbers.isfinite()]
     weight, states = (numbers[torch.randint(len(numbers), (size, 64))] for size in (48, 9))
@@ -71,8 +74,7 @@ def test_numbers_of_e4m3_are_multiplied_exactly() -> None:
 
 @torch.inference_mode()
 def test_rows_are_rounded_to_the_nearest_by_their_own_scale() -> None:
-    """To three bits after the first, half an eighth of the power of two below at most, and never beyond the
-    largest number."""
+    """A row is scaled to a maximum of 448, and each value rounded to the nearest with three fraction bits."""
     rows = torch.randn(20, 512) * torch.logspace(-6, 6, 20)[:, None]
     values, scales = quantize_rows(rows)
     exact = rows.double() / scales.double()
@@ -83,7 +85,7 @@ def test_rows_are_rounded_to_the_nearest_by_their_own_scale() -> None:
 
 @torch.inference_mode()
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    """Not even on one that is a thousand times larger. Zeros and NaN stay what they are, each in its row."""
+    """A row does not depend on a neighbour a thousand times larger; zeros and NaN stay in their rows."""
     layer = in_fp8(Linear(64, 48).bfloat16())
     states = torch.randn(6, 64).bfloat16()
     states[4] = 0
@@ -99,12 +101,14 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with sizes that are multiples of 16."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     make_native(directory, **WIDE)
     return directory
 
 
 def load(folder: Path, *, fused: bool) -> Florence2Model:
+    """The model in bfloat16, in a GPU's layout if `fused`."""
     model = load_float32(folder, 1100).bfloat16()
     model.vision.normalize.table = model.vision.normalize.table.bfloat16()
     if fused:
@@ -115,7 +119,8 @@ def load(folder: Path, *, fused: bool) -> Florence2Model:
 @pytest.mark.parametrize("fused", [True, False], ids=["a GPU's layout", "a CPU's"])
 @torch.inference_mode()
 def test_the_third_stage_and_the_text_encoder_are_in_fp8_and_nothing_else(folder: Path, fused: bool) -> None:
-    """Each of their linear layers, none of which keeps a plain weight; an encode is near the plain one."""
+    """Exactly the linear layers of the third stage and the text encoder are in fp8, without their plain
+    weights; an encode is close to the plain one."""
     plain, model = load(folder, fused=fused), load(folder, fused=fused)
     multiply_in_fp8(model)
     parts = (model.vision.tower.stages[2].blocks, model.language.encoder.layers)
@@ -135,7 +140,7 @@ def test_the_third_stage_and_the_text_encoder_are_in_fp8_and_nothing_else(folder
 
 @torch.inference_mode()
 def test_one_product_for_queries_keys_and_values_gives_what_three_give(folder: Path) -> None:
-    """Scales are those of rows and of outputs, so it makes no difference how outputs are put together."""
+    """Scales belong to rows and outputs, so one fused product gives what three give."""
     models = [load(folder, fused=fused) for fused in (True, False)]
     for model in models:
         multiply_in_fp8(model)
@@ -146,14 +151,14 @@ def test_one_product_for_queries_keys_and_values_gives_what_three_give(folder: P
 
 @torch.inference_mode()
 def test_layers_of_other_sizes_keep_their_dtype() -> None:
-    """A GPU multiplies in fp8 by multiples of 16 only."""
+    """Layers whose sizes aren't multiples of 16 stay plain, as a GPU requires."""
     assert fp8.fits(torch.empty(32, 48))
     assert not fp8.fits(torch.empty(40, 48))
     assert not fp8.fits(torch.empty(48, 40))
 
 
 def test_a_product_on_a_gpu_is_one_operation_in_fp8() -> None:
-    """On a fake one: rows and weights as they lie, a scale for each row and each output."""
+    """A product on a (fake) GPU runs in fp8, with a scale for each row and each output."""
     with FakeTensorMode(), torch.device("cuda"):
         states = torch.empty(2, 5, 64, dtype=torch.bfloat16)
         weight, bias = (torch.empty(shape, dtype=torch.bfloat16) for shape in ((48, 64), (48,)))
@@ -164,7 +169,7 @@ def test_a_product_on_a_gpu_is_one_operation_in_fp8() -> None:
 
 
 def test_which_devices_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPUs from sm_89 on; on a CPU it is emulated. Around it everything is bfloat16."""
+    """GPUs from sm_89 on have fp8, a CPU emulates it; the rest of the model is bfloat16."""
     assert pick_dtype("fp8", CPU) is torch.bfloat16
     for capability, has in (((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
@@ -173,13 +178,13 @@ def test_which_devices_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             with pytest.raises(SettingsError, match=r"compute capability 8\.9"):
                 pick_dtype("fp8", GPU)
-    monkeypatch.delattr(torch, "_scaled_mm")
+    monkeypatch.delattr(torch, "_scaled_mm")  # the product in fp8, which has no public name
     with pytest.raises(SettingsError):
         pick_dtype("fp8", GPU)
 
 
 def test_a_gpu_whose_products_differ_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the check passes where they don't. A CPU needs none."""
+    """A GPU that fails the fp8 check is refused at start-up; a CPU needs no check."""
     fp8.check(CPU)
     right: Any = fp8.multiply
     monkeypatch.setattr(fp8, "multiply", lambda *given: right(*given) * 1.1)
@@ -197,6 +202,6 @@ def test_a_gpu_whose_products_differ_is_refused_at_the_start(monkeypatch: pytest
 
 
 def test_the_library_loads_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And says so."""
+    """The library loads a model in fp8, and its info says so."""
     with Florence2.load("demo", device="cpu", dtype="fp8") as model:
         assert model.info()["dtype"] == "fp8"

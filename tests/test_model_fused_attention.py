@@ -1,4 +1,4 @@
-"""A device keeps to those of PyTorch's attentions that agree with float32 on the model's own shapes."""
+"""A device uses those of PyTorch's attentions that agree with float32 on the model's own shapes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ BEAMS, LENGTHS, ROOM = (1, 3, 8), (64, 128), 128
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """The config of a tiny checkpoint."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     make_native(directory)
     return read_config(directory)
@@ -31,7 +32,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 @pytest.fixture(autouse=True)
 def switches() -> Iterator[None]:
-    """The process's attentions are as before after each test."""
+    """Restore the process's enabled attentions after each test."""
     cuda = torch.backends.cuda
     enabled = [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()]
     cudnn = cuda.cudnn_sdp_enabled()
@@ -44,10 +45,12 @@ def switches() -> Iterator[None]:
 
 
 def trials(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Iterator[BackendTrial]:
+    """The trials of attention in the model's shapes."""
     return trials_of(config, LENGTHS, ROOM, BEAMS, torch.device("cpu"), dtype)
 
 
 def enabled() -> set[str]:
+    """The names of the enabled attentions."""
     cuda = torch.backends.cuda
     names = ("flash", "mem_efficient", "math", "cudnn")
     return {name for name in names if getattr(cuda, f"{name}_sdp_enabled")()}
@@ -57,7 +60,8 @@ def enabled() -> set[str]:
 def test_attentions_that_agree_are_kept_and_cudnn_s_is_not(
     config: ModelConfig, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
 ) -> None:
-    """Windows, encoder and cross-attention are tried in every shape that steps and encodes have."""
+    """Windows, encoder and cross-attention are tried in every shape of steps and encodes; all that agree
+    are kept, and cuDNN's is off."""
     caplog.set_level(logging.INFO)
     names = [trial.name for trial in trials(config, dtype)]
     assert len(names) == len(config.vision.dims) + len(LENGTHS) * (1 + len(BEAMS))
@@ -67,8 +71,7 @@ def test_attentions_that_agree_are_kept_and_cudnn_s_is_not(
 
 
 def attend(*args: Any, wrong: str, **named: Any) -> Tensor:
-    """PyTorch's attention on a device on which the attention `wrong` gives NaN, noise, or an error for
-    masks."""
+    """PyTorch's attention on a device where the attention `wrong` gives NaN, noise, or an error for masks."""
     backend, kind = wrong.split()
     if getattr(torch.backends.cuda, f"{backend}_sdp_enabled")() and named["attn_mask"] is not None:
         if kind == "raises":
@@ -93,7 +96,7 @@ def test_an_attention_that_is_wrong_is_not_used(
     kind: str,
     kept: tuple[object, ...],
 ) -> None:
-    """Where masks are broken, whatever way it fails, it is left out, and the log says what was wrong."""
+    """An attention that gives NaN, noise or an error for masks is not used, and the log gives the reason."""
     monkeypatch.setattr(
         fused_attention.F,
         "scaled_dot_product_attention",
@@ -107,6 +110,7 @@ def test_an_attention_that_is_wrong_is_not_used(
 def test_a_device_on_which_none_is_right_serves_nothing(
     config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A device without a right attention is an error."""
     monkeypatch.setattr(
         fused_attention.F,
         "scaled_dot_product_attention",

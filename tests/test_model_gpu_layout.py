@@ -1,5 +1,5 @@
-"""The layout of a GPU's weights: fused products and a padded head give the results of the checkpoint's own
-layers. Checked on the CPU, where the same code runs, and on fake tensors of a GPU."""
+"""A GPU's layout of weights, with fused products and a padded head, gives the results of the checkpoint's
+own layers. Checked on the CPU, where the same code runs, and on fake tensors of a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch's documentation
 
 from florence.checkpoint.weights import count_parameters
 from florence.engine.device.beams.reference import generate_alone
@@ -29,7 +29,7 @@ from florence.model.language import HEAD_MULTIPLE, Attention
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Florence2Model, Florence2Model]:
-    """As loaded, and laid out for a GPU."""
+    """The model as loaded, and one in a GPU's layout."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     vocab = make_native(directory).config.text_config.vocab_size
     plain, fused = load_float32(directory, vocab), load_float32(directory, vocab)
@@ -40,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Florence2Model, Fl
 def test_answers_are_those_of_the_checkpoint_s_own_layers(
     models: tuple[Florence2Model, Florence2Model],
 ) -> None:
-    """Token ids and scores; weights are counted once, and those that are tied stay so."""
+    """Token ids and scores stay; weights count once, and tied ones remain tied."""
     plain, fused = models
     rules, dice = Runner(plain, 1).rules, random.Random(0)
     with torch.inference_mode():
@@ -61,7 +61,7 @@ def test_answers_are_those_of_the_checkpoint_s_own_layers(
 
 @pytest.mark.parametrize("shape", [(7, 16), (2, 3, 16)])
 def test_a_padded_head_has_no_logits_for_its_padding(shape: tuple[int, ...]) -> None:
-    """Rows of logits begin at multiples of the padding, and hold exactly the vocabulary's."""
+    """Rows of logits begin at multiples of the padding, and have exactly the vocabulary's logits."""
     head = Linear(16, 1100, bias=False).requires_grad_(False)
     weight, states = head.weight.clone(), torch.randn(shape)
     head.pad_outputs(HEAD_MULTIPLE)
@@ -74,7 +74,8 @@ def test_a_padded_head_has_no_logits_for_its_padding(shape: tuple[int, ...]) -> 
 
 
 def test_one_product_for_queries_keys_and_values() -> None:
-    """As the three layers, for the decoder's rows and the encoder's sequences; masks are bool, or added."""
+    """One fused product equals three layers, for the decoder's rows and the encoder's sequences; masks may
+    be boolean or additive."""
     torch.manual_seed(0)
     own, fused = Attention(24, 4).requires_grad_(False), Attention(24, 4).requires_grad_(False)
     fused.load_state_dict(own.state_dict())
@@ -102,8 +103,8 @@ def test_one_product_for_queries_keys_and_values() -> None:
 def test_adapters_beside_one_product_are_each_rows_own(
     named: tuple[str, ...], length: int, kernels: LowRankKernels | None
 ) -> None:
-    """Of some of the three layers or of all, in rows of one state and of several; rows without one share it.
-    Queries, keys and values keep one stride between rows, by which a kernel reads them."""
+    """Adapters of some or all of the three layers go to their own rows, of one state or several; other
+    rows share slot 0. Queries, keys and values keep one row stride, which a kernel relies on."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"self_attn": Attention(24, 4).requires_grad_(False)})
     own: Any = model["self_attn"]
@@ -131,7 +132,7 @@ def test_adapters_beside_one_product_are_each_rows_own(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_scores_and_logits_of_a_gpu_are_float32(dtype: torch.dtype) -> None:
-    """They come from the product as they are: no operation after it rounds or converts them."""
+    """Scores and logits are float32 as the product gives them; no later operation converts them."""
     with FakeTensorMode(), torch.device("cuda"):
         left, right = torch.empty(3, 5, 8, dtype=dtype), torch.empty(3, 8, 4, dtype=dtype)
         assert product_float32(left, right).dtype is product_float32(left[0], right[0]).dtype is torch.float32

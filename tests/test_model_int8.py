@@ -1,4 +1,4 @@
-"""int8 layers are near the plain ones, and their rows independent of each other."""
+"""int8 layers are close to the plain ones, and their rows are independent."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from tiny import make_native
 
 from florence.model.devices import has_vnni
 from florence.model.kernels.int8 import Int8Weight, can_quantize
-from florence.model.kernels.linear import Linear, pack, quantize
+from florence.model.kernels.linear import Linear, pack
 from florence.model.kernels.onednn import ACTIVATIONS
+from florence.model.quantized import multiply_in_int8
 
 CPU = torch.device("cpu")
 needs_int8 = pytest.mark.skipif(not (can_quantize(CPU) and has_vnni()), reason="no int8 here")
 
 
 def quantised(plain: Linear) -> Linear:
+    """A copy of the layer in int8."""
     layer = copy.deepcopy(plain)
-    quantize(layer)
+    layer.use(Int8Weight(layer.weight.detach(), layer.bias))
     assert layer.weight is None  # int8 is all that is held
     return layer
 
@@ -36,7 +38,8 @@ def quantised(plain: Linear) -> Linear:
 def test_a_quantised_layer_is_near_the_plain_one(
     dtype: torch.dtype, shape: tuple[int, ...], bias: bool, activation: str | None
 ) -> None:
-    """Within the quantisation error of inputs and weights, for rows of any magnitude."""
+    """An int8 layer is close to the plain one for rows of any magnitude, within the quantization error of
+    inputs and weights."""
     plain = Linear(256, 80, bias, activation).to(dtype)
     layer = quantised(plain)
     states = torch.randn(shape, dtype=dtype) * torch.logspace(-2, 1, shape[-2])[:, None].to(dtype)
@@ -52,7 +55,7 @@ def test_a_quantised_layer_is_near_the_plain_one(
 @needs_int8
 @torch.inference_mode()
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    """Not even on one that is a thousand times larger."""
+    """A row does not depend on a neighbour a thousand times larger."""
     layer = quantised(Linear(64, 48))
     states = torch.randn(6, 64)
     alone = layer(states[2:3])
@@ -63,7 +66,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 @needs_int8
 @torch.inference_mode()
 def test_integers_within_the_steps_are_exact() -> None:
-    """Where the largest values are 127, every step is a whole number: nothing is rounded."""
+    """With a maximum of 127 each step is a whole number, so integers are exact."""
     weight, states = (torch.randint(-127, 128, (size, 64)).float() for size in (48, 9))
     weight[:, 0] = states[:, 1] = 127
     assert torch.equal(Int8Weight(weight, None).product(states), states @ weight.T)
@@ -72,7 +75,7 @@ def test_integers_within_the_steps_are_exact() -> None:
 @needs_int8
 @torch.inference_mode()
 def test_zeros_stay_zeros_and_nan_stays_nan() -> None:
-    """Each in its own row."""
+    """Zeros and NaN stay in their own rows."""
     layer = quantised(Linear(64, 48))
     states = torch.zeros(3, 64)
     states[1, 5] = torch.nan
@@ -85,10 +88,11 @@ def test_zeros_stay_zeros_and_nan_stays_nan() -> None:
 @needs_int8
 @torch.inference_mode()
 def test_a_quantised_model_runs_from_pixels_to_logits(tmp_path: Path) -> None:
-    """Tower, encoder and decoder in int8, other layers packed; picture tokens are near those of float32."""
+    """A model in int8, with its other layers packed, gives picture tokens close to float32 and finite
+    logits."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     plain, model = (load_float32(tmp_path, vocab) for _ in range(2))
-    quantize(model.vision.tower, model.language.encoder, model.language.decoder)
+    multiply_in_int8(model)
     pack(model)
     pixels = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     tokens, expected = model.encode_images(pixels), plain.encode_images(pixels)
@@ -101,7 +105,7 @@ def test_a_quantised_model_runs_from_pixels_to_logits(tmp_path: Path) -> None:
 
 
 def test_int8_needs_an_x86_cpu_and_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not offered on a GPU, with another PyTorch, or on another architecture."""
+    """int8 is not offered on a GPU, without PyTorch's operators, or on another architecture."""
     assert not can_quantize(torch.device("cuda"))
     monkeypatch.setattr(torch.ops, "onednn", object())
     assert not can_quantize(CPU)

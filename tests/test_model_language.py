@@ -1,4 +1,4 @@
-"""Caches and masks change how the decoder computes, never what."""
+"""Caches and masks change how the decoder computes, but not its results."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from florence.model.vision import Normalize
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
+    """A tiny model in float32."""
     directory = tmp_path_factory.mktemp("tiny")
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
@@ -34,7 +35,7 @@ def test_decoding_in_parts_equals_decoding_at_once(model: Florence2Model, cuts: 
 
 @torch.inference_mode()
 def test_masked_positions_have_no_effect(model: Florence2Model) -> None:
-    """Padding may hold anything: prompts of different lengths can share a batch."""
+    """Padding has no effect, so prompts of different lengths can share a batch."""
     picture, prompt = torch.randn(1, 5, 48), torch.tensor([[0, 70, 31, 2]])
     alone = model.encode(picture, prompt)
     padded = torch.cat([prompt, torch.tensor([[1, 999, 7]])], dim=1)
@@ -44,7 +45,8 @@ def test_masked_positions_have_no_effect(model: Florence2Model) -> None:
 
 
 def test_normalisation_is_the_originals_arithmetic_for_every_level() -> None:
-    """float64 level / 255, rounded to float32, then mean and deviation in float32: bit for bit."""
+    """Each level is normalised bit for bit as the original does: level / 255 in float64, rounded to
+    float32, then mean and deviation in float32."""
     levels = np.arange(256, dtype=np.uint8)
     pixels = np.stack([levels, levels, levels], axis=-1)[None]  # [1, 256, 3] as a picture one pixel high
     scaled = (pixels * (1 / 255)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Packed layers compute what plain ones do, within the rounding of their dtype."""
+"""Packed layers give the results of plain ones, within the rounding of their dtype."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 def both(layer: Linear | Conv2d, dtype: torch.dtype) -> tuple[Linear | Conv2d, Linear | Conv2d]:
-    """The layer in a dtype, plain and packed for oneDNN."""
+    """The layer in this dtype, plain and packed for oneDNN."""
     plain = layer.to(dtype).requires_grad_(False)
     packed = copy.deepcopy(plain)
     with pytest.MonkeyPatch.context() as patch:
@@ -47,6 +47,7 @@ def both(layer: Linear | Conv2d, dtype: torch.dtype) -> tuple[Linear | Conv2d, L
 def test_a_packed_linear_layer_is_the_plain_one(
     dtype: torch.dtype, shape: tuple[int, ...], activation: str | None, bias: bool
 ) -> None:
+    """A packed linear layer gives the plain one's result, with and without a residual."""
     plain, packed = both(Linear(48, 80, bias, activation), dtype)
     states = torch.randn(shape, dtype=dtype) * 2
     close = {"atol": ROUNDING[dtype], "rtol": ROUNDING[dtype]}
@@ -64,7 +65,7 @@ def test_a_packed_linear_layer_is_the_plain_one(
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.inference_mode()
 def test_views_give_the_result_of_their_values(dtype: torch.dtype) -> None:
-    """Rows of a larger tensor, transposed and cut ones: what a caller need not copy first."""
+    """Rows of a larger tensor, transposed and cut ones give the right result without a copy by the caller."""
     plain, packed = both(Linear(48, 80), dtype)
     states, residual = torch.randn(96, 5, 2, dtype=dtype), torch.randn(80, 9, dtype=dtype)
     for view in (states[:48, :, 0].T, states.transpose(0, 2)[:, :, 16:64], states[::2, :, 1].T[1:]):
@@ -80,6 +81,7 @@ def test_views_give_the_result_of_their_values(dtype: torch.dtype) -> None:
 def test_a_packed_convolution_is_the_plain_one(
     dtype: torch.dtype, size: tuple[int, int], kernel: int, stride: int, groups: int
 ) -> None:
+    """A packed convolution gives the plain one's result."""
     plain, packed = both(Conv2d(16, 16, kernel, stride, groups), dtype)
     cells = torch.randn(2, *size, 16, dtype=dtype)
     close = {"atol": ROUNDING[dtype], "rtol": ROUNDING[dtype]}
@@ -95,7 +97,7 @@ def test_a_packed_convolution_is_the_plain_one(
 @torch.inference_mode()
 @pytest.mark.skipif(not HERE, reason="nothing is packed here")
 def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
-    """From pixels to logits; the embedding that the head was tied to stays."""
+    """A packed model gives the plain one's logits, and the embedding tied to the head stays."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     plain, packed = (load_float32(tmp_path, vocab) for _ in range(2))
     assert pack(packed)
@@ -119,8 +121,8 @@ def test_a_packed_model_gives_the_plain_ones_numbers(tmp_path: Path) -> None:
 def test_the_highest_logits_are_those_of_float32(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bfloat16, whichever kernel computes the product: the highest logits of a row are those of float32
-    products of the same states and weights, and so is the highest one's index; others are the product's."""
+    """In bfloat16 each kernel gives float32's highest logits of a row and their index; lower logits are
+    the product's own."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     language = load_model(
         tmp_path, read_config(tmp_path), imagenet_normalize(), vocab, CPU, torch.bfloat16
@@ -138,7 +140,7 @@ def test_the_highest_logits_are_those_of_float32(
     best = right.topk(8, dim=-1).indices
     assert close.gather(-1, best).all()
     assert torch.equal(scores.argmax(-1), right.argmax(-1))
-    assert not torch.equal(coarse.argmax(-1), right.argmax(-1))  # which the product alone can miss
+    assert not torch.equal(coarse.argmax(-1), right.argmax(-1))  # the product alone can miss it
     assert language.has_logits_bias is False
     if kind != "kernel":
         language.tied_head = False  # a head of its own: its product as it is
@@ -146,7 +148,7 @@ def test_the_highest_logits_are_those_of_float32(
 
 
 def pack_for(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack a model for oneDNN or for the project's kernel, whichever this processor would use."""
+    """Pack a model for oneDNN or for the project's kernel, on any processor that has it."""
     if kind == "kernel" and not openmp.available(torch.bfloat16):
         pytest.skip("no kernels here")
     if kind == "onednn" and not onednn.available(CPU, torch.bfloat16):
@@ -159,7 +161,7 @@ def pack_for(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With another PyTorch and without a kernel of the project, layers stay plain."""
+    """Without one of PyTorch's operators and without the project's kernel, layers stay plain."""
     monkeypatch.setattr(linear, "make_products", lambda *_: None)
     present = {other: None for other in OPERATORS if other != name}
     monkeypatch.setattr(torch.ops, "mkldnn", type("Namespace", (), present)())
@@ -169,7 +171,8 @@ def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: 
 
 
 def test_nothing_is_packed_on_other_machines_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for oneDNN nor for the project's kernel."""
+    """On a GPU, in float64 or on another architecture nothing is packed, for oneDNN or the project's
+    kernel."""
     gpu = torch.device("cuda")
     assert not onednn.available(gpu, torch.float32)
     assert linear.make_products(gpu, torch.float32, None) is None
@@ -183,8 +186,8 @@ def test_nothing_is_packed_on_other_machines_devices_and_dtypes(monkeypatch: pyt
 @pytest.mark.slow
 @pytest.mark.skipif(not openmp.available(torch.float32), reason="no kernels here")
 def test_the_kernel_computes_where_nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything but bfloat16 on a processor that multiplies it faster than float32, and layers of odd
-    widths."""
+    """The project's kernel is used except for layers of odd widths, and for bfloat16 where the processor
+    multiplies it faster than float32."""
     for fast in (True, False):
         monkeypatch.setattr(products, "has_fast_bf16", lambda fast=fast: fast)
         assert (linear.make_products(CPU, torch.bfloat16, None) is None) is fast

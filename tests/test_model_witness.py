@@ -1,4 +1,4 @@
-"""transformers' native class, on random weights, gives the same numbers: a second witness beside the
+"""transformers' native class gives the same numbers on random weights: an independent check beside the
 goldens."""
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from florence.model.kernels.linear import pack
 from florence.runtime.futures import generate
 
 SIDES = {"tiny": 64, "base": 768}  # of a picture, pixels
-END = 2.5  # so long is the end token's row
+END = 2.5  # the length of the end token's row
 PROMPTS = ((0, 71, 412, 33, 2), (0, 9, 8, 7, 6, 5, 4, 3, 2), (0, 500, 2))
 
 PairOf = Callable[[str], tuple[Florence2ForConditionalGeneration, Florence2Model]]
 
 
 def random_pixels(size: int, seed: int = 7) -> np.ndarray:
+    """A random picture of this side."""
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("size", ["tiny", pytest.param("base", marks=pytest.mark.slow)])
 @torch.inference_mode()
 def test_logits_are_those_of_transformers(pair_of: PairOf, size: str) -> None:
-    """Tiny with every size different from its neighbour, and the widths of Florence-2-base at 768 x 768."""
+    """Logits equal transformers', for a tiny model whose sizes all differ and for the widths of
+    Florence-2-base at 768 x 768."""
     native, model = pair_of(size)
     pixels = torch.from_numpy(random_pixels(SIDES[size]))[None]
     prompt, forced = [0, 71, 412, 33, 9, 2], [2, 0, 17, 300, 999, 5]
@@ -47,13 +49,13 @@ def test_logits_are_those_of_transformers(pair_of: PairOf, size: str) -> None:
     encoded = model.encode(model.encode_images(pixels), torch.tensor([prompt]))
     states, _ = model.language.decode(torch.tensor([forced]), None, model.language.decoder.cross_kv(encoded))
     ours = model.language.logits(states)
-    assert expected.std() > 0.1  # weights that say something
+    assert expected.std() > 0.1  # the weights are not trivial
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()
 def native_ids(native: Florence2ForConditionalGeneration, model: Florence2Model, asked: Request) -> list[int]:
-    """What transformers' own `generate` gives for one request, with the same settings."""
+    """The ids that transformers' own `generate` gives for one request with the same settings."""
     options = asked.options
     values = model.vision.normalize(torch.from_numpy(asked.pixels)[None]).contiguous()
     picture_tokens = 1 + values.shape[-1] // 32 * (values.shape[-2] // 32)
@@ -90,11 +92,11 @@ def test_generated_ids_are_those_of_transformers(
     ngram: int,
     min_new_tokens: int,
 ) -> None:
-    """By the plain search, one request at a time.
+    """The plain search gives transformers' ids, one request at a time.
 
-    Where short answers are at a disadvantage, transformers 5 and the original (the goldens') judge a search
-    that ends early differently: the original counts the candidate that has just ended among those that could
-    still win. There, sequences end at their limit.
+    Where short answers are at a disadvantage, transformers 5 and the original (the goldens) differ for a
+    search that ends early: the original also counts the candidate that has just ended among those that could
+    still win. In these cases sequences end at their limit.
     """
     native, model = pair_of("tiny, without end" if early_stopping is False and length_penalty > 0 else "tiny")
     options = GenerationOptions(num_beams, 20, min_new_tokens, ngram, early_stopping, length_penalty)  # type: ignore[arg-type]
@@ -105,8 +107,8 @@ def test_generated_ids_are_those_of_transformers(
 
 @pytest.mark.slow
 def test_the_engine_gives_transformers_ids_at_real_widths(pair_of: PairOf) -> None:
-    """All requests at once, by the CPU's kernel where it is, of pictures with a quarter of the pixels;
-    `benchmarks/exactness.py` does more of it."""
+    """The engine gives transformers' ids for concurrent requests, with the CPU's kernel where there is one
+    and small pictures; `benchmarks/exactness.py` checks more."""
     native, model = pair_of("base")
     asked = [
         Request(random_pixels(384, seed=beams), prompt, GenerationOptions(beams, 6, 0, 3, True, 1.0))
@@ -126,7 +128,7 @@ def test_the_engine_gives_transformers_ids_at_real_widths(pair_of: PairOf) -> No
 
 @pytest.fixture(scope="module")
 def pair_of(tmp_path_factory: pytest.TempPathFactory) -> PairOf:
-    """transformers' model and our model of one checkpoint, packed as it is served."""
+    """A function that gives transformers' model and ours of one checkpoint; ours is packed as for serving."""
 
     @cache
     def make(size: str) -> tuple[Florence2ForConditionalGeneration, Florence2Model]:

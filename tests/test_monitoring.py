@@ -1,4 +1,4 @@
-"""Dashboards, alerts, the ServiceMonitor, KServe files: valid by schemas, and right about this service."""
+"""Dashboards, alerts, the ServiceMonitor and KServe files are valid by their schemas and fit this service."""
 
 from __future__ import annotations
 
@@ -40,25 +40,29 @@ _METRIC = re.compile(r"\b(?:florence|nv|bentoml)_[a-z0-9_]+")
 
 
 def read(path: Path) -> Any:
+    """The content of a YAML or JSON file."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
 
 
 def alert_expressions() -> list[str]:
+    """The expressions of all alerts."""
     return [rule["expr"] for group in read(ALERTS)["groups"] for rule in group["rules"]]
 
 
 def panel_expressions() -> list[str]:
+    """The queries of all panels."""
     return [target["expr"] for panel in read(DASHBOARD)["panels"] for target in panel["targets"]]
 
 
 def metrics_in(expressions: list[str]) -> set[str]:
+    """The names of metrics in these expressions."""
     return {name for expression in expressions for name in _METRIC.findall(expression)}
 
 
 @pytest.mark.slow
 def test_every_metric_that_they_name_is_in_a_scrape() -> None:
-    """Of a running service that has answered over each protocol with an API key; those of GPUs are in the
-    list of what the driver is asked for."""
+    """Each metric in an alert or a panel is in the scrape of a service that has answered over each
+    protocol with an API key, or is a metric of GPUs."""
     settings = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32", "FLORENCE_API_KEYS": f"alice:{KEY}"}
     headers = {"Authorization": f"Bearer {KEY}"}
     with serving("service:service", **settings) as server:
@@ -80,7 +84,7 @@ def test_every_metric_that_they_name_is_in_a_scrape() -> None:
 
 @pytest.mark.system
 def test_promtool_takes_the_rules_and_the_panels(tmp_path: Path) -> None:
-    """Prometheus' own parser, for the alerts as they are and for each query of the dashboard."""
+    """Prometheus' own parser accepts the alerts and each query of the dashboard."""
     promtool = program("promtool", "prometheus", "PROMTOOL_PROGRAM")
     queries = [each.replace("$__rate_interval", "5m") for each in panel_expressions()]
     rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(queries)]
@@ -94,14 +98,14 @@ def test_promtool_takes_the_rules_and_the_panels(tmp_path: Path) -> None:
 
 
 def test_each_alert_says_what_it_means() -> None:
-    """A summary and a severity; names are unique."""
+    """Each alert has a unique name, a summary and a severity."""
     rules = [rule for group in read(ALERTS)["groups"] for rule in group["rules"]]
     assert len({rule["alert"] for rule in rules}) == len(rules)
     assert all(rule["annotations"]["summary"] and rule["labels"]["severity"] for rule in rules)
 
 
 def test_the_dashboard_can_be_imported() -> None:
-    """Its panels have ids, titles and places of their own, and its data source is chosen on import."""
+    """Panels have distinct ids, titles and positions, and the data source is chosen on import."""
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     panels = dashboard["panels"]
     for name in ("id", "title"):
@@ -115,8 +119,8 @@ def test_the_dashboard_can_be_imported() -> None:
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_objects_are_valid_by_their_projects_schemas(name: str) -> None:
-    """Trimmed from the projects' own definitions, and says of which version; a misspelt key is refused at
-    each level."""
+    """Each object is valid by a schema trimmed from its project's own; a misspelt key is refused at each
+    level."""
     schema, document = read(SCHEMAS / f"{name}.json"), read(OBJECTS[name])
     assert "Apache-2.0" in schema["$comment"]
     validator = jsonschema.Draft7Validator(schema)
@@ -132,7 +136,7 @@ def test_objects_are_valid_by_their_projects_schemas(name: str) -> None:
 
 
 def test_the_monitor_finds_the_service() -> None:
-    """By its labels, at its port's name, at the path of the metrics."""
+    """The monitor selects the service's labels, its port's name and the metrics' path."""
     spec = read(OBJECTS["service-monitor"])["spec"]
     service = kubernetes("gpu")["Service"]
     assert spec["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
@@ -142,8 +146,8 @@ def test_the_monitor_finds_the_service() -> None:
 
 
 def test_kserve_s_pods_are_valid_and_run_this_service() -> None:
-    """The container as part of a Pod by Kubernetes' schema; settings that are there, the port that is served,
-    and a model of the runtime's format under the name that the service has."""
+    """The container is valid in a Pod; its settings exist, its port is served, and the model has the
+    runtime's format and the service's model name."""
     spec = read(OBJECTS["serving-runtime"])["spec"]
     pod = {
         "apiVersion": "v1",
@@ -167,8 +171,7 @@ def test_kserve_s_pods_are_valid_and_run_this_service() -> None:
 
 
 def test_ray_s_pods_are_valid_and_know_their_settings() -> None:
-    """Each pod by Kubernetes' schema; a driver on the head and an actor on a worker read the same settings,
-    find the same files, and no actor is on the head."""
+    """Each pod is valid; driver and actor have the same settings and files, and no actor runs on the head."""
     spec = read(OBJECTS["ray-cluster"])["spec"]
     head, (worker,) = spec["headGroupSpec"], spec["workerGroupSpecs"]
     containers = []

@@ -1,4 +1,4 @@
-"""Names: one stands for one class, a task's meaning for one place, and what is private is read by no test."""
+"""Names: each stands for one class, a task's meaning stands in one place, and tests read no private names."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pathlib import Path
 from florence.types.tasks import TASKS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "florence"
-FOREIGN = {"_active", "_buffers", "_cdata", "_parameters", "_patch_lang", "_replace", "_scheduled", "_schema"}
-"""Names of other libraries that tests read."""
+FOREIGN = {"_active", "_buffers", "_cdata", "_parameters", "_patch_lang", "_replace", "_schema"}
+"""Private names of other libraries that tests read."""
 NAMES = {key for task in TASKS.values() for key in (task.token, task.name)}
 
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:
+    """The path and syntax tree of each module of the package."""
     for path in sorted(PACKAGE.rglob("*.py")):
         yield path.relative_to(PACKAGE), ast.parse(path.read_text(encoding="utf-8"))
 
 
 def public_types(tree: ast.Module) -> Iterator[str]:
-    """Names of classes and of type aliases, which are written as classes are; constants are upper case."""
+    """The names of classes and of type aliases, which are written as classes are; constants are upper
+    case."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             yield node.name
@@ -32,7 +34,7 @@ def public_types(tree: ast.Module) -> Iterator[str]:
 
 
 def test_no_two_public_types_share_a_name() -> None:
-    """Classes and type aliases of the whole package, the demo's too: a name says which it is."""
+    """No two public classes or type aliases of the package, demo included, share a name."""
     places = defaultdict(list)
     for path, tree in trees():
         for name in public_types(tree):
@@ -44,7 +46,7 @@ def test_no_two_public_types_share_a_name() -> None:
 
 
 def compared(tree: ast.AST) -> Iterator[ast.expr]:
-    """Expressions that something is compared with, or looked up by."""
+    """The expressions that a module compares with, or looks up by."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             yield from (node.left, *node.comparators)
@@ -61,7 +63,7 @@ def compared(tree: ast.AST) -> Iterator[ast.expr]:
 
 
 def test_what_a_task_means_stands_in_its_table() -> None:
-    """No module compares a task's token or name with a text of its own, or looks something up by one."""
+    """No module compares a task's token or name with its own text, or looks something up by one."""
     for path, tree in trees():
         for expression in compared(tree) if path.parts[0] != "demo" else ():
             for node in ast.walk(expression):
@@ -71,12 +73,13 @@ def test_what_a_task_means_stands_in_its_table() -> None:
 
 
 def private(name: str) -> bool:
+    """Return whether a name is private and not on the list of other libraries' names."""
     return name.startswith("_") and not name.startswith("__") and name not in FOREIGN
 
 
 def test_tests_read_public_names_of_the_product_only() -> None:
-    """No attribute and no import of theirs begins with an underscore, but what is of the test's own class. No
-    test module imports from another one."""
+    """Tests read and import no private name, except attributes of their own class, and import from no
+    other test module."""
     for path in sorted(Path(__file__).parent.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []

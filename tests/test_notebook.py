@@ -1,5 +1,5 @@
-"""The notebook in docs/: it is valid, and its cells run against the demo checkpoint, each once and in order,
-and print what is kept in it."""
+"""The notebook in docs/ is valid; its cells run in order against the demo checkpoint and print their
+stored output."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
 
 def cells(kind: str) -> list[dict[str, Any]]:
-    """The cells of that kind, `code` or `markdown`."""
+    """The cells of this kind, `code` or `markdown`."""
     content = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     assert (content["nbformat"], content["nbformat_minor"]) == (4, 5)
     return [cell for cell in content["cells"] if cell["cell_type"] == kind]
 
 
 def run_cell(code: str, names: dict[str, Any]) -> tuple[str, object]:
-    """What it prints, and the value of its last line if that is an expression, as Jupyter runs it."""
+    """The printed text, and the value of the last line if it is an expression, as in Jupyter."""
     tree, printed, value = ast.parse(code), io.StringIO(), None
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     with contextlib.redirect_stdout(printed):
@@ -36,7 +36,7 @@ def run_cell(code: str, names: dict[str, Any]) -> tuple[str, object]:
 
 
 def kept(cell: dict[str, Any]) -> tuple[str, str, bool]:
-    """Of a cell's outputs in the file: the text printed, the value's text, whether there is a picture."""
+    """A cell's stored outputs: the printed text, the value's text, and whether there is a picture."""
     printed = value = ""
     picture = False
     for output in cell["outputs"]:
@@ -50,7 +50,7 @@ def kept(cell: dict[str, Any]) -> tuple[str, str, bool]:
 
 @pytest.mark.slow
 def test_each_cell_runs_and_gives_what_is_kept(demo_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From another folder, as from docs/; only the address is another one."""
+    """Each cell gives its stored output when it runs in docs/; only the address differs."""
     monkeypatch.chdir(ROOT / "docs")
     names: dict[str, Any] = {}
     for cell in cells("code"):
@@ -63,7 +63,8 @@ def test_each_cell_runs_and_gives_what_is_kept(demo_server: Server, monkeypatch:
 
 
 def test_a_cell_has_its_outputs_and_no_machine_path() -> None:
-    """It shows pictures and texts without being run; cells have distinct ids, as the format wants."""
+    """The file has pictures and texts without a run, distinct cell ids as the format requires, and no
+    machine path."""
     code = cells("code")
     assert sum(kept(cell)[2] for cell in code) >= 2
     ids = [cell["id"] for cell in (*code, *cells("markdown"))]

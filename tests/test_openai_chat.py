@@ -1,4 +1,4 @@
-"""OpenAI's chat completions before a fake model, asked by the `openai` client and by plain HTTP."""
+"""OpenAI's chat completions with a fake model, called by the `openai` client and by plain HTTP."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ OWN = {"token": "<DocVQA>", "name": "doc_vqa", "input": "text"}
 
 @pytest.fixture
 def http(model: FakeModel) -> Iterator[TestClient]:
+    """An HTTP client with an API key, for a fake model with its own task."""
     model.own = [OWN]
     with chat_client(model) as client:
         client.headers["Authorization"] = f"Bearer {KEY}"
@@ -34,10 +35,12 @@ def http(model: FakeModel) -> Iterator[TestClient]:
 
 @pytest.fixture
 def client(http: TestClient) -> openai.OpenAI:
+    """An `openai` client with that connection."""
     return client_of(http)
 
 
 def given(task: Task) -> str:
+    """The text that a task needs after its token."""
     if task.input is Input.NONE:
         return ""
     return "1, 1, 5, 5" if task.input is Input.REGION else "a green: car"
@@ -45,8 +48,8 @@ def given(task: Task) -> str:
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_each_task_is_asked_by_token_and_by_name(client: openai.OpenAI, model: FakeModel, task: Task) -> None:
-    """Token or name, in other letters and with spaces too, ask the same; what the task reads stands behind
-    it. The answer is the text that the command line prints, and the typed result."""
+    """Token and name, in other letter case and with spaces too, ask the same task; its input follows. The
+    answer is the command line's text, and the typed result."""
     behind = given(task)
     words = task.name.replace("_", " ").capitalize()
     ways = [f"{task.token}{behind}", f"{task.token} {behind} "]
@@ -69,7 +72,7 @@ def test_each_task_is_asked_by_token_and_by_name(client: openai.OpenAI, model: F
 def test_the_text_may_stand_in_parts_and_declared_tasks_are_tasks(
     client: openai.OpenAI, model: FakeModel
 ) -> None:
-    """Parts of text are lines; the picture may come first."""
+    """Text parts are lines, the picture may come first, and a declared task is asked like any other."""
     (message,) = messages("<DocVQA>")
     message["content"] = [*message["content"][::-1], {"type": "text", "text": "What is the total?"}]
     client.chat.completions.create(model="florence2", messages=[message])
@@ -78,7 +81,8 @@ def test_the_text_may_stand_in_parts_and_declared_tasks_are_tasks(
 
 
 def test_a_prompt_of_ones_own_needs_answer_as_or_the_setting(model: FakeModel) -> None:
-    """`answer_as` makes any text a prompt, a task's name too; FLORENCE_PROMPTS=any those that are no task."""
+    """`answer_as` makes any text a prompt, even a task's name; FLORENCE_PROMPTS=any does so for a text
+    that is no task."""
     with chat_client(model) as http:
         client = client_of(http)
         refused = refusal(client, "What is odd?")
@@ -101,7 +105,8 @@ def test_a_prompt_of_ones_own_needs_answer_as_or_the_setting(model: FakeModel) -
 
 
 def test_options_go_under_openais_names_and_our_own(client: openai.OpenAI, model: FakeModel) -> None:
-    """A temperature draws, 0 does not, and what would mean nothing then is left out."""
+    """OpenAI's options and our own are read; a temperature of 0 turns sampling off, and options without
+    effect are left out."""
     cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({}, {}),
         ({"max_tokens": 7}, {"max_new_tokens": 7}),
@@ -154,6 +159,7 @@ def test_options_go_under_openais_names_and_our_own(client: openai.OpenAI, model
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, name: str, value: Any) -> None:
+    """An unsupported option or value is a 400 that names the option."""
     refused = refusal(client, extra_body={name: value})
     assert isinstance(refused, openai.BadRequestError)
     assert (refused.param, refused.type) == (name, "invalid_request_error")
@@ -161,7 +167,7 @@ def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, name: s
 
 
 def test_each_field_of_the_client_is_read_or_refused() -> None:
-    """A field of OpenAI's that the service does not know would be called unknown, not unsupported."""
+    """Each field of OpenAI's API is known, since an unknown one would be called unknown, not unsupported."""
     known = {*fields.READ, *fields.IGNORED, *fields.LENGTHS, *fields.WITHOUT_EFFECT}
     params = completion_create_params
     sent = {*params.CompletionCreateParamsBase.__annotations__, "stream"}
@@ -174,6 +180,7 @@ WORD = {"type": "text", "text": "<OD>"}
 
 
 def user(*parts: Any) -> list[Any]:
+    """One message of the user with these parts."""
     return [{"role": "user", "content": list(parts)}]
 
 
@@ -203,6 +210,7 @@ PLACE = "messages[0].content"
     ],
 )
 def test_messages_are_checked_part_by_part(http: TestClient, sent: Any, param: str, said: str) -> None:
+    """A wrong message is a 400 that names its part, and is short."""
     reply = http.post("/v1/chat/completions", json={"model": "florence2", "messages": sent})
     error = reply.json()["error"]
     assert (reply.status_code, error["param"], error["code"]) == (400, param, None)
@@ -212,13 +220,15 @@ def test_messages_are_checked_part_by_part(http: TestClient, sent: Any, param: s
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b"\xff\xfe", b'{"model": NaN}'])
 def test_a_body_that_is_no_request_is_a_400(http: TestClient, body: bytes) -> None:
+    """A body that is not a JSON object is a 400 in OpenAI's format."""
     reply = http.post("/v1/chat/completions", content=body)
     assert reply.status_code == 400
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_the_tasks_own_rules_are_the_models(client: openai.OpenAI) -> None:
-    """A text too many, one that is missing, a wrong region, a picture that is none."""
+    """An extra text, a missing text, a wrong region and a broken picture are refused as at other
+    endpoints."""
     assert "takes no text" in refusal(client, "<OD>a green car").message
     assert "needs a text" in refusal(client, "<DocVQA>").message
     assert "inside the picture" in refusal(client, "region_to_ocr: 0, 0, 900, 900").message
@@ -229,12 +239,13 @@ def test_the_tasks_own_rules_are_the_models(client: openai.OpenAI) -> None:
 
 
 class FakeFetcher:
-    """Gives a picture for any URL."""
+    """A fetcher that gives a picture for any URL and records the calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, float]] = []
 
     async def fetch(self, url: str, *, timeout_s: float, body: Any = None) -> bytes:
+        """Record the call and return the picture."""
         self.asked.append((url, timeout_s))
         return picture()
 
@@ -242,8 +253,8 @@ class FakeFetcher:
 def test_a_picture_at_a_url_is_fetched_where_the_settings_allow_it(
     client: openai.OpenAI, model: FakeModel
 ) -> None:
-    """As at the typed endpoints, within the request's time; by default the URL is refused, and what allows it
-    is named."""
+    """A URL is fetched within the request's time where the settings allow it; by default it is refused,
+    and the setting named."""
     url = "https://pictures.example/a.png"
     asked: Any = {"model": "florence2", "messages": messages("<OD>", url)}
     with pytest.raises(openai.BadRequestError, match="FLORENCE_IMAGE_HOSTS"):
@@ -258,7 +269,7 @@ def test_a_picture_at_a_url_is_fetched_where_the_settings_allow_it(
 
 
 def test_a_stream_is_the_answer_in_pieces(client: openai.OpenAI, model: FakeModel) -> None:
-    """The pieces in order, then the typed result, and the usage where it is asked for; with one beam."""
+    """A stream has the pieces in order, the typed result, and the usage if asked for; it has one beam."""
     chunks = list(ask(client, "caption", stream=True, stream_options={"include_usage": True}))
     text = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
     assert "".join(piece or "" for piece in text) == "".join(PIECES)
@@ -276,7 +287,7 @@ def test_a_stream_is_the_answer_in_pieces(client: openai.OpenAI, model: FakeMode
 
 
 def test_a_stream_of_what_is_no_text_is_refused(client: openai.OpenAI, model: FakeModel) -> None:
-    """Boxes, several beams, tiles: refused with what to leave out, before the model is asked."""
+    """A stream of boxes, of several beams or of tiles is refused before the model is asked."""
     for text, options in (("<OD>", {}), ("<OCR>", {"num_beams": 3}), ("<OCR>", {"tiles": "auto"})):
         refused = refusal(client, text, stream=True, extra_body=options)
         assert (refused.status_code, refused.param) == (400, "stream")
@@ -284,7 +295,8 @@ def test_a_stream_of_what_is_no_text_is_refused(client: openai.OpenAI, model: Fa
 
 
 def test_errors_of_the_model_have_openais_shape(client: openai.OpenAI, model: FakeModel) -> None:
-    """Before the text: a status, and when to come back. Behind it: an event, which the client raises."""
+    """An error before the text has a status and a Retry-After; one after it is an event, which the client
+    raises."""
     model.error = Overloaded("the queue is full", retry_after_s=3)
     refused = refusal(client)
     assert isinstance(refused, openai.InternalServerError)
@@ -299,6 +311,7 @@ def test_errors_of_the_model_have_openais_shape(client: openai.OpenAI, model: Fa
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
+    """The served model is listed; another name is a 404 that gives the right one."""
     (listed,) = client.models.list()
     assert (listed.id, listed.object, listed.owned_by) == ("florence2", "model", "florence")
     assert client.models.retrieve("florence2") == listed
@@ -310,7 +323,7 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 
 def test_keys_limits_and_other_paths_answer_in_openais_shape(http: TestClient, model: FakeModel) -> None:
-    """What middleware refuses, too; other paths' errors stay as they are."""
+    """Errors of middleware have OpenAI's format on these paths; other paths keep theirs."""
     with pytest.raises(openai.AuthenticationError, match="API key is not known") as caught:
         ask(client_of(http, "wrong"), "<CAPTION>")
     assert caught.value.code == "invalid_api_key"
@@ -326,7 +339,7 @@ def test_keys_limits_and_other_paths_answer_in_openais_shape(http: TestClient, m
 
 
 def test_gzip_is_undone(http: TestClient, model: FakeModel) -> None:
-    """A compressed body is a body, as on the typed endpoints; another encoding has OpenAI's shape."""
+    """A gzip body is decompressed; another encoding is an error in OpenAI's format."""
     body = json.dumps({"model": "florence2", "messages": messages("<OD>")}).encode()
     sent = {"content": gzip.compress(body), "headers": {"Content-Encoding": "gzip"}}
     assert http.post("/v1/chat/completions", **sent).status_code == 200  # type: ignore[arg-type]

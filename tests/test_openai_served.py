@@ -1,4 +1,4 @@
-"""The `openai` client as it is, against a real server with the demo checkpoint."""
+"""The unmodified `openai` client against a real server with the demo checkpoint."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ REGION = "10, 10, 120, 120"
 
 @pytest.fixture(scope="module")
 def chat(demo_server: Server) -> openai.OpenAI:
+    """An `openai` client of the demo server."""
     return openai.OpenAI(base_url=f"{demo_server.url}/v1", api_key="none", max_retries=0)
 
 
 def messages(text: str) -> list[Any]:
+    """A message with this text and the picture."""
     url = "data:image/png;base64," + base64.b64encode(PICTURE.read_bytes()).decode()
     parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
     return [{"role": "user", "content": parts}]
@@ -34,7 +36,7 @@ def messages(text: str) -> list[Any]:
 def test_a_chat_answers_what_the_typed_endpoint_does(
     demo_server: Server, chat: openai.OpenAI, task: Task
 ) -> None:
-    """The same typed result by both doors, for each task."""
+    """The chat and the typed endpoint give the same typed result for each task."""
     behind = {Input.NONE: "", Input.TEXT: "a red circle", Input.REGION: REGION}[task.input]
     reply = chat.chat.completions.create(model="florence2", messages=messages(f"{task.token}{behind}"))
     with Client(demo_server.url) as client:
@@ -48,7 +50,7 @@ def test_a_chat_answers_what_the_typed_endpoint_does(
 
 
 def test_a_stream_comes_in_pieces(chat: openai.OpenAI) -> None:
-    """Joined they are the answer with one beam, synchronous and with asyncio."""
+    """The joined pieces are the answer with one beam, in the synchronous and the asyncio client."""
     asked = {"model": "florence2", "messages": messages("caption")}
     whole = chat.chat.completions.create(**asked, extra_body={"num_beams": 1}).choices[0].message.content
     pieces = [chunk.choices[0].delta.content for chunk in chat.chat.completions.create(**asked, stream=True)]

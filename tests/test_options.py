@@ -1,4 +1,4 @@
-"""One declaration of the generation options: every door offers exactly `RequestParameters`' fields."""
+"""The options are declared once: every interface offers exactly the fields of `RequestParameters`."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ WISHED: dict[str, Any] = {
     "max_items": 7,
     "adapter": "receipts",
 }
-SENT = {**WISHED, "labels": "car,red door", "nms_agnostic": "true"}  # where a value is text
+SENT = {**WISHED, "labels": "car,red door", "nms_agnostic": "true"}  # as text
 
 
 def test_every_option_has_a_value_in_these_tests() -> None:
-    """So that a new option is tested at each door."""
+    """Each option has a value here, so that a new one is tested at each interface."""
     assert list(WISHED) == list(OPTIONS)
     assert set(RequestParameters(**WISHED).model_dump().values()) == set(WISHED.values())
 
 
 def test_keyword_arguments_have_the_models_names_and_types() -> None:
-    """The one TypedDict is the model's, field by field; library and client add only other options."""
+    """The TypedDict has the model's fields and types; library and client add only other options."""
     declared = get_type_hints(RequestParameters)
     hints = {name: declared[name] for name in OPTIONS}
     assert get_type_hints(RequestKeywords) == hints
@@ -76,7 +76,8 @@ def test_keyword_arguments_have_the_models_names_and_types() -> None:
 
 @pytest.mark.parametrize("model", INPUTS, ids=lambda model: model.__name__)
 def test_typed_endpoints_take_them_all(model: type[PictureInput]) -> None:
-    """With the same types and bounds; beside them are the picture and what the task takes."""
+    """Each typed endpoint takes all options, with the same types and bounds, beside the picture and the
+    task's own inputs."""
     assert set(model.model_fields) - set(OPTIONS) <= OTHERS
     declared = RequestParameters.model_json_schema()["properties"]
     taken = model.model_json_schema()["properties"]
@@ -84,20 +85,20 @@ def test_typed_endpoints_take_them_all(model: type[PictureInput]) -> None:
 
 
 def test_the_openapi_document_shows_them_all() -> None:
-    """Each field of the form with its description."""
+    """The OpenAPI document has each option with its description."""
     shown = openapi_document()["components"]["schemas"][INPUT_TYPES[Input.NONE].__name__]["properties"]
     assert list(shown) == ["image", "image_url", *OPTIONS]
     assert all(shown[name]["description"] == field.description for name, field in OPTIONS.items())
 
 
 def test_v2_parameters_are_read_by_the_same_names() -> None:
-    """Others are ignored, as Triton's own are, and options of sampling where nothing is sampled."""
+    """v2 parameters have the same names; others are ignored, as are sampling options without sampling."""
     assert generation_options({"temperature": 0, "seed": "x", "top_k": 1}) == RequestParameters()
     assert generation_options({**SENT, "sequence_id": 1}) == RequestParameters(**WISHED)
 
 
 def test_the_command_line_has_a_flag_for_each(capsys: pytest.CaptureFixture[str]) -> None:
-    """With its bounds in the help; the values come out as the model's."""
+    """Each option has a flag, with its bounds in the help, and the flags' values are the model's."""
     flags = [part for name, value in SENT.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     for command in (["run", "p.png", "caption"], ["bulk", "p.png", "--task", "caption", "--out", "o"]):
         assert read_options(make_parser().parse_args([*command, *flags])) == RequestParameters(**WISHED)
@@ -109,13 +110,13 @@ def test_the_command_line_has_a_flag_for_each(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_command_line_refuses_by_the_options_rule() -> None:
-    """In the words that all doors use."""
+    """A wrong flag is refused in the words of all interfaces."""
     with pytest.raises(OptionError, match="num_beams must be an integer from 1 to 8, got 'many'"):
         read_options(make_parser().parse_args(["run", "p.png", "caption", "--num-beams", "many"]))
 
 
 def test_the_engine_gets_each_of_them() -> None:
-    """Resolved: what is asked for is what the engine is told, and nothing is None where it is not."""
+    """The engine gets each option, with defaults for those left out."""
     defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2)
     pipeline = Pipeline("none", None, defaults, 1024)  # type: ignore[arg-type]
     assert [field.name for field in fields(GenerationOptions)] == list(GenerationParameters.model_fields)
@@ -126,7 +127,8 @@ def test_the_engine_gets_each_of_them() -> None:
 
 
 def test_a_request_that_samples_has_one_beam_and_a_seed() -> None:
-    """Unless it says another number of beams, which is refused. A seed that is left out is a new one."""
+    """A request that samples has one beam unless it sets another number, and a random seed if it sets
+    none."""
     pipeline = Pipeline("none", None, GenerationDefaults(3, 3, True, 1.0, 0, 2), 1024)  # type: ignore[arg-type]
     made = [pipeline.options(GenerationParameters(do_sample=True)) for _ in range(9)]
     assert {(each.num_beams, each.do_sample) for each in made} == {(1, True)}
@@ -135,10 +137,10 @@ def test_a_request_that_samples_has_one_beam_and_a_seed() -> None:
 
 
 def test_a_checkpoints_own_settings_hold_where_a_request_is_silent() -> None:
-    """Also for sampling, which itself a request alone can ask for."""
+    """The checkpoint's settings are the defaults, also for sampling, which only a request can turn on."""
     defaults = GenerationDefaults(3, 3, True, 1.0, 0, 2, 1.5, 0.5, 7, 0.25)
     pipeline = Pipeline("none", None, defaults, 1024)  # type: ignore[arg-type]
-    off = GenerationParameters(do_sample=False, temperature=0.5, seed=1)  # for a client with a switch
+    off = GenerationParameters(do_sample=False, temperature=0.5, seed=1)  # as a client with a switch sends
     assert not pipeline.options(off).do_sample
     silent, asked = (pipeline.options(GenerationParameters(do_sample=wish)) for wish in (None, True))
     assert (silent.do_sample, silent.repetition_penalty) == (False, 1.5)
@@ -146,7 +148,7 @@ def test_a_checkpoints_own_settings_hold_where_a_request_is_silent() -> None:
 
 
 def test_info_says_each_of_them() -> None:
-    """How the model generates where a request does not say."""
+    """Info lists the default of each generation option."""
     assert set(GenerationSettings.model_fields) == {
         *GenerationParameters.model_fields,
         "forced_bos_id",
@@ -156,6 +158,6 @@ def test_info_says_each_of_them() -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 0.0, 1.0])
 def test_early_stopping_is_no_number(number: float) -> None:
-    """As its schema says."""
+    """A number is refused as early_stopping."""
     with pytest.raises(OptionError, match="early_stopping"):
         generation_options({"early_stopping": number})

@@ -1,5 +1,5 @@
-"""The service's pages in a real browser: the root, the API page, and the playground with keys, with tasks of
-a checkpoint, and without a service."""
+"""The service's pages in a real browser: the root, the API page, and the playground with keys, with a
+checkpoint's own tasks, and without a service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTHS = pytest.mark.parametrize("width", [390, 1280])
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Server]:
-    """A service with a key, and with tasks of its checkpoint."""
+    """A service with an API key and a checkpoint's own tasks."""
     with serving_fake({"own": OWN}, FLORENCE_API_KEYS=f"alice:{KEY}") as server:
         server.wait_ready()
         yield server
@@ -34,7 +34,7 @@ def locked() -> Iterator[Server]:
 
 @WIDTHS
 def test_the_root_leads_everywhere(browser: Browser, fake_server: Server, width: int) -> None:
-    """It has a title, says what runs, fits the screen, and each of its links is answered."""
+    """The root page has a title and the service's state, fits the screen, and its links work."""
     viewport = {"width": width, "height": 800}
     with open_page(browser, fake_server.url, "/", viewport=viewport) as (page, _):
         assert page.title() == "florence"
@@ -49,14 +49,14 @@ def test_the_root_leads_everywhere(browser: Browser, fake_server: Server, width:
 
 
 def operation(page: Page, name: str) -> Locator:
-    """What Swagger UI shows of an endpoint."""
+    """The part of Swagger UI for one endpoint."""
     return page.locator(f"#operations-Tasks-{name}")
 
 
 @WIDTHS
 def test_the_api_page_opens_on_a_form_that_works(browser: Browser, demo_server: Server, width: int) -> None:
-    """A picture is chosen already: one click sends it, with the empty options left out, and the answer comes.
-    One example is there for each error."""
+    """A picture is chosen in advance: one click sends it without the empty options and shows the answer.
+    Each error has one example."""
     viewport = {"width": width, "height": 800}
     with open_page(browser, demo_server.url, "/docs", viewport=viewport) as (page, _):
         form = operation(page, "object_detection")
@@ -73,7 +73,7 @@ def test_the_api_page_opens_on_a_form_that_works(browser: Browser, demo_server: 
 
 
 def test_the_api_pages_examples_are_answered(browser: Browser, demo_server: Server) -> None:
-    """A task with a region, and many tasks: as they are filled in."""
+    """The filled-in examples of a task with a region and of many tasks get answers."""
     with open_page(browser, demo_server.url, "/docs") as (page, _):
         for name in ("region_to_category", "analyze"):
             form = operation(page, name)
@@ -83,8 +83,8 @@ def test_the_api_pages_examples_are_answered(browser: Browser, demo_server: Serv
 
 
 def test_a_key_is_asked_for_and_kept_in_memory(browser: Browser, locked: Server) -> None:
-    """A wrong one is asked for again; the right one opens the page, is in no store of the browser and in no
-    program, and is gone with the page."""
+    """A wrong key is asked for again; the right one opens the page, is stored nowhere in the browser,
+    appears in no program, and is gone after a reload."""
     with open_page(browser, locked.url, "/ui", allowed=("401",)) as (page, _):
         dialog = page.get_by_role("dialog")
         expect(dialog).to_contain_text("The service answers with an API key only.")
@@ -110,7 +110,7 @@ def test_a_key_is_asked_for_and_kept_in_memory(browser: Browser, locked: Server)
 
 
 def test_tasks_of_the_checkpoint_appear(browser: Browser, locked: Server) -> None:
-    """By themselves, in a group of their own; they are asked like any other, also beside one."""
+    """The checkpoint's own tasks appear in a separate group, and are asked alone or beside others."""
     with open_page(browser, locked.url, "/ui", allowed=("401",)) as (page, seen):
         page.get_by_label("Key", exact=True).fill(KEY)
         page.keyboard.press("Enter")
@@ -131,8 +131,7 @@ def test_tasks_of_the_checkpoint_appear(browser: Browser, locked: Server) -> Non
 
 
 def test_an_option_that_is_declared_appears(browser: Browser, fake_server: Server) -> None:
-    """By its schema alone: numbers have their bounds, names that /info lists are offered, and what is chosen
-    is sent."""
+    """A new option appears from its schema, with its bounds or the names in /info, and its value is sent."""
     document = httpx.get(f"{fake_server.url}/docs.json", timeout=60).json()
     info = httpx.get(f"{fake_server.url}/info", timeout=60).json()
     options = document["components"]["schemas"]["PlainInput"]["properties"]
@@ -161,8 +160,8 @@ def test_an_option_that_is_declared_appears(browser: Browser, fake_server: Serve
         assert "num_beams" not in sent[0]
 
 
-def test_a_service_that_is_gone_or_busy_is_told(browser: Browser, fake_server: Server) -> None:
-    """In words, and the page works again afterwards."""
+def test_a_service_that_is_gone_or_busy_is_reported(browser: Browser, fake_server: Server) -> None:
+    """The page reports that the service is unreachable or busy, and works again afterwards."""
     with open_page(browser, fake_server.url, "/ui", allowed=("ERR_FAILED", "503")) as (page, _):
         expect(page.locator(".card")).to_be_visible()
         page.route("**/object_detection", lambda route: route.abort())
@@ -179,7 +178,7 @@ def test_a_service_that_is_gone_or_busy_is_told(browser: Browser, fake_server: S
 
 
 def test_a_request_can_be_stopped(browser: Browser) -> None:
-    """The same button; the service is told, since the connection ends."""
+    """The same button stops a request; its connection ends."""
     with serving_fake({"delay_s": 20.0}) as server:
         server.wait_ready()
         with open_page(browser, server.url, "/ui") as (page, _):
@@ -192,7 +191,7 @@ def test_a_request_can_be_stopped(browser: Browser) -> None:
 
 
 def test_the_readmes_picture_is_what_the_playground_shows(browser: Browser, demo_server: Server) -> None:
-    """`python tests/screenshot.py` made it: taken again it is the same but for the fonts of this machine."""
+    """The picture made by `python tests/screenshot.py` equals a new one, except for this machine's fonts."""
     again = picture_of(browser, demo_server.url).convert("RGB")
     with Image.open(TARGET) as committed:
         assert committed.size == again.size

@@ -1,4 +1,5 @@
-"""The option `pictures`: the same picture through every door, as it is seen or as the original reads it."""
+"""The option `pictures`: the same picture through every interface, as a viewer shows it or as the original
+reads it."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def transparent() -> bytes:
 
 
 def flat(data: bytes, background: str) -> bytes:
-    """The picture on a background, or without its alpha where that is black."""
+    """The picture on a background; on black it equals the picture without alpha."""
     layered = Image.open(io.BytesIO(data))
     below = Image.new("RGBA", layered.size, background)
     file = io.BytesIO()
@@ -55,7 +56,7 @@ def flat(data: bytes, background: str) -> bytes:
 def test_the_library_sees_what_the_option_says(
     library: Florence2, transparent: bytes, options: Any, background: str
 ) -> None:
-    """The tokens and probabilities are those of the flattened picture; bytes and PIL pictures alike."""
+    """The tokens and probabilities are those of the flattened picture, from bytes and from PIL pictures."""
     wanted = library.run(flat(transparent, background), "caption")
     for picture in (transparent, Image.open(io.BytesIO(transparent))):
         answer = library.run(picture, "caption", **options)
@@ -65,7 +66,7 @@ def test_the_library_sees_what_the_option_says(
 
 @pytest.mark.parametrize("background", ["white", "#fff", "#12345g", "", 7])
 def test_a_background_is_a_colour_in_hexadecimal(library: Florence2, background: Any) -> None:
-    """Else an OptionError that shows one."""
+    """Any other background is an OptionError with an example."""
     with pytest.raises(OptionError, match="a colour such as #ffffff"):
         library.run(b"", "caption", background=background)
 
@@ -74,7 +75,8 @@ def test_a_background_is_a_colour_in_hexadecimal(library: Florence2, background:
 def test_the_service_sees_by_default_and_v2_reads_as_the_original(
     demo_server: Server, transparent: bytes
 ) -> None:
-    """Scores differ between the two, and each door gives either when it is asked."""
+    """Typed endpoints default to the viewer's picture, v2 to the original's; each gives the other on
+    request."""
 
     def typed(**options: Any) -> Any:
         with Client(demo_server.url) as client:

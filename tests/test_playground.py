@@ -1,4 +1,4 @@
-"""The playground in a real browser, with the demo checkpoint: every task, by pointer, touch and keyboard."""
+"""The playground in a real browser with the demo checkpoint: each task, by pointer, touch and keyboard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REGION = (221, 215, 284, 276)
 
 @pytest.fixture(scope="module")
 def opened(browser: Browser, demo_server: Server) -> Iterator[tuple[Page, Seen]]:
-    """One page for the tests that leave it as it was."""
+    """A page that tests share if they leave it unchanged."""
     with open_page(browser, demo_server.url, "/ui") as (page, seen):
         page.wait_for_selector(".card")
         yield page, seen
@@ -36,16 +36,18 @@ def opened(browser: Browser, demo_server: Server) -> Iterator[tuple[Page, Seen]]
 
 @pytest.fixture
 def page(opened: tuple[Page, Seen]) -> Page:
+    """The shared page."""
     return opened[0]
 
 
 def fields_of(task: Task) -> dict[str, Any]:
+    """The form fields that a task needs."""
     given: dict[Input, dict[str, Any]] = {Input.TEXT: {"text": TEXT}, Input.REGION: {"region": list(REGION)}}
     return given.get(task.input, {})
 
 
 def ask(page: Page, task: str, card: int = 0) -> Locator:
-    """Choose a task in a card and fill in what it takes; the card."""
+    """Choose a task in a card, fill in what it needs, and return the card."""
     shown = page.locator(".card").nth(card)
     shown.get_by_label("Task", exact=True).select_option(task)
     if (text := shown.get_by_label("Text", exact=True)).is_visible():
@@ -73,7 +75,7 @@ def shown(card: Locator, tab: str) -> str:
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_every_task_gives_the_endpoints_answer(page: Page, demo_server: Server, task: Task) -> None:
-    """Its typed JSON is that of the endpoint, the original's that of v2; items and text are beside it."""
+    """Each task shows the endpoint's typed JSON, v2's original JSON, and items or text."""
     card = ask(page, task.name)
     run(page)
     typed, original = (json.loads(shown(card, name)) for name in ("Typed JSON", "Original JSON"))
@@ -93,7 +95,7 @@ def test_every_task_gives_the_endpoints_answer(page: Page, demo_server: Server, 
 
 @pytest.mark.parametrize("name", ["object_detection", "open_vocabulary_detection", "region_to_category"])
 def test_the_programs_give_the_same_answer(page: Page, tmp_path: Path, name: str) -> None:
-    """curl, the Python client and the v2 program run as they are shown, beside the picture."""
+    """The shown curl command, Python client program and v2 program give the answer beside the picture."""
     (tmp_path / "scene_04.jpg").write_bytes(SAMPLE.read_bytes())
     card = ask(page, name)
     run(page)
@@ -114,7 +116,7 @@ def test_the_programs_give_the_same_answer(page: Page, tmp_path: Path, name: str
 
 
 def test_a_region_is_drawn_with_the_mouse(page: Page) -> None:
-    """In pixels of the picture, whichever corner it begins at; the task is asked about it."""
+    """A region drawn from any corner is sent in pixels of the picture."""
     card = ask(page, "region_to_category")
     box = card.locator(".drawing").bounding_box()
     assert box is not None
@@ -133,7 +135,7 @@ def test_a_region_is_drawn_with_the_mouse(page: Page) -> None:
 
 
 def test_items_show_label_and_score(page: Page) -> None:
-    """Where the pointer or the selection is; a label's items can be hidden."""
+    """The item under the pointer or selected shows label and score; a label's items can be hidden."""
     card = ask(page, "object_detection")
     run(page)
     moon = card.locator(".item", has_text="moon")
@@ -151,7 +153,7 @@ def test_items_show_label_and_score(page: Page) -> None:
 
 
 def test_a_captions_phrases_are_found_in_one_click(page: Page) -> None:
-    """Marked in the text, and boxed in the picture, in the same colours."""
+    """One click marks a caption's phrases in its text and in the picture."""
     card = ask(page, "caption")
     run(page)
     caption = card.locator(".text").inner_text()
@@ -161,14 +163,14 @@ def test_a_captions_phrases_are_found_in_one_click(page: Page) -> None:
     phrases = card.locator(".phrase").all_inner_texts()
     assert len(phrases) >= 3
     assert all(phrase in caption for phrase in phrases)
-    shown(card, "v2 program")  # however long the card is, the boxes lie on the picture
+    shown(card, "v2 program")  # a longer card must not move the boxes off the picture
     layer, picture = (card.locator(name).first.bounding_box() for name in (".layer", "figure img"))
     assert layer == picture
     assert card.locator(".shape").count() >= len(phrases)
 
 
 def test_one_beam_streams(opened: tuple[Page, Seen]) -> None:
-    """A caption with one beam comes over the stream, and is the same text in the end."""
+    """A caption with one beam is streamed, and ends with the same text."""
     page, seen = opened
     card = ask(page, "more_detailed_caption")
     page.get_by_text("More options").click()
@@ -185,7 +187,7 @@ def test_one_beam_streams(opened: tuple[Page, Seen]) -> None:
 
 
 def test_the_form_of_options_is_the_documents(page: Page, demo_server: Server) -> None:
-    """Every option that the service declares has a field, with its words."""
+    """Each declared option has a field with a label."""
     document = httpx.get(f"{demo_server.url}/docs.json", timeout=60).json()
     declared = document["components"]["schemas"]["PlainInput"]["properties"]
     names = page.locator(".option label").all_inner_texts()
@@ -195,8 +197,8 @@ def test_the_form_of_options_is_the_documents(page: Page, demo_server: Server) -
     assert len(names) == len(declared) - 1
 
 
-def test_a_wrong_option_is_told_in_words(browser: Browser, demo_server: Server) -> None:
-    """What the service says is wrong, in the card; a text that is missing before anything is sent."""
+def test_a_wrong_option_is_reported_in_words(browser: Browser, demo_server: Server) -> None:
+    """A card shows the service's error; a missing text is reported before anything is sent."""
     with open_page(browser, demo_server.url, "/ui", allowed=("400",)) as (page, seen):
         page.wait_for_selector(".card")
         page.get_by_text("More options").click()
@@ -212,7 +214,7 @@ def test_a_wrong_option_is_told_in_words(browser: Browser, demo_server: Server) 
 
 
 def test_several_tasks_stand_side_by_side(browser: Browser, demo_server: Server) -> None:
-    """Asked in one call; one that fails says so in its card, and a card can be taken away."""
+    """Several tasks go in one call; a failing one shows its error, and a card can be removed."""
     with open_page(browser, demo_server.url, "/ui") as (page, seen):
         page.wait_for_selector(".card")
         for _ in range(2):
@@ -235,7 +237,7 @@ def test_several_tasks_stand_side_by_side(browser: Browser, demo_server: Server)
 
 
 def test_a_prompt_of_ones_own(page: Page) -> None:
-    """Word for word, and its answer read as asked; the page forgets nothing of it in its programs."""
+    """A custom prompt is sent word for word, and its answer read as requested."""
     card = ask(page, "prompt")
     card.get_by_label("Prompt").fill("What does the image describe?")
     card.get_by_label("Read its answer as").select_option("tags")
@@ -247,7 +249,7 @@ def test_a_prompt_of_ones_own(page: Page) -> None:
 
 
 def test_the_keyboard_alone(browser: Browser, demo_server: Server) -> None:
-    """Picture, task, text, run, items, tabs: no pointer is needed, and the focus is seen."""
+    """Picture, task, text, run, items and tabs work with the keyboard alone, and the focus is visible."""
     with open_page(browser, demo_server.url, "/ui") as (page, _):
         page.wait_for_selector(".card")
 
@@ -282,7 +284,7 @@ def test_the_keyboard_alone(browser: Browser, demo_server: Server) -> None:
 
 
 def test_a_telephone(browser: Browser, demo_server: Server) -> None:
-    """390 pixels of width: nothing is cut off, and a region is drawn with a finger."""
+    """At a width of 390 pixels nothing is cut off, and a region can be drawn with a finger."""
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
     with open_page(browser, demo_server.url, "/ui", **phone) as (page, _):
         page.wait_for_selector(".card")
@@ -298,7 +300,7 @@ def test_a_telephone(browser: Browser, demo_server: Server) -> None:
 
 
 def test_dark_mode(browser: Browser, demo_server: Server) -> None:
-    """Light text on dark ground, by the system's setting."""
+    """The system's dark setting gives light text on a dark ground."""
     with open_page(browser, demo_server.url, "/ui", color_scheme="dark") as (page, _):
         page.wait_for_selector(".card")
         levels = [page.evaluate(_LEVEL, part) for part in ("backgroundColor", "color")]
@@ -310,8 +312,7 @@ _LEVEL = "part => Math.max(...getComputedStyle(document.body)[part].match(/\\d+/
 
 
 def test_pictures_of_ones_own(browser: Browser, demo_server: Server, tmp_path: Path) -> None:
-    """By file, by paste and by drop; a format that the browser can't show is answered all the same, and what
-    is not a picture is told."""
+    """A picture comes from a file, by paste or by drop; one that the browser can't show works too."""
     tiff, text = tmp_path / "scene.tiff", tmp_path / "notes.txt"
     with Image.open(SAMPLE) as scene:
         scene.save(tiff)
@@ -343,7 +344,7 @@ def test_pictures_of_ones_own(browser: Browser, demo_server: Server, tmp_path: P
 
 
 def test_the_demo_checkpoint_says_what_it_knows(page: Page) -> None:
-    """In bold, before anything is asked."""
+    """A bold note says before the first request what the demo checkpoint knows."""
     note = page.locator("#demo strong")
     expect(note).to_be_visible()
     expect(note).to_contain_text("it knows only drawn shapes and words")

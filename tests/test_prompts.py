@@ -1,4 +1,4 @@
-"""Prompts of one's own, declared tasks and sampling in the Python library, on the small random checkpoint."""
+"""Custom prompts, declared tasks and sampling in the Python library, on the small random checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def folder(goldens: Goldens, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint with declared tasks beside it."""
+    """The checkpoint with a file of declared tasks."""
     folder = tmp_path_factory.mktemp("fine_tune")
     for file in goldens.checkpoint.iterdir():
         (folder / file.name).symlink_to(file)
@@ -36,13 +36,15 @@ def folder(goldens: Goldens, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fine_tune(folder: Path) -> Any:
+    """The library with that checkpoint."""
     with Florence2.load(str(folder), device="cpu", dtype="float32", threads=1) as model:
         yield model
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_prompt_is_read_word_for_word(library: Florence2, picture: Path, kind: Kind) -> None:
-    """It gets the tokens that a task with that sentence gets, read as it is asked for; n-grams may repeat."""
+    """A prompt gets the tokens of a task with the same sentence, its answer is read as requested, and
+    n-grams may repeat."""
     caption = TASKS.resolve("<CAPTION>")
     options: Any = {"max_new_tokens": 12}
     answer = library.run(picture, prompt=caption.prompt, answer_as=kind, **options)
@@ -56,7 +58,8 @@ def test_a_prompt_is_read_word_for_word(library: Florence2, picture: Path, kind:
 
 
 def test_a_prompt_stands_in_a_tasks_place_everywhere(library: Florence2, picture: Path) -> None:
-    """Streamed, among many tasks, and in the original's shape, where it is the key and the answer is text."""
+    """A prompt may replace a task in a stream, among many tasks, and in the original's format, where it is
+    the key and its answer is text."""
     prompt = "What does the image describe?"
     options: Any = {"max_new_tokens": 8}
     with library.stream(picture, prompt=prompt, answer_as="tags", **options) as stream:
@@ -82,12 +85,13 @@ def test_a_prompt_stands_in_a_tasks_place_everywhere(library: Florence2, picture
 def test_what_is_no_question_is_refused(
     library: Florence2, picture: Path, asked: dict[str, Any], message: str
 ) -> None:
+    """A call with no task or prompt, with both, or with a wrong prompt is refused."""
     with pytest.raises(TaskError, match=message):
         library.run(picture, **asked)
 
 
 def test_tasks_beside_the_checkpoint_are_known(fine_tune: Florence2, picture: Path) -> None:
-    """By token and name, with the kind that they declare; a setting of theirs may be the checkpoint's."""
+    """A declared task is known by token and name, with its kind; its settings may be the checkpoint's."""
     options: Any = {"max_new_tokens": 10}
     assert [DeclaredTask(**row) for row in fine_tune.info()["declared_tasks"]] == [
         DeclaredTask.of(DeclaredTask(**row).task())  # type: ignore[arg-type]
@@ -106,7 +110,7 @@ def test_tasks_beside_the_checkpoint_are_known(fine_tune: Florence2, picture: Pa
 
 
 def test_a_declared_tasks_original_json_is_that_of_its_kind(fine_tune: Florence2, picture: Path) -> None:
-    """Under its token, over v2 and from the typed answer alike."""
+    """A declared task's original JSON stands under its token, the same over v2 and from the typed answer."""
     options: Any = {"max_new_tokens": 30, "min_new_tokens": 29}
     answer = fine_tune.run(picture, "find", "a car", **options)
     original = json.loads(fine_tune.submit_original(picture, "find", "a car", **options).result().text)
@@ -118,7 +122,8 @@ def test_a_declared_tasks_original_json_is_that_of_its_kind(fine_tune: Florence2
 
 
 def test_named_tasks_stand_in_place_of_the_file(folder: Path, tmp_path: Path) -> None:
-    """Presets and files by their names, also together; what is neither is refused with a hint."""
+    """Presets and files given by name replace the checkpoint's file; an unknown name is refused with a
+    hint."""
     mine = tmp_path / "mine.json"
     mine.write_text(json.dumps([{"token": "<MINE>", "name": "mine"}]))
     assert [task.name for task in own_tasks(None, folder)] == ["list_all", "find"]
@@ -136,7 +141,7 @@ def test_named_tasks_stand_in_place_of_the_file(folder: Path, tmp_path: Path) ->
 
 
 def test_a_wrong_row_ends_the_start_before_weights_are_read(goldens: Goldens, tmp_path: Path) -> None:
-    """The error names file, row and token."""
+    """The error names file, row and token, before weights are read."""
     (tmp_path / TASKS_FILE).write_text(json.dumps([*ROWS, {"token": "<OD>", "name": "mine"}]))
     for file in goldens.checkpoint.glob("*.json"):
         (tmp_path / file.name).symlink_to(file)
@@ -147,7 +152,7 @@ def test_a_wrong_row_ends_the_start_before_weights_are_read(goldens: Goldens, tm
 
 @pytest.mark.slow
 def test_a_seed_decides_what_is_drawn(library: Florence2, picture: Path) -> None:
-    """One that is drawn is told, and gives the same answer again; the same beside any others."""
+    """An answer reports its random seed, which gives the same answer again, beside any other requests."""
     options: Any = {
         "max_new_tokens": 12,
         "min_new_tokens": 12,
@@ -174,7 +179,7 @@ def test_a_seed_decides_what_is_drawn(library: Florence2, picture: Path) -> None
 
 
 def test_a_penalty_works_with_beams(library: Florence2, picture: Path) -> None:
-    """A high one leaves no token twice, where one below 1 does."""
+    """A high penalty leaves no token twice; one below 1 repeats tokens."""
     options: Any = {"max_new_tokens": 12, "min_new_tokens": 12, "num_beams": 3, "no_repeat_ngram_size": 0}
     for penalty, repeats in ((100.0, False), (0.01, True)):
         ids = library.run(picture, "<CAPTION>", **options, repetition_penalty=penalty).token_ids[2:-1]
@@ -182,5 +187,6 @@ def test_a_penalty_works_with_beams(library: Florence2, picture: Path) -> None:
 
 
 def test_sampling_with_beams_is_refused(library: Florence2, picture: Path) -> None:
+    """Sampling with several beams is refused."""
     with pytest.raises(OptionError, match="do_sample draws one answer and needs num_beams=1, got 3"):
         library.run(picture, "<CAPTION>", do_sample=True, num_beams=3)

@@ -27,7 +27,7 @@ MOST = 1_000_000
 
 @dataclass(frozen=True)
 class Proxy:
-    """Where it listens, its certificate, and the service behind it."""
+    """A running proxy: its port, its certificate, and the service behind it."""
 
     port: int
     certificate: Path
@@ -35,12 +35,15 @@ class Proxy:
 
     @property
     def url(self) -> str:
+        """The proxy's URL."""
         return f"https://localhost:{self.port}"
 
     def ask(self, method: str, path: str, **sent: object) -> requests.Response:
+        """Send a request through the proxy."""
         return requests.request(method, self.url + path, verify=str(self.certificate), timeout=60, **sent)  # type: ignore[arg-type]
 
     def connect(self) -> ssl.SSLSocket:
+        """A TLS connection to the proxy."""
         context = ssl.create_default_context(cafile=str(self.certificate))
         plain = socket.create_connection(("127.0.0.1", self.port), 60)
         return context.wrap_socket(plain, server_hostname="localhost")
@@ -48,7 +51,7 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """nginx with the repository's file; addresses, the certificate and the length of times are changed."""
+    """nginx with the repository's configuration; addresses, certificate and time limits are changed."""
     nginx = program("nginx", "nginx-light", "NGINX_PROGRAM")
     folder = tmp_path_factory.mktemp("nginx")
     certificate, _ = self_signed(folder)
@@ -85,18 +88,19 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 
 
 def temporary_paths(folder: Path) -> str:
-    """Where nginx, which is not root here, may write."""
+    """The directives for folders that nginx may write without root."""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     return "".join(f"{kind}_temp_path {folder / kind};\n" for kind in kinds)
 
 
 def listens(port: int) -> bool:
+    """Return whether a server listens on this port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_the_service_answers_through_it(proxy: Proxy) -> None:
-    """The typed endpoints, v2, the pages and a stream; with the client's request id."""
+    """The typed endpoints, v2 and the pages are answered, with the client's request id."""
     headers = {"X-Request-Id": "mine"}
     reply = proxy.ask("POST", "/caption", files={"image": picture()}, headers=headers)
     assert (reply.status_code, reply.headers["X-Request-Id"]) == (200, "mine")
@@ -108,7 +112,7 @@ def test_the_service_answers_through_it(proxy: Proxy) -> None:
 
 
 def test_grpc_goes_through_it(proxy: Proxy) -> None:
-    """On the same port, with TLS."""
+    """gRPC works on the same port, with TLS."""
     credentials = grpc.ssl_channel_credentials(proxy.certificate.read_bytes())
     with grpc.secure_channel(f"localhost:{proxy.port}", credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -120,7 +124,7 @@ def test_grpc_goes_through_it(proxy: Proxy) -> None:
     "path", ["/metrics", "/schema.json", "/a/b", "/.env", "/v1/x", "/METRICS", "/static/x"]
 )
 def test_other_paths_do_not(proxy: Proxy, path: str) -> None:
-    """Metrics stay inside; the service never sees the others."""
+    """Metrics and unknown paths are a 404, and never reach the service."""
     before = len(proxy.server.log)
     reply = proxy.ask("GET", path)
     assert (reply.status_code, reply.json()) == (404, {"error": "Not Found"})
@@ -128,7 +132,7 @@ def test_other_paths_do_not(proxy: Proxy, path: str) -> None:
 
 
 def test_bodies_and_heads_have_limits(proxy: Proxy) -> None:
-    """A body above the limit is a 413, a head above it a 400; the service sees neither."""
+    """A body over its limit is a 413, a head a 400 and a URL a 414; none reaches the service."""
     before = len(proxy.server.log)
     assert proxy.ask("POST", "/caption", data=b"x" * (MOST + 1)).status_code == 413
     assert proxy.ask("GET", "/info", headers={"X-Long": "x" * 9000}).status_code == 400
@@ -144,7 +148,7 @@ def test_bodies_and_heads_have_limits(proxy: Proxy) -> None:
     ],
 )
 def test_slow_senders_are_given_up(proxy: Proxy, sent: bytes) -> None:
-    """A head or a body that does not go on: the connection ends, with a 408 or without."""
+    """A head or a body that stops ends the connection, with or without a 408."""
     with proxy.connect() as connection:
         connection.sendall(sent)
         answer = b""
@@ -154,7 +158,7 @@ def test_slow_senders_are_given_up(proxy: Proxy, sent: bytes) -> None:
 
 
 def test_old_tls_and_plain_http_are_refused(proxy: Proxy) -> None:
-    """TLS 1.1 has no handshake, and a request without TLS a 400."""
+    """TLS 1.1 has no handshake, and a request without TLS is a 400."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):

@@ -1,4 +1,4 @@
-"""Bulk runs on Ray: what an actor and a part are, without a cluster."""
+"""Bulk runs on Ray: actors and parts, without a cluster."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ CAPTION, BOXES = (PictureQuestion(TASKS[token]) for token in ("<CAPTION>", "<OD>
 
 
 def failing(item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
-    """Fails what is named bad; else answers."""
+    """Answers, or an error for each picture whose name contains "bad"."""
     return [ImageError("no picture")] * len(questions) if "bad" in item.picture else echo(item, questions)
 
 
 def make_failing() -> Ask:
+    """The function `failing`, as an actor makes its own."""
     return failing
 
 
 def test_an_actor_answers_what_ray_reads() -> None:
-    """Of the columns of `read_binary_files` each picture and task is a row, in their order, with the typed
-    answer, or with its error."""
+    """Each picture and task of a `read_binary_files` batch becomes a row, in order, with its typed answer
+    or its error."""
     actor = FlorenceActor(["caption", "<OD>"], make_ask=make_failing)
     table = actor(pandas.DataFrame({"path": ["a", "bad", "c"], "bytes": [b"1", b"2", b"3"]}))
     rows = table.to_pylist()
@@ -60,8 +61,8 @@ def test_an_actor_answers_what_ray_reads() -> None:
 
 
 def test_batches_overlap_in_an_actor() -> None:
-    """While one picture of a batch is not answered, those of the next batch are, though in other threads of
-    Ray's: an actor's engine has work at the borders of batches."""
+    """While one picture of a batch is unanswered, the next batch is answered in Ray's other threads, so
+    the engine has work between batches."""
     slow, others = Event(), Event()
 
     def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
@@ -86,8 +87,7 @@ def test_batches_overlap_in_an_actor() -> None:
 
 
 def test_lines_are_those_of_a_store(tmp_path: Path) -> None:
-    """A line that comes from a cluster is the line that plain bulk writes, with id, text and adapter; keys
-    tell answers apart."""
+    """A line from a cluster equals plain bulk's, with id, text and adapter; answers have distinct keys."""
     asked = PictureQuestion(TASKS["<OPEN_VOCABULARY_DETECTION>"], "café", None, {"adapter": "x"})
     jobs = [Job(PictureItem("é", "", id="1"), (CAPTION, asked)), Job(PictureItem("b\udce9", ""), (CAPTION,))]
     outcomes = [(job, [answer(each.task, job.item.picture[:1]) for each in job.questions]) for job in jobs]
@@ -107,18 +107,20 @@ def test_lines_are_those_of_a_store(tmp_path: Path) -> None:
     ("text", "pool"), [("4", ActorPool(4, 4)), ("2..8", ActorPool(2, 8)), ("1..1", ActorPool(1, 1))]
 )
 def test_actors_are_a_number_or_a_range(text: str, pool: ActorPool) -> None:
+    """The number of actors may be a number or a range."""
     assert ActorPool.parse(text) == pool
     assert (pool.strategy().min_size, pool.strategy().max_size) == (pool.least, pool.most)
 
 
 @pytest.mark.parametrize("text", ["", "0", "8..2", "2..", "2-8", "-1", "1...2", "²", "two"])
 def test_other_numbers_of_actors_are_refused(text: str) -> None:
+    """Any other text is refused with an example."""
     with pytest.raises(RequestError, match=r"such as 2\.\.8"):
         ActorPool.parse(text)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--actors", "2"], "give --ray"),
         (["--gpus-per-actor", "1"], "give --ray"),
@@ -128,17 +130,18 @@ def test_other_numbers_of_actors_are_refused(text: str) -> None:
     ],
 )
 def test_what_can_not_be_together_is_refused(
-    words: list[str], told: str, florence: Any, tmp_path: Path
+    words: list[str], message: str, florence: Any, tmp_path: Path
 ) -> None:
-    """Before a cluster is looked for, with what to change."""
+    """Conflicting options are refused before a cluster is contacted, with what to change."""
     picture = tmp_path / "a.png"
     picture.write_bytes(saved(drawn(9, 9), "PNG"))
     status, _, err = florence("bulk", picture, "--task", "caption", "--out", tmp_path / "r.jsonl", *words)
     assert status == 2
-    assert told in err
+    assert message in err
 
 
 def archive(path: Path, names: Sequence[str]) -> bytes:
+    """Write a tar archive of pictures with these names, and return its bytes."""
     with tarfile.open(path, "w") as tar:
         for name in names:
             content = saved(drawn(9, 9), "PNG")
@@ -149,8 +152,8 @@ def archive(path: Path, names: Sequence[str]) -> bytes:
 
 
 def test_archives_are_read_where_the_tasks_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run lists their names only; a task finds the same pictures under the names of plain bulk, whatever
-    directory it runs in, but for those that are answered; a damaged archive is one more job, which fails."""
+    """The driver lists only the archives' names. A task reads the pictures under plain bulk's names from
+    any directory, without those already answered; a damaged archive adds one job, which fails."""
     monkeypatch.chdir(tmp_path)
     names = [f"{number:02}.png" for number in range(5)]
     whole = archive(tmp_path / "a.tar", names)
@@ -174,8 +177,7 @@ def test_archives_are_read_where_the_tasks_are(tmp_path: Path, monkeypatch: pyte
 
 
 def test_large_pictures_of_archives_come_in_small_blocks() -> None:
-    """A read task holds a block's bytes and one picture more, however many pictures a batch has; each comes
-    once, in its order."""
+    """A read task holds at most a block's bytes and one picture; each picture comes once, in order."""
     jobs = [
         Job(PictureItem(str(n), "", held=BLOCK_BYTES // 3 if n < 10 else 0), (CAPTION,)) for n in range(20)
     ]
@@ -185,12 +187,13 @@ def test_large_pictures_of_archives_come_in_small_blocks() -> None:
 
 
 def write(sink: PartSink, number: int, table: Any) -> Any:
+    """Write the rows as this task of Ray."""
     return sink.write([table], SimpleNamespace(task_idx=number))
 
 
 def test_parts_are_those_of_plain_bulk(tmp_path: Path) -> None:
-    """The rows of a store with parts, numbered after what is there; a write that is tried again leaves its
-    answers once; failures come back; no other file stays."""
+    """Parts have the rows of a plain store and are numbered after existing ones; a repeated write leaves
+    its answers once, failures are returned, and no other file stays."""
     out = tmp_path / "parts"
     jobs = [Job(PictureItem(name, ""), (CAPTION, BOXES)) for name in ("a", "bad", "c")]
     outcomes = [(job, failing(job.item, job.questions)) for job in jobs]
@@ -206,8 +209,8 @@ def test_parts_are_those_of_plain_bulk(tmp_path: Path) -> None:
     assert sink.result.answers == 4
     assert [json.loads(line)["error"] for line in sink.result.failures] == ["no picture"] * 2
     assert [path.name for path in sorted(out.iterdir())] == [f"part-{n:06}.parquet" for n in range(3)]
-    told = [(row["picture"], row["task"]) for row in read_columns(out)]
-    assert told == [
+    written = [(row["picture"], row["task"]) for row in read_columns(out)]
+    assert written == [
         ("before", "<CAPTION>"),
         *[(name, q.task.token) for name in "ac" for q in (CAPTION, BOXES)],
     ]
@@ -215,8 +218,8 @@ def test_parts_are_those_of_plain_bulk(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_killed_run_come_too_late(tmp_path: Path) -> None:
-    """Once another run has begun, tasks of the one before that still run on the cluster leave nothing: their
-    pictures are asked again."""
+    """When another run has begun, late tasks of the earlier run write nothing; their pictures are asked
+    again."""
     before = PartSink(tmp_path / "parts", 10)
     before.on_write_start()
     outcomes = [(job, echo(job.item, job.questions)) for job in [Job(PictureItem("a", ""), (CAPTION,))]]
@@ -229,14 +232,14 @@ def test_parts_of_a_killed_run_come_too_late(tmp_path: Path) -> None:
 
 
 def test_parts_on_a_node_with_another_directory_are_refused(tmp_path: Path) -> None:
-    """Answers do not end on the disks of nodes where no run finds them."""
+    """A node without the shared directory refuses to write, so no answer ends on a disk that no run reads."""
     sink = PartSink(tmp_path / "parts", 10)
     with pytest.raises(RequestError, match="storage that they share"):
         write(sink, 0, as_columns([]))
 
 
 def test_jobs_survive_the_way_to_an_actor(tmp_path: Path) -> None:
-    """Questions with options, items with pages: what Ray's serializer gives back is what was sent."""
+    """Ray's serializer gives back equal jobs, with options and pages."""
     from ray import cloudpickle
 
     asked = PictureQuestion(TASKS["<OD>"], options={"num_beams": 2})

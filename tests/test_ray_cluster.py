@@ -1,4 +1,5 @@
-"""`florence bulk --ray` on a cluster of two nodes of one core each: what is answered, and what survives."""
+"""`florence bulk --ray` on a cluster of two nodes of one core each: its answers, and recovery from
+failures."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ MARK = "TEST_RAY_MARK"
 
 
 class Nodes:
-    """A cluster of this machine, which a test may take a node from. It has no more processes than it needs,
-    and keeps those of tasks: starting one takes over a second."""
+    """A cluster on this machine, from which a test may remove a node. It has no more processes than
+    needed, and keeps those of tasks, since a start takes over a second."""
 
     def __init__(self) -> None:
         head = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
@@ -59,19 +60,21 @@ class Nodes:
 
     @property
     def address(self) -> str:
+        """The cluster's address."""
         return str(self.cluster.address)
 
     def add(self) -> Any:
+        """Add a node of one core."""
         return self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
 
     def lose(self) -> None:
-        """The second node dies as a machine does."""
+        """Remove the second node without notice, as if its machine failed."""
         self.cluster.remove_node(self.second, allow_graceful=False)
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    """A cluster that this process is connected to: a run that is not to be killed runs here."""
+    """A cluster that this process is connected to; runs that are not killed run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -86,7 +89,7 @@ def nodes() -> Iterator[Nodes]:
 
 
 def left_over(mark: str) -> list[str]:
-    """Processes that still run of those that were started with this mark, after the patience."""
+    """The processes with this mark that still run when the patience is over."""
     end = time.monotonic() + PATIENCE_S
     while found := [each.info["name"] for each in psutil.process_iter(["name"]) if _has(each, mark)]:
         if time.monotonic() > end:
@@ -96,6 +99,7 @@ def left_over(mark: str) -> list[str]:
 
 
 def _has(process: psutil.Process, mark: str) -> bool:
+    """Return whether another live process has this mark."""
     try:
         running = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
         return running and process.environ().get(MARK) == mark
@@ -104,6 +108,7 @@ def _has(process: psutil.Process, mark: str) -> bool:
 
 
 def pictures(folder: Path, count: int) -> list[str]:
+    """Write `count` pictures into a new folder, and return their paths."""
     folder.mkdir()
     names = [str(folder / f"{number:03}.png") for number in range(count)]
     for number, name in enumerate(names):
@@ -112,17 +117,19 @@ def pictures(folder: Path, count: int) -> list[str]:
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
+    """The rows of a finished file or directory of parts."""
     if out.is_dir():
         return list(read_columns(out))
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
 
-def told(out: Path) -> list[str]:
+def answered_pictures(out: Path) -> list[str]:
+    """The names of the answered pictures, sorted."""
     return sorted(row["picture"] for row in rows(out))
 
 
 def start_until(command: Sequence[object], out: Path, answers: int) -> subprocess.Popen[bytes]:
-    """A command that goes on, and has so many answers."""
+    """Start a command, and return it still running once it has this many answers."""
     with out.with_suffix(".err").open("w") as err:
         process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=err)
     end = time.monotonic() + PATIENCE_S
@@ -134,23 +141,25 @@ def start_until(command: Sequence[object], out: Path, answers: int) -> subproces
 
 
 def kill(driver: subprocess.Popen[bytes]) -> None:
+    """Kill the driver."""
     driver.kill()
     driver.wait(PATIENCE_S)
 
 
 def rows_so_far(out: Path) -> list[Any]:
+    """The rows or raw lines that exist so far."""
     return rows(out) if out.is_dir() else out.read_bytes().splitlines()
 
 
 @pytest.fixture
 def echoes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Actors answer at once, in place of a model."""
+    """Make actors answer at once, without a model."""
     monkeypatch.setattr("florence.cli.bulk_ray.actor_arguments", ray_runs.actor_arguments(0))
 
 
 def test_answers_are_those_of_plain_bulk(nodes: Nodes, florence: Run, tmp_path: Path) -> None:
-    """Files, a member of an archive and a file that is not a picture, two tasks, with the demo checkpoint:
-    the same rows but for their times, the same failures, and nothing is left for a second run."""
+    """Files, an archive's member and a broken file give plain bulk's rows and failures, except for times;
+    a second run has nothing left to do."""
     names = pictures(tmp_path / "in", 4)
     (tmp_path / "in" / "bad.png").write_text("no picture")
     shard = tmp_path / "shard.tar"
@@ -183,9 +192,9 @@ def test_answers_are_those_of_plain_bulk(nodes: Nodes, florence: Run, tmp_path: 
 def test_runs_that_ended_early_are_finished_by_the_next(
     nodes: Nodes, florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster that a run starts ends with it, also where it is interrupted, which says what is kept: no
-    process of it is left. What is there when the next driver is killed is kept too; the last run asks for the
-    rest. With --ordered the answers are in the order of the pictures, each once."""
+    """An interrupted run says what it keeps, and its own cluster leaves no process. A killed run's answers
+    are kept too, and the last run asks for the rest. With --ordered each answer is there once, in the
+    order of the pictures."""
     mark = uuid4().hex
     names, out = pictures(tmp_path / "in", 24), tmp_path / "r.jsonl"
     command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--concurrency", 1]
@@ -209,7 +218,7 @@ def test_runs_that_ended_early_are_finished_by_the_next(
 
 @pytest.mark.usefixtures("echoes")
 def test_parts_that_a_killed_driver_left_are_kept(nodes: Nodes, florence: Run, tmp_path: Path) -> None:
-    """The rest is asked; each answer is there once."""
+    """A killed driver's parts are kept, and the next run adds the rest; each answer is there once."""
     names, out = pictures(tmp_path / "in", 24), tmp_path / "parts"
     command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--no-progress", "--part-rows", 4]
     command += ["--concurrency", 2, "--ray", nodes.address]
@@ -217,14 +226,14 @@ def test_parts_that_a_killed_driver_left_are_kept(nodes: Nodes, florence: Run, t
     left = {part: part.read_bytes() for part in out.glob("*.parquet")}
     assert len(rows(out)) < len(names)
     assert "were there before" in florence(*command)[2]
-    assert told(out) == names
+    assert answered_pictures(out) == names
     assert {part: part.read_bytes() for part in left} == left
 
 
 def test_a_node_that_dies_takes_nothing_with_it(
     nodes: Nodes, florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What its actor was asked is asked again on the other node; no answer is there twice."""
+    """The work of a failed node's actor is repeated on the other node, and each answer is there once."""
     names, out = pictures(tmp_path / "in", 24), tmp_path / "r.jsonl"
     monkeypatch.setattr("florence.cli.bulk_ray.actor_arguments", ray_runs.actor_arguments(0.3))
     left = []
@@ -240,14 +249,14 @@ def test_a_node_that_dies_takes_nothing_with_it(
     assert florence(*command, "--concurrency", 2, "--ray", nodes.address, "--actors", 2)[0] == 0
     disaster.join(PATIENCE_S)
     assert left[0] > 0
-    assert told(out) == names
+    assert answered_pictures(out) == names
     assert not out.with_suffix(".failures.jsonl").exists()
 
 
 def test_the_benchmark_runs_at_a_tiny_size(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A rate with and without Ray, and what a batch and a picture cost."""
+    """The benchmark prints rates with and without Ray, and the bytes of a picture in the object store."""
     tiny = ["--size", "tiny", "--pictures", "3", "--rounds", "1", "--concurrency", "2"]
     tiny += ["--echo-pictures", "64", "--cores", "1", "--ray", nodes.address]
     monkeypatch.syspath_prepend(BENCHMARKS)

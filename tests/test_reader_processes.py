@@ -1,6 +1,6 @@
-"""Reader processes that crash, are killed, reach a limit or lose their parent; and the memory they share.
+"""Reader processes that crash, are killed, reach a limit or lose their parent, and their shared memory.
 
-A named pipe stands for a picture that takes long: its reader waits for the bytes until they are written.
+A named pipe stands for a slow picture: its reader waits until the bytes are written.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ MIB = 2**20
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., ProcessReaders]]:
+    """A function that starts reader processes, which are closed at the end."""
     made: list[ProcessReaders] = []
 
     def readers(count: int = 1, **options: Any) -> ProcessReaders:
@@ -52,24 +53,27 @@ def make() -> Iterator[Callable[..., ProcessReaders]]:
 
 
 class SlowPicture:
-    """A picture's path at which a reader waits. `begin` returns when it does."""
+    """The path of a picture that a reader must wait for."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "picture.png"
         os.mkfifo(self.path)
 
     def begin(self, readers: ProcessReaders) -> Future[ReadPicture]:
+        """Read the picture, and return when its reader waits."""
         future = readers.read(self.path)
         self.end = os.open(self.path, os.O_WRONLY)  # returns once the reader has opened it
         return future
 
     def finish(self, data: bytes) -> None:
+        """Write the picture's bytes."""
         os.write(self.end, data)
         os.close(self.end)
 
 
 @pytest.fixture
 def slow(tmp_path: Path) -> SlowPicture:
+    """A slow picture."""
     return SlowPicture(tmp_path)
 
 
@@ -77,7 +81,7 @@ def slow(tmp_path: Path) -> SlowPicture:
 def test_a_crash_fails_the_one_picture(
     make: Callable[..., ProcessReaders], slow: SlowPicture, kill: signal.Signals, caplog: Any
 ) -> None:
-    """It gets an ImageError that names the signal; those behind it are read, by a new process."""
+    """A crash fails its own picture, naming the signal; a new process reads the pictures behind it."""
     readers = make()
     crashing = slow.begin(readers)
     behind = [readers.read(GOOD) for _ in range(3)]
@@ -92,7 +96,7 @@ def test_a_crash_fails_the_one_picture(
 
 
 def test_a_reader_that_dies_idle_fails_nothing(make: Callable[..., ProcessReaders]) -> None:
-    """The next picture is given to a new process."""
+    """If an idle reader dies, the next picture goes to a new process."""
     readers = make()
     for _ in range(3):
         os.kill(readers.pids[0], signal.SIGKILL)
@@ -100,7 +104,7 @@ def test_a_reader_that_dies_idle_fails_nothing(make: Callable[..., ProcessReader
 
 
 def test_a_picture_beyond_the_memory_is_refused(make: Callable[..., ProcessReaders]) -> None:
-    """As too large, and the reader goes on. The limit below the need stands for a header that lies."""
+    """A picture that needs too much memory is refused, and the reader goes on. (The limit is set too low.)"""
     readers = make(process_limits=ProcessLimits(slack_bytes=-96 * MIB))
     large = saved(Image.new("RGB", (6000, 6000)))
     with pytest.raises(ImageTooLarge, match="memory"):
@@ -112,7 +116,7 @@ def test_a_picture_beyond_the_memory_is_refused(make: Callable[..., ProcessReade
 def test_a_picture_beyond_the_cpu_time_is_refused(
     make: Callable[..., ProcessReaders], slow: SlowPicture
 ) -> None:
-    """The system ends the reader: the limit is set anew for each picture, what was used before is added."""
+    """A reader's CPU limit is set for each picture, on top of the time used; the system enforces it."""
     readers = make(process_limits=ProcessLimits(cpu_s=3))
     assert readers.read(GOOD).result(PATIENCE_S)
     refused = slow.begin(readers)
@@ -128,7 +132,7 @@ def test_a_picture_beyond_the_cpu_time_is_refused(
 def test_a_picture_that_never_comes_is_given_up(
     make: Callable[..., ProcessReaders], slow: SlowPicture
 ) -> None:
-    """After the time that one reading may take."""
+    """A picture that never arrives fails after the time limit of a reading."""
     readers = make(process_limits=ProcessLimits(wall_s=0.2))
     with pytest.raises(ImageError, match=r"not read within 0\.2 s"):
         readers.read(slow.path).result(PATIENCE_S)
@@ -137,7 +141,7 @@ def test_a_picture_that_never_comes_is_given_up(
 def test_what_libraries_write_stays_out_of_the_log(
     make: Callable[..., ProcessReaders], capfd: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """libtiff writes a line for each bad row; a bounded part is logged at debug, on one line."""
+    """A library's messages appear only at debug level, shortened to one line for a picture."""
     with caplog.at_level(logging.DEBUG, "florence.readers"):
         readers = make()
         for _ in range(3):
@@ -150,7 +154,7 @@ def test_what_libraries_write_stays_out_of_the_log(
 
 
 def bad_fax() -> bytes:
-    """A TIFF of 64 x 20,000 pixels in CCITT T.6 whose data are rubbish."""
+    """A TIFF of 64 x 20,000 pixels in CCITT T.6 with invalid data."""
     data = b"\x55" * 4000
     tags = [(256, 64), (257, 20_000), (258, 1), (259, 4), (262, 0), (273, 8), (277, 1), (278, 20_000)]
     entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (279, len(data))]]
@@ -161,7 +165,7 @@ def bad_fax() -> bytes:
 def test_a_cancelled_reading_leaves_the_process_alone(
     make: Callable[..., ProcessReaders], slow: SlowPicture
 ) -> None:
-    """It finishes, its pixels are dropped and their slot is free again."""
+    """A cancelled reading finishes, its pixels are dropped, and its slot is free again."""
     readers = make()
     before, free = readers.pids, readers.memory.free
     cancelled = slow.begin(readers)
@@ -175,7 +179,7 @@ def test_a_cancelled_reading_leaves_the_process_alone(
 def test_closing_ends_a_reader_in_the_middle_of_a_picture(
     make: Callable[..., ProcessReaders], slow: SlowPicture
 ) -> None:
-    """Its future is cancelled and the process is gone when `close` returns."""
+    """When `close` returns, the unfinished future is cancelled and the process is gone."""
     readers = make()
     future, (pid,) = slow.begin(readers), readers.pids
     readers.close(drain_s=0.1)
@@ -184,7 +188,7 @@ def test_closing_ends_a_reader_in_the_middle_of_a_picture(
 
 
 def test_pixels_lie_in_the_shared_memory_until_they_are_let_go(make: Callable[..., ProcessReaders]) -> None:
-    """No copy; a view of a view holds the slot too; no slot is used twice at a time."""
+    """Pixels are a view of the shared memory; any view of them holds the slot, which is not used twice."""
     readers = make(spare_slots=8)
     whole = np.frombuffer(readers.memory.buffer, np.uint8)
     pictures = [drawn(30, 40, frame=frame) for frame in range(4)]
@@ -201,7 +205,7 @@ def test_pixels_lie_in_the_shared_memory_until_they_are_let_go(make: Callable[..
 
 
 def test_pixels_of_more_requests_than_slots_are_copied(make: Callable[..., ProcessReaders]) -> None:
-    """Reading goes on however many requests hold pixels, and no pixels change under them."""
+    """When all slots are held, pixels are copied; reading goes on, and no held pixels change."""
     readers = make(2, spare_slots=3)
     pictures = [drawn(30, 40, frame=frame) for frame in range(12)]
     read = [readers.read(saved(picture)).result(PATIENCE_S) for picture in pictures]
@@ -212,7 +216,7 @@ def test_pixels_of_more_requests_than_slots_are_copied(make: Callable[..., Proce
 
 @pytest.mark.slow
 def test_pixels_outlive_the_readers(make: Callable[..., ProcessReaders]) -> None:
-    """A closed pool's memory stays mapped as long as an array needs it."""
+    """The memory stays mapped after closing, as long as an array needs it."""
     readers = make()
     pixels = readers.read(saved(drawn(30, 40))).result(PATIENCE_S).pixels
     readers.close()
@@ -222,8 +226,8 @@ def test_pixels_outlive_the_readers(make: Callable[..., ProcessReaders]) -> None
 
 
 def test_memory_is_pinned_once_and_released_when_no_slot_is_held() -> None:
-    """The hook gets the whole writable mapping; what it returned is called after close,
-    with all slots back."""
+    """The hook gets the whole mapping; the function it returns is called after closing, with all slots
+    back."""
     events: list[object] = []
 
     def pin(buffer: memoryview) -> Callable[[], None]:
@@ -244,7 +248,7 @@ def test_memory_is_pinned_once_and_released_when_no_slot_is_held() -> None:
 
 @pytest.mark.slow
 def test_no_descriptor_and_no_process_is_left(make: Callable[..., ProcessReaders], tmp_path: Path) -> None:
-    """After readers that read, crashed and were closed."""
+    """Readers that read, crashed and were closed leave no descriptor and no process."""
     children = psutil.Process().children()
     before = list(Path("/proc/self/fd").iterdir())
     for turn in range(3):
@@ -267,14 +271,14 @@ def test_no_descriptor_and_no_process_is_left(make: Callable[..., ProcessReaders
 def test_a_reader_that_can_not_start_is_named(
     make: Callable[..., ProcessReaders], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture is not to blame, and nothing waits for ever."""
+    """A reader that can't start is an EngineError, not the picture's fault, and nothing waits forever."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(EngineError, match="exit status 1"):
         make().read(GOOD).result(PATIENCE_S)
 
 
 def script(folder: Path, body: str) -> subprocess.Popen[str]:
-    """A program without `if __name__ == "__main__"`, in a folder of its own."""
+    """Start a program without `if __name__ == "__main__"` in this folder."""
     (folder / "program.py").write_text(
         "from florence.images.preprocess import InputSize\n"
         "from florence.readers.processes import ProcessReaders\n"
@@ -287,7 +291,7 @@ def script(folder: Path, body: str) -> subprocess.Popen[str]:
 
 
 def test_a_plain_script_reads_and_ends(tmp_path: Path) -> None:
-    """It needs no guard for its main part, may leave the readers open, and they end with it."""
+    """A script needs no main guard and may leave its readers open; they end with it."""
     (tmp_path / "a.png").write_bytes(GOOD)
     body = "print(readers.read('a.png').result().size, *readers.pids)"
     with script(tmp_path, body) as program:
@@ -301,7 +305,7 @@ def test_a_plain_script_reads_and_ends(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_readers_end_with_a_parent_that_is_killed(tmp_path: Path, busy: bool) -> None:
-    """Idle, and once the picture at hand is read."""
+    """Readers end with a killed parent, idle or after their current picture."""
     slow = SlowPicture(tmp_path)
     body = "future = readers.read('picture.png')\n" if busy else ""
     with script(tmp_path, body + "print(*readers.pids, flush=True)\nimport time; time.sleep(600)") as program:
@@ -315,7 +319,7 @@ def test_readers_end_with_a_parent_that_is_killed(tmp_path: Path, busy: bool) ->
 
 
 def gone(pid: int) -> bool:
-    """Whether the process has ended; its entry may wait for an init that never reads it."""
+    """Return whether the process has ended; a zombie counts as ended, since init may never read it."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -325,7 +329,7 @@ def gone(pid: int) -> bool:
 def test_a_reader_gets_no_secrets(
     make: Callable[..., ProcessReaders], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A decoder of strangers' bytes does not see the environment's tokens."""
+    """A reader, which decodes untrusted bytes, does not get the environment's tokens."""
     monkeypatch.setenv("HF_TOKEN", "secret")
     readers = make()
     assert readers.read(GOOD).result(PATIENCE_S)
@@ -334,7 +338,8 @@ def test_a_reader_gets_no_secrets(
 
 @pytest.mark.slow
 def test_a_reader_stays_small(make: Callable[..., ProcessReaders]) -> None:
-    """Far below 150 MiB of private memory after pictures of 12 megapixels; neither numpy nor pydantic."""
+    """A reader stays below 150 MiB of private memory after large pictures, and loads neither numpy nor
+    pydantic."""
     readers = make()
     data = saved(Image.new("RGB", (4000, 3000), "teal"), "JPEG")
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Readers of pictures, in threads and in processes alike: order, outcomes, cancelling, closing."""
+"""Readers of pictures, the same as threads and as processes: order, outcomes, cancelling, closing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZE = InputSize(40, 30, 3)
 
 
 class Held:
-    """A function that gives a picture's bytes once `release` is set."""
+    """A function that gives a picture's bytes after `release` is set."""
 
     def __init__(self, data: bytes) -> None:
         self.asked, self.release = threading.Event(), threading.Event()
@@ -44,6 +44,7 @@ class Held:
 
 @pytest.fixture(params=[ThreadReaders, ProcessReaders])
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Readers]]:
+    """A function that starts readers of either kind, which are closed at the end."""
     made: list[Readers] = []
 
     def readers(count: int = 1, **options: Any) -> Readers:
@@ -56,7 +57,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Readers]]:
 
 
 def test_the_pixels_are_the_librarys_own(make: Callable[..., Readers], tmp_path: Path) -> None:
-    """Each format and mode gives what decoding and resizing in this process give, with size and digest."""
+    """Each format and mode gives the pixels that this process decodes and resizes, with size and digest."""
     readers = make(2)
     for format, modes in STORABLE.items():
         for mode in modes:
@@ -76,7 +77,7 @@ def test_the_pixels_are_the_librarys_own(make: Callable[..., Readers], tmp_path:
 
 
 def test_the_goldens_come_out_bit_for_bit(shared: Path) -> None:
-    """A reader process gives the pixels of the original's processor for every golden input, as stored."""
+    """A reader process gives the pixels of the original's processor for each golden input."""
     rows = json.loads((shared / "goldens" / "A" / "golden.json").read_text())["images"]
     readers = ProcessReaders(InputSize(768, 768, 3), count=1)
     checked = 0
@@ -90,7 +91,7 @@ def test_the_goldens_come_out_bit_for_bit(shared: Path) -> None:
 
 
 def test_a_turned_picture_has_the_turned_size(make: Callable[..., Readers]) -> None:
-    """The size that an answer's coordinates are in is that of the picture as it is seen."""
+    """The size is that of the upright picture, which an answer's coordinates refer to."""
     exif = Image.Exif()
     exif[0x0112] = 6
     data = saved(drawn(50, 20), "JPEG", exif=exif.tobytes())
@@ -115,7 +116,7 @@ def test_a_turned_picture_has_the_turned_size(make: Callable[..., Readers]) -> N
 def test_what_is_wrong_with_a_picture_comes_in_its_future(
     make: Callable[..., Readers], picture: Any, error: type[Exception], words: str
 ) -> None:
-    """The same error and words in both kinds of readers, and the next picture is read."""
+    """Both kinds of readers give the same error in the future, and read the next picture."""
     readers = make(limits=ImageLimits(max_bytes=10_000, max_pixels=10_000))
     with pytest.raises(error, match=words):
         readers.read(picture).result(PATIENCE_S)
@@ -123,7 +124,7 @@ def test_what_is_wrong_with_a_picture_comes_in_its_future(
 
 
 def test_reading_starts_in_the_order_of_arrival(make: Callable[..., Readers]) -> None:
-    """However the pictures differ."""
+    """Reading starts in the order of arrival for pictures of any size."""
     readers, order = make(), []
     held = Held(saved(drawn()))
     futures = [readers.read(held)]
@@ -139,7 +140,8 @@ def test_reading_starts_in_the_order_of_arrival(make: Callable[..., Readers]) ->
 
 
 def test_a_cancelled_picture_is_never_read_and_let_go_at_once(make: Callable[..., Readers]) -> None:
-    """Also while the reader before it is busy; `concurrent.futures.wait` sees it end."""
+    """A picture cancelled while its reader is busy is never read, and `concurrent.futures.wait` sees it
+    end."""
     readers, held, unread = make(), Held(saved(drawn())), Held(b"")
     busy, waiting = readers.read(held), readers.read(unread)
     assert held.asked.wait(PATIENCE_S)
@@ -152,7 +154,7 @@ def test_a_cancelled_picture_is_never_read_and_let_go_at_once(make: Callable[...
 
 
 def test_the_result_of_a_cancelled_reading_is_dropped(make: Callable[..., Readers]) -> None:
-    """The reader itself goes on with the next picture."""
+    """The result of a cancelled reading is dropped, and the reader goes on with the next picture."""
     readers, held = make(), Held(saved(drawn()))
     cancelled = readers.read(held)
     assert held.asked.wait(PATIENCE_S)
@@ -163,7 +165,7 @@ def test_the_result_of_a_cancelled_reading_is_dropped(make: Callable[..., Reader
 
 
 def test_closing_finishes_what_was_given(make: Callable[..., Readers]) -> None:
-    """Without a time limit all futures have their pictures and their callbacks have run; no thread stays."""
+    """Closing without a time limit finishes all pictures and callbacks, and leaves no thread."""
     before = set(threading.enumerate())
     readers, called = make(2), []
     futures = [readers.read(saved(drawn(300, 300))) for _ in range(8)]
@@ -182,7 +184,7 @@ def test_closing_finishes_what_was_given(make: Callable[..., Readers]) -> None:
 def test_closing_with_a_time_limit_cancels_the_rest(
     make: Callable[..., Readers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A picture that never comes does not hold it up for ever."""
+    """Closing with a time limit cancels what is left, even if a picture never arrives."""
     monkeypatch.setattr("florence.readers.readers.STOP_S", 0.1)
     readers, held = make(), Held(saved(drawn()))
     busy, waiting = readers.read(held), readers.read(saved(drawn()))
@@ -195,7 +197,7 @@ def test_closing_with_a_time_limit_cancels_the_rest(
 
 
 def test_each_reading_is_timed(make: Callable[..., Readers]) -> None:
-    """Good pictures and bad ones, once each."""
+    """Each reading is timed once, for good and broken pictures."""
     seconds: list[float] = []
     readers = make(on_read=seconds.append)
     for picture in (saved(drawn()), b"no picture"):
@@ -205,7 +207,7 @@ def test_each_reading_is_timed(make: Callable[..., Readers]) -> None:
 
 
 def test_a_reader_keeps_no_picture(make: Callable[..., Readers]) -> None:
-    """Neither what was given nor what was made of it stays alive with the thread."""
+    """A reader keeps neither the given picture nor its pixels."""
     readers, image = make(), drawn()
     future = readers.read(image)
     given, made = ref(image), ref(future.result(PATIENCE_S).pixels)
@@ -214,7 +216,7 @@ def test_a_reader_keeps_no_picture(make: Callable[..., Readers]) -> None:
 
 
 def test_an_error_that_is_kept_keeps_no_picture(make: Callable[..., Readers]) -> None:
-    """Not in the frames of its traceback either, nor in those of its cause."""
+    """The traceback of a kept error, or of its cause, keeps no picture."""
     readers = make()
     image = Image.open(io.BytesIO(saved(drawn(200, 150, "L"))[:-500]))
     future, given = readers.read(image), ref(image)
@@ -226,7 +228,8 @@ def test_an_error_that_is_kept_keeps_no_picture(make: Callable[..., Readers]) ->
 
 
 def test_fast_jpeg_changes_only_jpegs_of_twice_the_size(make: Callable[..., Readers]) -> None:
-    """Off: exact. On: others stay exact, large ones are near, and the size stays the original's."""
+    """With the setting on, only a JPEG of at least twice the size changes, slightly, and keeps its
+    reported size."""
     fast = ProcessReaders(InputSize(40, 30, 3, fast_jpeg=True), count=1)
     exact = make()
     small, large = (saved(drawn(*size), "JPEG", quality=95) for size in ((59, 79), (300, 400)))
@@ -240,6 +243,7 @@ def test_fast_jpeg_changes_only_jpegs_of_twice_the_size(make: Callable[..., Read
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
+    """Write these files below the root, which is returned."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -287,13 +291,13 @@ V1 = "sys/fs/cgroup/cpu"
 def test_cores_are_what_the_cgroup_leaves(
     files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The least of the affinity and all quotas on the way up, in version 1 and 2; at least one."""
+    """The cores are the smallest of affinity and all cgroup quotas (version 1 and 2), and at least one."""
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
     assert available_cores(tree(tmp_path, files)) == cores
 
 
 def test_readers_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two on a CPU; on a GPU a worker's cores less two, and never none."""
+    """On a CPU there are two readers; on a GPU a worker's cores less two, and at least one."""
     for cores, workers, on_gpu, expected in (
         (16, 1, False, 2),
         (16, 1, True, 14),

@@ -1,4 +1,4 @@
-"""The README is short, and shows what the demo checkpoint answers: a picture, an answer, the tasks."""
+"""The README is short, and shows the demo checkpoint's answers: a picture, a typed answer, the tasks."""
 
 from __future__ import annotations
 
@@ -43,22 +43,25 @@ GIVEN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def readme() -> str:
+    """The README's text."""
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Florence2]:
+    """The library with the demo checkpoint."""
     with Florence2.load("demo", device="cpu", dtype="float32") as loaded:
         yield loaded
 
 
 def test_it_is_short_and_says_first_what_is_not_proven(readme: str) -> None:
-    """Before anything is installed."""
+    """The README is short, and says before the installation what is not proven."""
     assert len(readme.splitlines()) <= LONGEST
     assert readme.index("No GPU has run this code yet") < readme.index("## Two commands")
 
 
 def task_row(task: Task, answer: Answer) -> str:
+    """The table row of a task with its answer."""
     given = GIVEN.get(task.name)
     taken = INPUTS[task.input]
     if given is not None:
@@ -67,7 +70,7 @@ def task_row(task: Task, answer: Answer) -> str:
 
 
 def example(answer: Answer) -> str:
-    """A text, or the first of the things that were found, and how many more there are."""
+    """A text, or the first item found and the number of the others."""
     result = answer.result
     if isinstance(result, Text):
         return result.text
@@ -86,13 +89,12 @@ def example(answer: Answer) -> str:
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_every_task_has_its_row_with_its_answer(readme: str, model: Florence2, task: Task) -> None:
-    """The example is what the demo checkpoint answers."""
+    """Each task has a row with the demo checkpoint's answer."""
     assert task_row(task, model.run(EXAMPLE, task.token, GIVEN.get(task.name))) in readme
 
 
 def test_the_picture_is_what_its_command_draws(readme: str, model: Florence2) -> None:
-    """The command beside it names picture and task; drawn again, it is the same but for another Pillow's last
-    bits."""
+    """The command beside the picture draws it, except for rounding in another Pillow."""
     command = re.search(
         r"`FLORENCE_DTYPE=float32 \.venv/bin/florence run (\S+) (\w+) --model demo --draw (\S+)`", readme
     )
@@ -107,7 +109,7 @@ def test_the_picture_is_what_its_command_draws(readme: str, model: Florence2) ->
 
 
 def test_the_typed_answer_that_is_shown_is_the_demo_checkpoints(readme: str, model: Florence2) -> None:
-    """All of it but the times."""
+    """The shown typed answer is the demo checkpoint's, except for its times."""
     answer = model.run(PICTURE, "<OD>")
     (block,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
     shown = TaskAnswer[Detections].model_validate_json(block)

@@ -1,4 +1,4 @@
-"""Pixels to location tokens and back, and which regions are refused."""
+"""Pixels to location tokens and back, and invalid regions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bins_of(locations: str) -> list[int]:
 
 @st.composite
 def regions(draw: st.DrawFn) -> tuple[list[float], tuple[int, int]]:
-    """A region that is not empty, inside a picture of the size beside it."""
+    """A region that is not empty, and the size of its picture."""
     size = draw(SIZES)
     corners = []
     for length in size:
@@ -43,7 +43,7 @@ def regions(draw: st.DrawFn) -> tuple[list[float], tuple[int, int]]:
 
 @given(case=regions())
 def test_pixels_come_back_within_one_bin(case: tuple[list[float], tuple[int, int]]) -> None:
-    """Region -> locations -> pixels moves no coordinate by more than one bin, and stays in the picture."""
+    """From pixels to locations and back, a coordinate moves by at most one bin and stays in the picture."""
     region, size = case
     back = locations_to_pixels(bins_of(region_to_locations(region, size)), size)
     for index, (before, after) in enumerate(zip(region, back, strict=True)):
@@ -53,7 +53,7 @@ def test_pixels_come_back_within_one_bin(case: tuple[list[float], tuple[int, int
 
 @given(bins=st.lists(st.integers(0, BINS - 1), min_size=4, max_size=4), size=SIZES)
 def test_the_middle_of_a_bin_is_in_that_bin(bins: list[int], size: tuple[int, int]) -> None:
-    """Locations -> pixels -> locations gives the same locations, for every size of picture."""
+    """From locations to pixels and back, the locations are the same, for every size of picture."""
     low_x, high_x = sorted(bins[::2])
     low_y, high_y = sorted(bins[1::2])
     ordered = [low_x, low_y, high_x, high_y]
@@ -66,7 +66,7 @@ def test_the_middle_of_a_bin_is_in_that_bin(bins: list[int], size: tuple[int, in
 
 
 def test_a_region_can_be_written_in_four_ways() -> None:
-    """A tuple, a list, pixels as text with or without brackets, and locations all say the same."""
+    """A tuple, a list, pixels as text with or without brackets, and locations give the same region."""
     locations = "<loc_52><loc_332><loc_932><loc_774>"
     same: list[str | Sequence[float]] = [
         (52, 332, 932, 774),
@@ -81,12 +81,12 @@ def test_a_region_can_be_written_in_four_ways() -> None:
 
 
 def test_edges_belong_to_the_first_and_last_bin() -> None:
-    """The whole picture is bins 0 to 999: a coordinate on the far edge is not a bin of its own."""
+    """The whole picture is bins 0 to 999: the far edge is in the last bin."""
     assert region_text((0, 0, 640, 480), (640, 480)) == "<loc_0><loc_0><loc_999><loc_999>"
 
 
 def test_thin_regions_keep_their_one_bin() -> None:
-    """Locations of one bin are accepted, since a region thinner than a bin becomes just that."""
+    """A region thinner than a bin becomes one bin, and such locations are accepted."""
     thin = region_text((10, 10, 10.5, 400), (5000, 5000))
     assert thin == "<loc_2><loc_2><loc_2><loc_80>"
     assert region_text(thin, (5000, 5000)) == thin
@@ -121,7 +121,7 @@ def test_thin_regions_keep_their_one_bin() -> None:
     ],
 )
 def test_wrong_regions_are_refused(region: object, message: str) -> None:
-    """Each way of being wrong is named, and how to write a region is shown."""
+    """The error names what is wrong with a region and shows how to write one."""
     with pytest.raises(RegionError, match=re.escape(message)) as caught:
         region_text(region, (640, 480))  # type: ignore[arg-type]
     assert len(str(caught.value)) < 400
@@ -139,13 +139,13 @@ def test_any_text_is_a_region_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("size", [(0, 480), (640, -1), (640, math.nan), (640, math.inf), (640,), None, "ab"])
 def test_wrong_image_sizes_are_refused(size: object) -> None:
-    """A picture has two positive, finite lengths; anything else is an error that says so."""
+    """A picture's size is two positive, finite numbers; anything else is an error."""
     with pytest.raises(RequestError, match=r"image_size must be \(width, height\)"):
         read_image_size(size)  # type: ignore[arg-type]
 
 
 def test_parts_of_the_picture_are_no_pixels() -> None:
-    """A region in 0..1 would be answered wrongly, in silence; the message says what it is in pixels."""
+    """A region from 0 to 1 is refused, since it would give a wrong answer; the message gives it in pixels."""
     with pytest.raises(RegionError, match=r"write \[64.0, 48.0, 320.0, 240.0\]"):
         region_text([0.1, 0.1, 0.5, 0.5], (640, 480))
     assert region_text([0, 0, 1, 1], (8, 8))  # the first pixel of a tiny picture

@@ -1,4 +1,4 @@
-"""Deadlines: each key expires once, when its deadline has passed, and not after it was removed."""
+"""Each key expires once, when its deadline has passed, and never after it was removed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from florence.runtime.deadlines import DeadlineWatch
 
 @pytest.fixture
 def clock() -> Clock:
+    """A clock that the test moves."""
     return Clock()
 
 
 @pytest.fixture
 def expired() -> Counter[int]:
+    """The number of expirations by key."""
     return Counter()
 
 
 @pytest.fixture
 def watch(clock: Clock, expired: Counter[int]) -> Iterator[DeadlineWatch[int]]:
+    """A watch that counts the expired keys."""
     made: DeadlineWatch[int] = DeadlineWatch(lambda key: expired.update([key]), clock)
     yield made
     made.close()
@@ -33,9 +36,9 @@ def watch(clock: Clock, expired: Counter[int]) -> Iterator[DeadlineWatch[int]]:
 def test_each_key_expires_once_when_its_time_has_come(
     watch: DeadlineWatch[int], clock: Clock, expired: Counter[int]
 ) -> None:
-    """In any order of adding, with some removed before; a key that was removed never expires."""
+    """Each key expires once, for any order of adding; a removed key never expires."""
     dice = random.Random(0)
-    # Deadlines of less than a tick: the thread looks at the clock, which the test alone moves, that often.
+    # Deadlines shorter than a tick, so that the thread reads the clock, which only the test moves, often.
     deadlines = {key: 0.01 * dice.random() for key in range(500)}
     for key, deadline in deadlines.items():
         watch.add(key, deadline)
@@ -53,7 +56,7 @@ def test_each_key_expires_once_when_its_time_has_come(
 def test_an_earlier_deadline_is_kept_behind_a_later_one(
     watch: DeadlineWatch[int], clock: Clock, expired: Counter[int]
 ) -> None:
-    """The thread that sleeps for an hour wakes for it."""
+    """The thread that sleeps until a late deadline wakes for an earlier one."""
     watch.add(1, 3600.0)
     clock.now = 1.0
     watch.add(2, 0.5)

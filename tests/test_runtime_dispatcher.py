@@ -1,4 +1,4 @@
-"""Requests on their way to the engine: one outcome each, its place in the queue given back, none held up.
+"""Requests on their way to the engine: one outcome each, a place in the queue that comes back, no blocking.
 
 The pipeline is real, the device is a fake.
 """
@@ -29,7 +29,7 @@ from florence.types.options import RequestParameters
 def test_many_tasks_on_one_picture_leave_a_reader_to_others(
     dispatcher: Dispatcher, slow: SlowPicture, picture: Path
 ) -> None:
-    """However long that picture takes: one reader reads it, and no other waits for it."""
+    """Many tasks on one slow picture use one reader; another request does not wait for it."""
     many = ask(dispatcher, slow, "<CAPTION>", "<OD>", "<OCR>")
     assert slow.asked.wait(PATIENCE_S)
     assert isinstance(ask(dispatcher, picture)[0].result(PATIENCE_S), Answer)
@@ -49,7 +49,7 @@ def test_many_tasks_on_one_picture_leave_a_reader_to_others(
         ({}, None, FinishReason.STOP),
     ],
 )
-def test_a_request_gives_its_place_in_the_queue_back_however_it_ends(
+def test_a_request_gives_its_place_in_the_queue_back_at_each_kind_of_end(
     dispatcher: Dispatcher,
     gauges: Gauges,
     clock: Clock,
@@ -58,7 +58,8 @@ def test_a_request_gives_its_place_in_the_queue_back_however_it_ends(
     error: Any,
     ending: FinishReason | None,
 ) -> None:
-    """More of them than the queue holds, one after the other; each is counted once, but for bad input."""
+    """A request returns its place in the queue for each kind of end, and is counted once, except for bad
+    input."""
     turns = MAX_QUEUE + 2
     for _ in range(turns):
         slow = SlowPicture(picture.read_bytes())
@@ -68,7 +69,7 @@ def test_a_request_gives_its_place_in_the_queue_back_however_it_ends(
         clock.now += 1.0
         if error is CancelledError:
             assert futures[-1].cancel()
-            assert gauges.unread == THREADS  # at once, though no reader has come to it
+            assert gauges.unread == THREADS  # at once, before any reader is free
         slow.release.set()
         assert wait(futures, PATIENCE_S).not_done == set()
         assert gauges.unread == 0
@@ -86,7 +87,8 @@ def test_a_request_gives_its_place_in_the_queue_back_however_it_ends(
 def test_a_wrong_request_fails_before_its_picture_is_read(
     dispatcher: Dispatcher, gauges: Gauges, slow: SlowPicture, picture: Path, task: str
 ) -> None:
-    """An unknown task, a missing region, a text that the task does not take; it takes no place."""
+    """An unknown task, a missing region and an unwanted text fail before the picture is read, and take no
+    place."""
     futures = occupy(dispatcher, slow)
     text = "some text" if task == "<CAPTION>" else None
     (wrong,) = dispatcher.submit(picture, [TaskRequest(task, text, RequestParameters())])
@@ -98,8 +100,8 @@ def test_a_wrong_request_fails_before_its_picture_is_read(
 def test_requests_expire_while_their_pictures_are_unread_or_being_read(
     dispatcher: Dispatcher, gauges: Gauges, clock: Clock, runner: FakeRunner, slow: SlowPicture, picture: Path
 ) -> None:
-    """However long reading takes: here it does not end before they have failed. They never come to the
-    device, an unread picture is let go, and requests without a limit are answered."""
+    """Requests expire while their picture is unread or being read, and never reach the device. The unread
+    picture is released, and requests without a limit are answered."""
     late = [future for _ in range(THREADS) for future in ask(dispatcher, slow, timeout_s=0.01)]
     unread = SlowPicture(picture.read_bytes())
     left = ref(unread)
@@ -124,6 +126,7 @@ def test_requests_expire_while_their_pictures_are_unread_or_being_read(
 def test_a_shared_picture_is_read_while_one_of_its_requests_is_left(
     dispatcher: Dispatcher, slow: SlowPicture, picture: Path
 ) -> None:
+    """A shared picture is read if one of its requests is left."""
     occupy(dispatcher, slow)
     first, last = ask(dispatcher, picture, "<CAPTION>", "<OD>")
     assert first.cancel()
@@ -134,7 +137,7 @@ def test_a_shared_picture_is_read_while_one_of_its_requests_is_left(
 def test_pictures_that_wait_to_be_read_count_for_the_queue(
     dispatcher: Dispatcher, gauges: Gauges, slow: SlowPicture, picture: Path
 ) -> None:
-    """With a place for each that is taken, and again for one that is cancelled."""
+    """Unread pictures take places in the queue, and a cancelled one returns its place."""
     futures = occupy(dispatcher, slow)
     futures += [ask(dispatcher, picture)[0] for _ in range(MAX_QUEUE - THREADS)]
     (refused,) = ask(dispatcher, picture)
@@ -148,6 +151,7 @@ def test_pictures_that_wait_to_be_read_count_for_the_queue(
 def test_a_request_that_is_cancelled_while_its_picture_is_read_never_comes_to_the_device(
     dispatcher: Dispatcher, runner: FakeRunner, slow: SlowPicture, picture: Path
 ) -> None:
+    """A request that is cancelled while its picture is read never reaches the device."""
     futures = occupy(dispatcher, slow)
     assert all(future.cancel() for future in futures)
     slow.release.set()

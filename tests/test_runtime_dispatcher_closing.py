@@ -1,4 +1,4 @@
-"""Closing a dispatcher: what is on the way ends once, and no reader or callback holds the closing up."""
+"""Closing a dispatcher: each request ends once, and no reader or callback blocks the closing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from florence.runtime.pipeline import TaskRequest
 from florence.types.options import RequestParameters
 
 
-def test_closing_waits_for_a_picture_no_longer_than_it_is_told(
+def test_closing_waits_for_a_picture_no_longer_than_its_time_limit(
     dispatcher: Dispatcher,
     gauges: Gauges,
     slow: SlowPicture,
     picture: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those that are read and those that wait to be fail with `Closed`, once; the readers come back later."""
+    """After the time limit all requests fail once with `Closed`; the readers end later."""
     monkeypatch.setattr(readers, "STOP_S", 0.05)
     futures = [*occupy(dispatcher, slow), *ask(dispatcher, picture, "<CAPTION>", "<OD>")]
     closing = threading.Thread(target=dispatcher.close, args=(0.05,), daemon=True)
@@ -48,6 +48,7 @@ def test_closing_waits_for_a_picture_no_longer_than_it_is_told(
 def test_closing_without_a_limit_waits_for_pictures_and_answers_them(
     dispatcher: Dispatcher, slow: SlowPicture, picture: Path
 ) -> None:
+    """Closing without a limit reads the pictures and answers them, and refuses new requests."""
     futures = [*occupy(dispatcher, slow), *ask(dispatcher, picture)]
     closing = threading.Thread(target=dispatcher.close)
     closing.start()
@@ -62,16 +63,17 @@ def test_closing_without_a_limit_waits_for_pictures_and_answers_them(
 def test_closing_with_a_limit_does_not_wait_for_a_callback_that_hangs(
     dispatcher: Dispatcher, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Closing with a limit does not wait for a callback that hangs."""
     monkeypatch.setattr(module, "LAST_ANSWERS_S", 0.05)
-    told, release = threading.Event(), threading.Event()
+    called, release = threading.Event(), threading.Event()
 
     def on_text(_: str) -> None:
-        told.set()
+        called.set()
         assert release.wait(PATIENCE_S)
 
     request = TaskRequest("<CAPTION>", None, RequestParameters(num_beams=1), on_text=on_text)
     dispatcher.submit(picture, [request])
-    assert told.wait(PATIENCE_S)
+    assert called.wait(PATIENCE_S)
     closing = threading.Thread(target=dispatcher.close, args=(0.0,), daemon=True)
     closing.start()
     closing.join(PATIENCE_S)
@@ -82,7 +84,7 @@ def test_closing_with_a_limit_does_not_wait_for_a_callback_that_hangs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_every_request_has_one_outcome_whatever_comes_together(
+def test_every_request_has_one_outcome_in_any_mix_of_events(
     dispatcher: Dispatcher,
     gauges: Gauges,
     clock: Clock,
@@ -90,8 +92,8 @@ def test_every_request_has_one_outcome_whatever_comes_together(
     caplog: pytest.LogCaptureFixture,
     seed: int,
 ) -> None:
-    """Threads that ask and cancel at random moments, with bad pictures and short deadlines, until the model
-    is closed: each future gets its outcome, once, and each place is given back."""
+    """Each request gets one outcome and returns its place, with random threads that ask and cancel, bad
+    pictures, short deadlines, and the closing."""
     data, futures, closed = picture.read_bytes(), list[Future[Answer]](), threading.Event()
 
     def client(dice: random.Random) -> None:
@@ -127,6 +129,7 @@ def test_every_request_has_one_outcome_whatever_comes_together(
 
 
 def outcome_of(future: Future[Answer]) -> type:
+    """The type of a future's outcome."""
     if future.cancelled():
         return CancelledError
     error = future.exception(0)

@@ -1,4 +1,4 @@
-"""Requests that fail or are cancelled let go of their pictures at once, wherever they are on the way."""
+"""Requests that fail or are cancelled release their pictures at once, at every stage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from florence.types.options import RequestParameters
 def test_a_cancelled_request_keeps_no_picture_though_the_readers_are_busy(
     dispatcher: Dispatcher, slow: SlowPicture, picture: Path
 ) -> None:
-    """Else clients that come and go would fill the memory."""
+    """A cancelled request releases its picture while all readers are busy; otherwise clients that leave
+    would fill the memory."""
     occupy(dispatcher, slow)
     waiting = SlowPicture(picture.read_bytes())
     left = ref(waiting)
@@ -42,8 +43,8 @@ def test_a_cancelled_request_keeps_no_picture_though_the_readers_are_busy(
 def test_a_failed_request_keeps_no_picture(
     dispatcher: Dispatcher, image: bytes | None, tasks: list[str]
 ) -> None:
-    """Also while the caller keeps the future with its error, which may be its own cause, and without Python's
-    collector of cycles."""
+    """A failed request keeps no picture, even while the caller holds the future with its error, which may
+    be its own cause, and without garbage collection of cycles."""
 
     class Source:
         def __call__(self) -> bytes:
@@ -68,7 +69,8 @@ def test_a_failed_request_keeps_no_picture(
 def test_a_request_that_fails_after_its_picture_was_read_keeps_no_pixels(
     library: Florence2, runner: FakeRunner, gauges: Gauges, picture: Path, task: str, region: Any
 ) -> None:
-    """A region outside the picture, a prompt for which the engine has no room; the future is kept."""
+    """A region outside the picture, or a prompt too long for the engine, leaves no pixels while the future
+    is held."""
     pipeline, pixels = library.pipeline, list[ref[Any]]()
 
     class Noting(LocalReader):

@@ -1,4 +1,5 @@
-"""Shares of the queue by owner: a flood under one key leaves room to others; every place is given back."""
+"""Shares of the queue by owner: many requests under one key leave room for others, and every place is
+returned."""
 
 from __future__ import annotations
 
@@ -30,23 +31,25 @@ owner: ContextVar[str] = ContextVar("owner", default=NO_OWNER)
 
 
 class Reports(Observer):
-    """What was told of whole requests."""
+    """An observer that keeps the reports of requests."""
 
     def __init__(self) -> None:
         self.reports: list[RequestReport] = []
 
     def finished(self, report: RequestReport) -> None:
+        """Keep the report."""
         self.reports.append(report)
 
 
 @pytest.fixture
 def reports() -> Reports:
+    """The observer of the tests' requests."""
     return Reports()
 
 
 @pytest.fixture
 def sharing(library: Florence2, runner: FakeRunner, reports: Reports) -> Iterator[Dispatcher]:
-    """Before an engine that decodes one request at a time; an owner may have half of the queue."""
+    """A dispatcher with an engine that decodes one request at a time; an owner may use half of the queue."""
     clock = Clock()
     engine = Engine(runner, EngineConfig(max_batch_size=1, max_queue=QUEUE), observer=reports, clock=clock)
     shares = Shares(SHARE, owner.get)
@@ -62,8 +65,8 @@ def sharing(library: Florence2, runner: FakeRunner, reports: Reports) -> Iterato
 def test_a_flood_of_one_key_does_not_starve_another(
     sharing: Dispatcher, runner: FakeRunner, picture: Path, reports: Reports, unread: bool
 ) -> None:
-    """Wherever the flood waits, for readers or for the engine: what is above its share gets a 503 with a time
-    to come back, while another key's requests are taken and answered; and after it, its own again."""
+    """Requests over one key's share get a 503 with a time to retry, whether they wait for readers or for
+    the engine. Another key's requests are answered, and later its own again."""
     slow = SlowPicture(picture.read_bytes())
     runner.gate.clear()
     owner.set("flood")
@@ -95,7 +98,7 @@ def test_a_flood_of_one_key_does_not_starve_another(
 def test_without_a_key_the_whole_queue_is_there(
     sharing: Dispatcher, runner: FakeRunner, picture: Path
 ) -> None:
-    """No share where the service asks for no keys."""
+    """Without API keys the whole queue is shared."""
     slow = SlowPicture(picture.read_bytes())
     owner.set(NO_OWNER)
     futures = [future for _ in range(QUEUE + 3) for future in ask(sharing, slow)]
@@ -105,7 +108,7 @@ def test_without_a_key_the_whole_queue_is_there(
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 5), st.booleans())))
 def test_shares_count_each_waiting_request_once(story: list[tuple[str, int, bool]]) -> None:
-    """In any order of entering and leaving, also twice: refused is who has as many waiting as may."""
+    """In any order of entering and leaving, also repeated, an owner at its limit is refused."""
     shares, waiting = Shares(2, owner.get), {name: set[int]() for name in "ab"}
     for name, number, enters in story:
         (shares.enter if enters else shares.leave)(name, number)
@@ -120,7 +123,8 @@ def test_shares_count_each_waiting_request_once(story: list[tuple[str, int, bool
 
 
 def test_a_report_says_the_whole_way(sharing: Dispatcher, picture: Path, reports: Reports) -> None:
-    """Task, beams, tokens, the picture's size, the times of an answer; of a wrong request, its end only."""
+    """A report has the task, beams, tokens, picture size and times; an invalid request's report has only
+    its end."""
     answer = ask(sharing, picture)[0].result(PATIENCE_S)
     ask(sharing, b"no picture")[0].exception(PATIENCE_S)
     ask(sharing, picture, "nonsense")[0].exception(PATIENCE_S)

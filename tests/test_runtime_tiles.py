@@ -1,4 +1,4 @@
-"""A picture in tiles on its way through the engine: one outcome, and the cost of as many requests.
+"""A picture in tiles has one outcome, and costs as much as one request for each tile.
 
 The pipeline is real, the device is a fake.
 """
@@ -39,11 +39,12 @@ QUEUE = 8
 
 
 class Noting(LocalReader):
-    """Keeps weak references to the pixels that it reads."""
+    """A reader that keeps weak references to the pixels of tiles."""
 
     pixels: list[Any]
 
     def read(self, image: PictureSource, view: View = SEEN) -> ReadPicture:
+        """Read the picture and keep the references."""
         read = super().read(image, view)
         self.pixels = [ref(tile.pixels) for tile in read.tiles]
         return read
@@ -51,20 +52,21 @@ class Noting(LocalReader):
 
 @pytest.fixture
 def reader(library: Florence2) -> Noting:
+    """The reader of the tests' pictures."""
     return Noting(input_size(library))
 
 
 @pytest.fixture
 def shares() -> Shares:
-    """A request has an owner, who may have six that wait."""
-    return Shares(6, lambda: "somebody")
+    """Shares of one owner, which may have six waiting requests."""
+    return Shares(6, lambda: "an owner")
 
 
 @pytest.fixture
 def tiled(
     library: Florence2, runner: FakeRunner, gauges: Gauges, clock: Clock, reader: Noting, shares: Shares
 ) -> Iterator[Dispatcher]:
-    """Before an engine that decodes one request at a time, and lets eight wait."""
+    """A dispatcher with an engine that decodes one request at a time, and a queue of eight."""
     limits = EngineConfig(max_batch_size=1, max_queue=QUEUE)
     engine = Engine(runner, limits, observer=gauges, clock=clock)
     made = Dispatcher(library.pipeline, engine, Readers([reader]), gauges, shares=shares, clock=clock)
@@ -74,7 +76,7 @@ def tiled(
 
 
 def cut(dispatcher: Dispatcher, columns: int, task: str = "<OD>", **options: Any) -> Future[Answer]:
-    """Ask about a picture of so many tiles in a row."""
+    """Ask about a picture of this many tiles in a row."""
     parameters = RequestParameters(tiles=f"{columns}x1")
     request = TaskRequest(task, None, parameters, **options)
     view = replace(SEEN, tiling=Tiling((columns, 1), 1.0, (0.2, 0.2)))
@@ -84,31 +86,31 @@ def cut(dispatcher: Dispatcher, columns: int, task: str = "<OD>", **options: Any
 def answer_then_stop(
     runner: FakeRunner, outcomes: list[Hypothesis | EngineError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next requests have these outcomes; then the device waits at its gate."""
+    """Give the next requests these outcomes; then the device waits at its gate."""
 
     def outcome(number: int) -> Hypothesis | EngineError:
         if len(outcomes) == 1:
             runner.gate.clear()
         return outcomes.pop(0)
 
-    monkeypatch.setattr(runner, "_outcome", outcome)
+    monkeypatch.setattr(runner, "outcome", outcome)
 
 
 def test_each_tile_is_a_request_and_the_answer_comes_with_the_last(
     tiled: Dispatcher, runner: FakeRunner
 ) -> None:
-    """Progress is told from none to all of them, in order, and tokens are those of all."""
-    told = list[tuple[int, int]]()
-    answer = cut(tiled, 4, on_tile=lambda done, count: told.append((done, count))).result(PATIENCE_S)
+    """Each tile is a request; progress counts from none to all of them in order, and tokens are summed."""
+    progress = list[tuple[int, int]]()
+    answer = cut(tiled, 4, on_tile=lambda done, count: progress.append((done, count))).result(PATIENCE_S)
     assert len(runner.order) == answer.tiles == 4
-    assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert progress == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
     assert answer.usage.generated_tokens == len(answer.token_logprobs) == 8
     assert len(answer.token_ids) == 12
 
 
 @pytest.mark.parametrize("task", ["<OD>", "<OCR>"])
 def test_a_picture_of_one_tile_is_an_ordinary_request(tiled: Dispatcher, task: str) -> None:
-    """The task itself is asked, of the whole picture."""
+    """With one tile the task is asked about the whole picture."""
     answer = cut(tiled, 1, task).result(PATIENCE_S)
     plain = ask(tiled, drawn(400, 100), task)[0].result(PATIENCE_S)
     assert answer.tiles == 1
@@ -116,8 +118,8 @@ def test_a_picture_of_one_tile_is_an_ordinary_request(tiled: Dispatcher, task: s
 
 
 def test_tiles_that_find_no_room_are_refused_together(tiled: Dispatcher, runner: FakeRunner) -> None:
-    """Of the queue or of the owner's share; then all places are free again."""
-    for owner in ("", "somebody"):
+    """Tiles over the queue or the owner's share are refused together, and all their places are free again."""
+    for owner in ("", "an owner"):
         tiled.shares.owner = lambda owner=owner: owner  # type: ignore[misc]
         runner.gate.clear()
         runner.started.clear()
@@ -138,7 +140,7 @@ def test_tiles_that_find_no_room_are_refused_together(tiled: Dispatcher, runner:
 def test_a_cancelled_request_takes_all_its_tiles_out(
     tiled: Dispatcher, runner: FakeRunner, reader: Noting
 ) -> None:
-    """Those that wait, and the one on the device; its places and its pixels are given back."""
+    """Cancelling removes waiting tiles and the one on the device, and returns places and pixels."""
     runner.gate.clear()
     future = cut(tiled, 6)
     wait_until(lambda: tiled.engine.snapshot().waiting == 5)
@@ -157,7 +159,7 @@ def test_a_cancelled_request_takes_all_its_tiles_out(
 
 
 def test_a_time_limit_holds_for_all_tiles(tiled: Dispatcher, runner: FakeRunner, clock: Clock) -> None:
-    """Also where some are done before it passes."""
+    """The time limit applies to all tiles of a request."""
     runner.gate.clear()
     future = cut(tiled, 5, timeout_s=10.0)
     wait_until(lambda: tiled.engine.snapshot().waiting == 4)
@@ -171,7 +173,7 @@ def test_a_time_limit_holds_for_all_tiles(tiled: Dispatcher, runner: FakeRunner,
 def test_a_tile_that_fails_ends_the_request(
     tiled: Dispatcher, runner: FakeRunner, reader: Noting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its error; the tiles behind it are not asked, and no pixels are kept."""
+    """A failed tile ends the request with its error; later tiles are not asked, and no pixels are kept."""
     outcomes = [Hypothesis([2, 7, 2], [0.0, 0.0], 0.0), EngineError("not numbers")]
     answer_then_stop(runner, outcomes, monkeypatch)
     gc.disable()
@@ -189,7 +191,7 @@ def test_a_tile_that_fails_ends_the_request(
 def test_pixels_of_tiles_that_are_done_are_let_go(
     tiled: Dispatcher, runner: FakeRunner, reader: Noting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While others are waited for: only the answers are needed."""
+    """The pixels of a finished tile are released while others are still waited for."""
     answer_then_stop(runner, [Hypothesis([2, 7, 2], [0.0, 0.0], 0.0)], monkeypatch)
     future = cut(tiled, 3)
     wait_until(lambda: getattr(reader, "pixels", None) and reader.pixels[0]() is None)
@@ -201,7 +203,7 @@ def test_pixels_of_tiles_that_are_done_are_let_go(
 
 
 def test_a_callback_for_tiles_that_fails_is_called_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    """The answer is not affected, and an outcome after the whole's own is ignored."""
+    """A failing progress callback is not called again, and outcomes after the request's own are ignored."""
     calls, outcomes = list[tuple[int, int]](), list[Any]()
 
     def on_tile(done: int, count: int) -> None:
@@ -235,21 +237,21 @@ def test_a_callback_for_tiles_that_fails_is_called_no_more(caplog: pytest.LogCap
 def test_what_cant_be_cut_says_why(
     library: Florence2, picture: Path, task: str, options: Any, error: type[Exception], message: str
 ) -> None:
-    """Before the picture is read."""
+    """A wrong use of tiles is refused before the picture is read, with the reason."""
     text = options.pop("text", None)
     with pytest.raises(error, match=message):
         library.submit(picture, task, text, **options).result(PATIENCE_S)
 
 
 def test_off_is_as_if_it_were_left_out(library: Florence2, picture: Path) -> None:
-    """For a client with a switch: other options of tiles have no effect then."""
+    """With tiles=off, for clients with a switch, other options of tiles have no effect."""
     plain = library.run(picture, "<CAPTION>", max_new_tokens=5)
     off = library.run(picture, "<CAPTION>", max_new_tokens=5, tiles="off", tile_scale=2)
     assert off.token_ids == plain.token_ids
 
 
 def test_many_pictures_in_tiles_are_not_too_many_at_once(library: Florence2) -> None:
-    """`run_many` has no more of them in flight than the queue has room for."""
+    """`run_many` has only as many pictures in flight as the queue has room for their tiles."""
     assert library.room() == library.info()["limits"]["max_queue"]
     assert library.room(tiles="8x4") == library.info()["limits"]["max_queue"] // 32
     assert library.room(tiles="auto") == library.info()["limits"]["max_queue"] // 128

@@ -1,5 +1,5 @@
-"""`benchmarks/gpu.py`: a section that fails, hangs or breaks the device costs its own figures only; all of it
-rehearses on a CPU without the service's packages."""
+"""`benchmarks/gpu.py`: a section that fails, hangs or breaks the device loses only its own figures; the
+whole script can be rehearsed on a CPU without the service's packages."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ Add = Callable[[str, Any], None]
 
 
 def soon() -> float:
+    """A time limit ten minutes from now."""
     return time.time() + 600
 
 
 def fine(add: Add) -> None:
+    """A section that adds one figure."""
     add("figure", 1)
 
 
 def test_a_section_that_fails_leaves_its_figures_and_its_error_and_the_others_run(tmp_path: Path) -> None:
-    """The file has them all, as they came."""
+    """A failed section leaves its figures and its error in the file, and the others run."""
 
     def broken(add: Add) -> None:
         add("before", 2)
@@ -57,7 +59,8 @@ def test_a_section_that_fails_leaves_its_figures_and_its_error_and_the_others_ru
 
 
 def test_another_way_is_tried_and_kept_where_it_helps() -> None:
-    """One that does not help is not kept."""
+    """A failed section is tried with features off, one at a time; a change that helps is kept, others are
+    not."""
     without: list[str] = []
 
     @contextmanager
@@ -91,7 +94,7 @@ def test_another_way_is_tried_and_kept_where_it_helps() -> None:
 
 
 def test_a_section_that_hangs_ends_the_process_and_names_what_is_left() -> None:
-    """With the stacks of all threads."""
+    """A hanging section ends the process, with the stacks of all threads and the sections left to run."""
     let_go = threading.Event()
 
     def hang_here(add: Add) -> None:
@@ -101,7 +104,7 @@ def test_a_section_that_hangs_ends_the_process_and_names_what_is_left() -> None:
     report = Report()
     rest = [Section("two", 60, fine), Section("three", 60, fine)]
     with pytest.raises(Lost) as lost:
-        Sections(report, soon()).run([Section("one", 0.2, hang_here), *rest])
+        Sections(report, soon()).run([Section("one", 1.0, hang_here), *rest])
     let_go.set()
     assert lost.value.args[0] == rest
     assert "hang_here" in report.figures["one"]["failed"]
@@ -109,7 +112,7 @@ def test_a_section_that_hangs_ends_the_process_and_names_what_is_left() -> None:
 
 
 def test_a_broken_device_ends_the_process_a_mere_error_does_not() -> None:
-    """`is_lost` decides."""
+    """An error ends the process only if `is_lost` reports a broken device."""
     report = Report()
     broken = Section("one", 60, lambda add: 1 / 0)  # type: ignore[func-returns-value]
     with pytest.raises(Lost):
@@ -119,7 +122,7 @@ def test_a_broken_device_ends_the_process_a_mere_error_does_not() -> None:
 
 
 def test_nothing_begins_when_time_is_over() -> None:
-    """It is said what was left out."""
+    """No section starts after the time limit, and the report names those left out."""
     report = Report()
     Sections(report, time.time() - 1).run([Section("one", 60, fine)])
     assert report.figures == {"run": {"left out, no time: one": True}}
@@ -128,7 +131,7 @@ def test_nothing_begins_when_time_is_over() -> None:
 def test_a_process_that_goes_on_keeps_figures_and_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its sections and its end are given anew."""
+    """A restarted process keeps figures and options, with new sections and a new end."""
     path = tmp_path / "figures.json"
     Report(path).add("one", "figure", 1)
     assert Report.resumed(path).figures == {"one": {"figure": 1}}
@@ -143,7 +146,7 @@ def test_a_process_that_goes_on_keeps_figures_and_options(
 
 
 def test_the_table_has_what_there_is() -> None:
-    """A row that was left out is empty, and so is transformers' column where it did not run."""
+    """A row without figures is empty, as is the column for transformers if it did not run."""
     figures = {
         "rows": {
             "OD, one picture, 30 at once": {"rate": 50.0},
@@ -165,8 +168,8 @@ def test_the_table_has_what_there_is() -> None:
 
 @pytest.mark.slow
 def test_the_whole_script_rehearses_on_a_cpu(forks: Forker, tmp_path: Path) -> None:
-    """No section fails, each has figures, the fixed-shape steps give transformers' ids, and nothing is needed
-    that only the service needs."""
+    """In a rehearsal on a CPU no section fails, each has figures, fixed-shape steps give transformers'
+    ids, and none of the service's packages is imported."""
     path = tmp_path / "figures.json"
     script = str(BENCHMARKS / "gpu.py")
     program = tmp_path / "program.py"

@@ -1,4 +1,4 @@
-"""Connections of a real HTTP server: slow heads are given up, probes go before a burst, logs are escaped."""
+"""Connections of a real HTTP server: slow heads time out, probes go before a burst, log lines are escaped."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from typing import Any
 
 import pytest
 import uvicorn
+from clocked import run_clocked, skip
+from waiting import PATIENCE_S
 
 from florence.server.http.accepting import Crowd
 from florence.server.http.bodies import read_body
 from florence.server.http.connections import MOST_CHUNKS, MOST_LINES, BoundedParser, bounded
 from florence.server.observability.access_log import MOST_CHARS, EscapeControls
 
-PATIENCE_S = 120.0
+HEAD_S = 30.0
 HEAD = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nConnection: close\r\nHost: a\r\n\r\n"
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
-    """204, whatever is asked."""
+    """Reply with 204 to any request."""
     await send({"type": "http.response.start", "status": 204, "headers": []})
     await send({"type": "http.response.body"})
 
 
 @asynccontextmanager
 async def serving(app: App, head_timeout_s: float) -> AsyncIterator[int]:
-    """The app on a port of its own."""
+    """Serve the app on a free port."""
     made: Any = bounded(Crowd(100_000), head_timeout_s, PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(app, http=made, log_config=None, lifespan="off")
@@ -46,7 +49,7 @@ async def serving(app: App, head_timeout_s: float) -> AsyncIterator[int]:
 
 
 async def said(port: int, *parts: bytes) -> bytes:
-    """All that a server answers to these bytes, until it closes the connection."""
+    """All that a server sends in reply to these bytes, until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for part in parts:
         writer.write(part)
@@ -65,52 +68,63 @@ async def said(port: int, *parts: bytes) -> bytes:
     ],
 )
 def test_a_head_that_does_not_arrive_is_given_up(sent: bytes, expected: bytes) -> None:
-    """Half of one is answered with 408; a connection without a byte is closed."""
+    """An incomplete head gets a 408; a connection without a byte is closed."""
 
     async def scenario() -> bytes:
-        async with serving(answer, 0.05) as port:
-            return await said(port, sent)
+        async with serving(answer, HEAD_S) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            await said(port, LAST)  # the server has read both
+            skip(HEAD_S)
+            text = await asyncio.wait_for(reader.read(), PATIENCE_S)
+            writer.close()
+            return text
 
-    assert asyncio.run(scenario()).startswith(expected)
+    assert run_clocked(scenario()).startswith(expected)
 
 
 def test_a_byte_at_a_time_gets_no_more_time() -> None:
-    """The limit is on the whole head."""
+    """The time limit is for the whole head, also if it comes byte by byte."""
 
     async def scenario() -> bytes:
-        async with serving(answer, 0.2) as port:
+        async with serving(answer, HEAD_S) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             reading = asyncio.ensure_future(reader.read())
             writer.write(b"GET / HTTP/1.1\r\nX: ")
-            while not reading.done():
+            for _ in range(5):
+                await said(port, LAST)  # the server has read both
+                assert not reading.done()
                 writer.write(b"x")
-                await asyncio.wait([reading], timeout=0.02)
+                skip(HEAD_S / 6)
+            skip(HEAD_S)
+            await asyncio.wait_for(asyncio.wait([reading]), PATIENCE_S)
             writer.close()
             try:
                 return await reading
-            except ConnectionResetError:  # by a byte that came after the answer
+            except ConnectionResetError:  # caused by a byte sent after the answer
                 return b"HTTP/1.1 408 "
 
-    assert asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S)).startswith(b"HTTP/1.1 408 ")
+    assert run_clocked(scenario()).startswith(b"HTTP/1.1 408 ")
 
 
 def test_requests_one_after_the_other_and_in_one_piece_are_answered() -> None:
-    """Pipelined ones, and one in two parts; the time of an answer is not the head's."""
+    """Pipelined and split requests are answered; the time limit of a head does not count the answer's
+    time."""
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(0.1)
+        skip(HEAD_S)
+        await asyncio.sleep(0)
         await answer(scope, receive, send)
 
     async def scenario() -> bytes:
-        async with serving(slow, 0.08) as port:
-            last = b"GET / HTTP/1.1\r\nConnection: close\r\nHost: a\r\n\r\n"
-            return await said(port, HEAD % b"1" + HEAD % b"2", last)
+        async with serving(slow, HEAD_S) as port:
+            return await said(port, HEAD % b"1" + HEAD % b"2", LAST)
 
-    assert asyncio.run(scenario()).count(b"HTTP/1.1 204") == 3
+    assert run_clocked(scenario()).count(b"HTTP/1.1 204") == 3
 
 
 def test_a_probe_goes_before_a_burst() -> None:
-    """A hundred heads have come: only a few of them are read before the probe that came after them."""
+    """A probe is answered after only a few of a hundred heads that came before it."""
     order: list[str] = []
 
     async def noted(scope: Any, receive: Any, send: Any) -> None:
@@ -132,7 +146,7 @@ def test_a_probe_goes_before_a_burst() -> None:
 
 
 def chunked(body: bytes, sizes: Iterable[int]) -> bytes:
-    """A request whose body comes in chunks of these sizes, one after the other and again."""
+    """A request whose body comes in chunks of these sizes, repeated as needed."""
     parts, at = [], 0
     for size in itertools.cycle(sizes):
         if at >= len(body):
@@ -145,7 +159,7 @@ def chunked(body: bytes, sizes: Iterable[int]) -> bytes:
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """200 with the request's body."""
+    """Reply with 200 and the request's body."""
     body = await read_body(receive)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": bytes(body)})
@@ -153,8 +167,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_body_arrives_as_it_was_sent(seed: int) -> None:
-    """Of random bytes with many line ends, longer than is parsed in one round: with a length or in random
-    chunks, written in random pieces; the next request on the connection is answered too."""
+    """A long random body with many line ends arrives unchanged, with a length or in random chunks, written
+    in random pieces; the next request on the connection is answered too."""
     dice = random.Random(seed)
     body = bytes(dice.choices(b"\r\n\nab", k=dice.randint(20_000, 400_000)))
     head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -170,13 +184,13 @@ def test_a_body_arrives_as_it_was_sent(seed: int) -> None:
     assert text.count(b"HTTP/1.1 200") == 2
     first = text.index(body)
     assert b"HTTP/1.1 200" in text[:first]
-    # The second answer is chunked, as uvicorn sends what has no length.
+    # The second answer is chunked, as uvicorn sends a body without a length.
     assert sum(text[first:].count(bytes([each])) for each in b"ab") >= 2 * sum(map(body.count, b"ab"))
 
 
 def test_no_round_parses_more_than_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body in chunks of one byte, which take a parser in Python longest, comes in parts; whole bodies of
-    few lines don't."""
+    """A body in chunks of one byte, the slowest for a parser in Python, is parsed in limited parts; a body
+    with few lines is not split."""
     lines: list[int] = []
     receive = BoundedParser.receive_data
 
@@ -209,7 +223,7 @@ def test_no_round_parses_more_than_its_lines(monkeypatch: pytest.MonkeyPatch) ->
     ids=["chunks", "lines of a head", "a long head", "lines of a trailer"],
 )
 def test_what_costs_a_parser_too_much_is_refused(sent: bytes) -> None:
-    """With 400, and the connection is closed."""
+    """Input that is too expensive to parse gets a 400, and its connection closes."""
 
     async def scenario() -> bytes:
         async with serving(echo, PATIENCE_S) as port:
@@ -224,14 +238,14 @@ def test_what_costs_a_parser_too_much_is_refused(sent: bytes) -> None:
 
 
 async def answer_at_the_end(scope: Any, receive: Any, send: Any) -> None:
-    """204 after the body, or after the client."""
+    """Reply with 204 after the body, or when the client leaves."""
     while (await receive()).get("more_body"):
         pass
     await answer(scope, receive, send)
 
 
 async def answer_meanwhile(scope: Any, receive: Any, send: Any) -> None:
-    """200, and a part of the answer for each part of the body."""
+    """Reply with 200, and a part of the answer for each part of the body."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     while (await receive()).get("more_body"):
         await send({"type": "http.response.body", "body": b"part", "more_body": True})
@@ -244,7 +258,7 @@ async def answer_meanwhile(scope: Any, receive: Any, send: Any) -> None:
 def test_a_body_that_is_no_http_ends_its_request(
     app: App, status: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With one answer, which is the request's own where it has begun, and without an error in the log."""
+    """Invalid HTTP in a body gives one answer, the request's own if it has begun, and no error in the log."""
     sent = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
 
     async def scenario() -> bytes:
@@ -267,7 +281,8 @@ def test_a_body_that_is_no_http_ends_its_request(
 
 @pytest.mark.parametrize("control", ["\n", "\r\n", "\x1b[31m", "\x00", "\x9b", "\u2028", "\u202e"])
 def test_no_line_of_the_log_is_a_clients(control: str) -> None:
-    """Line breaks, terminal sequences and turned text are escaped, in arguments as in messages."""
+    """Line breaks, terminal sequences and bidirectional controls are escaped in log messages and their
+    arguments."""
     record = logging.LogRecord("x", logging.INFO, "x", 1, "%s (path=%s)", ("1.2.3.4", f"/a{control}b"), None)
     assert EscapeControls().filter(record)
     assert control not in record.getMessage()
@@ -275,6 +290,7 @@ def test_no_line_of_the_log_is_a_clients(control: str) -> None:
 
 
 def test_a_long_path_is_cut_in_the_log() -> None:
+    """A long path is shortened in the log."""
     record = logging.LogRecord("x", logging.INFO, "x", 1, "%s", ("a" * 10 * MOST_CHARS,), None)
     EscapeControls().filter(record)
     assert len(record.getMessage()) == MOST_CHARS

@@ -1,4 +1,4 @@
-"""The short ways over HTTP: a picture as the whole body, and the answer drawn on it."""
+"""Short forms over HTTP: a picture as the whole body, and the answer drawn on it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ BOX = Annotation("fake", 0.5, [[10, 10, 50, 10, 50, 40, 10, 40]], "box")
 
 
 def encoded(size: tuple[int, int], format: str, **options: Any) -> bytes:
+    """A gradient of this size in this format."""
     file = BytesIO()
     Image.linear_gradient("L").resize(size).convert("RGB").save(file, format, **options)
     return file.getvalue()
@@ -38,7 +39,7 @@ def encoded(size: tuple[int, int], format: str, **options: Any) -> bytes:
 def test_a_body_that_is_the_picture_asks_the_same_as_a_form(
     client: TestClient, served: FakeModel, task: Any
 ) -> None:
-    """Bytes and all options reach the model as those of a form do; the other fields are in the query."""
+    """A picture as the body, with the other fields in the query, asks the same as a form."""
     given = {"none": {}, "text": {"text": "12"}, "region": {"region": "[1, 2, 30, 40]"}}[task.input]
     fields = {**given, "num_beams": "2", "labels": "a, b", "do_sample": "false"}
     form = client.post(f"/{task.name}", files={"image": ("a.png", PICTURE)}, data=fields)
@@ -60,10 +61,10 @@ def test_a_body_that_is_the_picture_asks_the_same_as_a_form(
         ("", b"GIF89a", "picture"),
     ],
 )
-def test_a_mistake_in_the_short_form_is_told(
+def test_a_mistake_in_the_short_form_is_a_400(
     client: TestClient, query: str, body: bytes, message: str
 ) -> None:
-    """400, in the same words as elsewhere."""
+    """A mistake in the short form is a 400, in the words of the other forms."""
     reply = client.post(
         f"/caption?{query}", content=body, headers={"content-type": "application/octet-stream"}
     )
@@ -72,7 +73,7 @@ def test_a_mistake_in_the_short_form_is_told(
 
 
 def test_many_tasks_and_prompts_take_it_too(client: TestClient) -> None:
-    """/analyze, /prompt and /tasks."""
+    """/analyze, /prompt and /tasks take a picture as the body too."""
     asked = {"/analyze": {"tasks": '["caption", "ocr"]'}, "/prompt": {"prompt": "7"}, "/tasks/caption": {}}
     for path, query in asked.items():
         assert client.post(f"{path}?{urlencode(query)}", content=PICTURE, headers=JPEG).status_code == 200
@@ -86,7 +87,7 @@ def test_many_tasks_and_prompts_take_it_too(client: TestClient) -> None:
     ],
 )  # fmt: skip
 def test_a_picture_is_sent_where_it_alone_is_asked_for(accept: str, wanted: bool) -> None:
-    """Programs that accept anything get JSON."""
+    """A drawing is sent only for an explicit image/png; a program that accepts anything gets JSON."""
     assert wants_picture(accept) == wanted
 
 
@@ -94,7 +95,7 @@ def test_a_picture_is_sent_where_it_alone_is_asked_for(accept: str, wanted: bool
     "path", ["/object_detection", "/caption", "/tasks/ocr_with_region", "/prompt?prompt=x"]
 )
 def test_the_answer_comes_drawn(client: TestClient, path: str) -> None:
-    """As a PNG, no smaller than the picture, and not the picture alone; the same each time."""
+    """The drawing is a PNG at least as large as the picture, differs from it, and is the same each time."""
     headers = {**JPEG, "accept": "image/png"}
     first, second = (client.post(path, content=PICTURE, headers=headers) for _ in range(2))
     assert (first.status_code, first.headers["content-type"]) == (200, "image/png"), first.text
@@ -105,8 +106,7 @@ def test_the_answer_comes_drawn(client: TestClient, path: str) -> None:
 
 
 def test_errors_stay_words(client: TestClient) -> None:
-    """A request for a picture that fails is answered with JSON and its status; many tasks have no one
-    drawing."""
+    """A failed request for a drawing gets JSON and its status; many tasks have no single drawing."""
     headers = {**JPEG, "accept": "image/png"}
     assert client.post("/caption?num_beams=99", content=PICTURE, headers=headers).json()["error"]
     reply = client.post('/analyze?tasks=["ocr"]', content=PICTURE, headers=headers)
@@ -114,7 +114,7 @@ def test_errors_stay_words(client: TestClient) -> None:
 
 
 def test_the_process_draws_as_the_library_does() -> None:
-    """The same pixels, for a picture that is no larger than the limit."""
+    """The drawing process gives the library's pixels for a picture within the size limit."""
     job, data = DrawJob([BOX], "", DEFAULT_LIMITS), encoded((300, 200), "PNG")
     with Image.open(BytesIO(draw(*DrawJob.unpack(job.pack(data))))) as image:
         assert image.tobytes() == Drawing().draw(data, [BOX], "").tobytes()
@@ -122,7 +122,7 @@ def test_the_process_draws_as_the_library_does() -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 def test_a_large_picture_is_drawn_smaller(format: str) -> None:
-    """With the places where they belong: the box around the left half stays around it."""
+    """A large picture is scaled down, and its shapes with it: a box around the left half stays there."""
     half = Annotation("", None, [[0, 0, 3000, 0, 3000, 1500, 0, 1500]], "area")
     drawn_half = draw(DrawJob([half], "", DEFAULT_LIMITS), encoded((6000, 1500), format))
     with Image.open(BytesIO(drawn_half)) as image:
@@ -133,7 +133,7 @@ def test_a_large_picture_is_drawn_smaller(format: str) -> None:
 
 
 def test_the_drawing_has_the_frame_that_was_asked_for() -> None:
-    """Of an animation."""
+    """The requested frame of an animation is drawn."""
     file = BytesIO()
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
@@ -155,7 +155,8 @@ def test_the_drawing_has_the_frame_that_was_asked_for() -> None:
 def test_a_process_that_fails_is_an_error_of_its_request(
     monkeypatch: pytest.MonkeyPatch, model: FakeModel, program: str, status: int, message: str
 ) -> None:
-    """One that refuses the picture, one that crashes, and one that hangs, which is killed."""
+    """A drawing process that refuses, crashes or hangs fails its request with a fitting status; one that
+    hangs is killed."""
     import sys
 
     from florence.server.replies import reply_or_error
@@ -175,7 +176,7 @@ def test_a_process_that_fails_is_an_error_of_its_request(
 
 
 def test_the_process_refuses_what_is_no_picture() -> None:
-    """With its own status and the reason; run as the service runs it."""
+    """The process refuses a broken picture with its own exit status and the reason."""
     import subprocess
 
     from florence.images.isolated import command

@@ -1,4 +1,4 @@
-"""The table of errors: each error of the package has a status over HTTP and gRPC."""
+"""Each error of the package has a status over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from florence.server.replies import GRPC_CODES, INTERNAL_ERROR, ErrorReply, fail
 
 
 def classes(base: type[FlorenceError] = FlorenceError) -> Iterator[type[FlorenceError]]:
+    """The class and all its subclasses."""
     yield base
     for child in base.__subclasses__():
         yield from classes(child)
@@ -23,19 +24,19 @@ def classes(base: type[FlorenceError] = FlorenceError) -> Iterator[type[Florence
 
 @pytest.mark.parametrize("kind", list(classes()))
 def test_every_error_has_a_grpc_code_beside_its_status(kind: type[FlorenceError]) -> None:
-    """A new class with a new status needs a row in the table; gRPC knows every code there."""
+    """Each error's status has a gRPC code; a new status needs a row in the table."""
     assert grpc.StatusCode[GRPC_CODES[kind.status]]
 
 
-def test_an_error_is_told_as_it_is() -> None:
-    """Its status, its message, and whole seconds to wait, at least one."""
+def test_an_error_s_reply_has_its_status_and_message() -> None:
+    """A reply has the error's status, its message, and at least one whole second to wait."""
     assert failure_of(ClientLeft()) == ErrorReply(499, "the client left before the answer")
     assert failure_of(Overloaded("full", retry_after_s=0.1)) == ErrorReply(503, "full", 1)
     assert failure_of(Overloaded("full", retry_after_s=2.1)) == ErrorReply(503, "full", 3)
 
 
-def test_an_unexpected_error_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
-    """The client gets no word of it."""
+def test_an_unexpected_error_is_logged_and_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """An unexpected error is logged, and its text is not sent to the client."""
     error = ZeroDivisionError("secret")
     log_failure(error)
     assert failure_of(error) == ErrorReply(500, INTERNAL_ERROR)
@@ -46,7 +47,7 @@ def test_an_unexpected_error_is_logged_and_not_told(caplog: pytest.LogCaptureFix
     "path", ["/caption", "/analyze", "/region_to_ocr", INFER, "/v2/repository/index", "/v1/chat/completions"]
 )
 def test_values_in_values_are_the_clients_mistake_at_every_door(client: TestClient, path: str) -> None:
-    """However deep: up to the stack's end, and beyond it."""
+    """JSON nested too deep, up to and past the stack's limit, is a 400 at every endpoint."""
     for depth in (*range(64, 1100, 95), random.randrange(64, 2000)):
         deep = "[" * depth + "]" * depth
         body = f'{{"model": "florence2", "inputs": [], "ready": {deep}, "region": {deep}}}'

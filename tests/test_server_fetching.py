@@ -1,4 +1,4 @@
-"""`PictureFetcher` before hosts that are not there: what it asks, what it refuses, and how it ends."""
+"""`PictureFetcher` with fake hosts: its requests, its refusals, and its errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import httpcore
 import pytest
+from clocked import run_clocked, skip
 from fake_web import BROKEN, HOST, PICTURE, PUBLIC, FakeWeb, answer, redirect
 
 from florence.errors import (
@@ -31,12 +32,13 @@ PATIENCE_S = 60.0
 
 
 def ask(web: FakeWeb, url: str = URL, **settings: Any) -> bytes:
+    """The bytes that a fetcher with these settings gets."""
     return bytes(asyncio.run(web.fetcher(**settings).fetch(url, timeout_s=PATIENCE_S)))
 
 
 def test_the_checked_address_is_asked_by_the_hosts_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection goes to the address, TLS and the Host header have the name; the environment's proxy is
-    not asked; no cookies, credentials or encodings are offered."""
+    """The checked address is connected to, with the name in TLS and the Host header; the environment's
+    proxy is unused, and no cookies, credentials or encodings are sent."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://proxy.test:3128")
     web = FakeWeb(pages={URL: [answer()]})
@@ -52,14 +54,14 @@ def test_the_checked_address_is_asked_by_the_hosts_name(monkeypatch: pytest.Monk
 
 
 def test_without_hosts_nothing_is_fetched() -> None:
-    """The default. The error names the setting."""
+    """A fetcher with default settings fetches nothing, and its error names the setting."""
     fetcher = fetcher_of(Settings())
     with pytest.raises(UrlError, match="FLORENCE_IMAGE_HOSTS"):
         asyncio.run(fetcher.fetch(URL, timeout_s=PATIENCE_S))
 
 
 def test_a_name_is_resolved_once() -> None:
-    """A resolver whose second answer is a local address (DNS rebinding) is not asked again."""
+    """A name is resolved once a request, so a changed second answer (DNS rebinding) has no effect."""
     web = FakeWeb(pages={URL: [answer()]})
     answers = iter([[PUBLIC], ["127.0.0.1"]])
 
@@ -70,12 +72,13 @@ def test_a_name_is_resolved_once() -> None:
     fetcher.resolve = rebinding
     assert asyncio.run(fetcher.fetch(URL, timeout_s=PATIENCE_S)) == PICTURE
     assert web.connections == [(PUBLIC, 443)]
-    with pytest.raises(UrlError):  # a request later the name has the other address, and is refused
+    with pytest.raises(UrlError):  # in the next request the name has the local address
         asyncio.run(fetcher.fetch(URL, timeout_s=PATIENCE_S))
     assert len(web.connections) == 1
 
 
 def test_a_redirect_back_is_resolved_again_and_refused_if_the_name_changed() -> None:
+    """A redirect to the same host resolves it again, and is refused if the address is now local."""
     web = FakeWeb(pages={URL: [redirect("/b.png")]})
     answers = iter([[PUBLIC], ["169.254.169.254"]])
 
@@ -90,6 +93,7 @@ def test_a_redirect_back_is_resolved_again_and_refused_if_the_name_changed() -> 
 
 
 def test_the_next_address_is_tried_where_one_takes_no_connection() -> None:
+    """If one address refuses the connection, the next is tried."""
     web = FakeWeb(names={HOST: ["2606:4700::1", PUBLIC]}, pages={URL: [answer()]}, dead={"2606:4700::1"})
     assert ask(web) == PICTURE
     assert web.connections == [("2606:4700::1", 443), (PUBLIC, 443)]
@@ -97,7 +101,8 @@ def test_the_next_address_is_tried_where_one_takes_no_connection() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_followed_within_the_list(status: int) -> None:
-    """Relative and absolute ones; each host is looked up and greeted by its own name."""
+    """Relative and absolute redirects to allowed hosts are followed; each host is looked up and greeted by
+    its own name."""
     other = "https://cdn.test/c.png"
     web = FakeWeb(
         names={HOST: [PUBLIC], "cdn.test": ["93.184.216.35"]},
@@ -123,7 +128,8 @@ def test_redirects_are_followed_within_the_list(status: int) -> None:
     ],
 )  # fmt: skip
 def test_a_redirect_is_checked_like_the_first_url(location: str) -> None:
-    """Nothing else is asked, and the error tells nothing of where it leads."""
+    """A redirect to a host that is not allowed is not followed, and the error does not show where it
+    leads."""
     web = FakeWeb(names={HOST: [PUBLIC], "inside.test": ["10.0.0.1"], "evil.test": [PUBLIC]})
     web.pages[URL] = [redirect(location)]
     with pytest.raises(UrlError, match="FLORENCE_IMAGE_HOSTS") as refused:
@@ -133,6 +139,7 @@ def test_a_redirect_is_checked_like_the_first_url(location: str) -> None:
 
 
 def test_redirects_without_end_are_few() -> None:
+    """The number of redirects is limited."""
     web = FakeWeb(pages={URL: [redirect(URL)]})
     with pytest.raises(NoPicture, match=f"{MOST_REDIRECTS} redirects"):
         ask(web)
@@ -172,6 +179,7 @@ BOMB = gzip.compress(b"\0" * 10_000_000)
 def test_an_answer_without_a_picture_is_an_error_that_repeats_none_of_it(
     pieces: list[Any], error: type[FlorenceError]
 ) -> None:
+    """An answer without a picture is an error that shows nothing of the answer."""
     web = FakeWeb(pages={URL: pieces})
     with pytest.raises(error, match="image_url") as failed:
         ask(web)
@@ -183,6 +191,7 @@ def test_an_answer_without_a_picture_is_an_error_that_repeats_none_of_it(
 
 @pytest.mark.parametrize("why", ["dead", "nameless", "empty"])
 def test_a_host_that_is_not_there_is_a_bad_gateway(why: str) -> None:
+    """A host that can't be resolved or reached is a 502."""
     web = FakeWeb(
         names={} if why == "nameless" else {HOST: [] if why == "empty" else [PUBLIC]}, dead={PUBLIC}
     )
@@ -192,11 +201,13 @@ def test_a_host_that_is_not_there_is_a_bad_gateway(why: str) -> None:
 
 
 def chunked(*parts: bytes) -> list[bytes]:
+    """A chunked answer of these parts."""
     head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
     return [head, *(b"%x\r\n%b\r\n" % (len(part), part) for part in parts), b"0\r\n\r\n"]
 
 
 def test_a_picture_may_come_in_chunks_or_until_the_end() -> None:
+    """A picture may come in chunks, or without a length until the connection ends."""
     web = FakeWeb(pages={URL: chunked(PICTURE[:7], PICTURE[7:])})
     assert ask(web) == PICTURE
     web.pages[URL] = [b"HTTP/1.0 200 OK\r\n\r\n", PICTURE[:3], PICTURE[3:]]
@@ -204,7 +215,8 @@ def test_a_picture_may_come_in_chunks_or_until_the_end() -> None:
 
 
 def test_no_more_bytes_are_read_than_a_picture_may_have() -> None:
-    """By Content-Length before the first byte, else while they come; what is left is not read."""
+    """A picture over the limit is refused by its Content-Length before a byte is read, or else while it is
+    read."""
     most = len(PICTURE) + 10
     declared = answer(PICTURE + bytes(11))
     head, _, _ = declared.partition(b"\r\n\r\n")
@@ -218,19 +230,26 @@ def test_no_more_bytes_are_read_than_a_picture_may_have() -> None:
 
 
 def test_what_is_no_picture_is_not_read_to_its_end() -> None:
+    """Reading stops when the first bytes are not a picture."""
     web = FakeWeb(pages={URL: [*chunked(b"no picture, much longer")[:-1], AssertionError("read on")]})
     with pytest.raises(NoPicture):
         ask(web)
 
 
 @pytest.mark.parametrize(
-    ("timeout_s", "arrive_s", "said"), [(0.01, 60, "request has"), (60, 0.01, "BODY_TIMEOUT_S")]
+    ("timeout_s", "arrive_s", "said"), [(60, 600, "request has"), (600, 60, "BODY_TIMEOUT_S")]
 )
 def test_a_host_that_never_answers_costs_the_requests_time_only(
     timeout_s: float, arrive_s: float, said: str
 ) -> None:
-    """A 504 that says which limit it was; the connection is closed."""
-    web = FakeWeb(pages={URL: [answer()[:60], asyncio.Event()]})
+    """A host that never answers is a 504 that names the limit, and its connection is closed."""
+
+    async def stuck() -> bytes:
+        skip(60)
+        await asyncio.Event().wait()
+        return b""
+
+    web = FakeWeb(pages={URL: [answer()[:60], stuck]})
     fetcher = web.fetcher(arrive_s=arrive_s)
 
     async def late() -> None:
@@ -238,11 +257,11 @@ def test_a_host_that_never_answers_costs_the_requests_time_only(
             await fetcher.fetch(URL, timeout_s=timeout_s)
         assert (web.closed, fetcher.running) == (1, 0)
 
-    asyncio.run(late())
+    run_clocked(late())
 
 
 def test_a_cancelled_request_ends_its_fetch_while_the_loop_runs_on() -> None:
-    """Where it looks the name up, and where it reads: the connection is closed and the place is free."""
+    """Cancelling during the lookup or the read closes the connection and frees the place."""
 
     async def cancelled(web: FakeWeb) -> None:
         fetcher, reached = web.fetcher(most=1), asyncio.Event()
@@ -274,10 +293,8 @@ def test_a_cancelled_request_ends_its_fetch_while_the_loop_runs_on() -> None:
 
 
 def test_a_pictures_bytes_count_against_the_budget_of_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the request ends; where they find no room, the request is refused."""
-
-    monkeypatch.setattr(bodies, "PATIENCE_S", 0.01)
-
+    """Fetched bytes count in the budget of bodies until the request ends; without room the request is
+    refused."""
     monkeypatch.setattr(bodies, "PATIENCE_S", 0.01)
 
     async def counted() -> None:
@@ -295,6 +312,8 @@ def test_a_pictures_bytes_count_against_the_budget_of_bodies(monkeypatch: pytest
 
 
 def test_fetches_at_once_are_bounded_for_all_and_for_one_key() -> None:
+    """Concurrent fetches are limited in total and for one key."""
+
     async def crowded() -> None:
         gate = asyncio.Event()
         web = FakeWeb(pages={URL: [gate, answer()]})
@@ -319,5 +338,5 @@ def test_fetches_at_once_are_bounded_for_all_and_for_one_key() -> None:
 
 
 def test_the_systems_resolver_does_not_hold_the_loop() -> None:
-    """A literal address needs no network: it comes back from another thread."""
+    """The system's resolver runs in another thread, and resolves a literal address without network."""
     assert asyncio.run(system_resolver()("127.0.0.1", 80)) == ["127.0.0.1"]

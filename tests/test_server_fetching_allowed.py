@@ -1,4 +1,4 @@
-"""Which URLs are read, which hosts and addresses are allowed: the tricks of server-side request forgery."""
+"""Allowed URLs, hosts and addresses, against the tricks of server-side request forgery."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ LOCAL = [  # 127.0.0.1, 169.254.169.254, 10.0.0.1 and their like, as IPv6 can ho
 
 
 def ask(fetcher: PictureFetcher, url: str) -> bytes:
+    """The bytes that the fetcher gets for this URL."""
     return bytes(asyncio.run(fetcher.fetch(url, timeout_s=60)))
 
 
 @pytest.mark.parametrize("address", LOCAL)
 def test_a_name_with_an_address_that_is_not_public_is_refused(address: str) -> None:
-    """Before any connection is opened; also where a public address stands before it. It is not told."""
+    """A name with a non-public address, also after a public one, is refused before a connection; the error
+    does not show the address."""
     for found in ([address], [PUBLIC, address]):
         web = FakeWeb(names={HOST: found})
         with pytest.raises(UrlError, match="FLORENCE_IMAGE_NETWORKS") as refused:
@@ -49,7 +51,8 @@ def test_a_name_with_an_address_that_is_not_public_is_refused(address: str) -> N
 
 @pytest.mark.parametrize("address", [each for each in LOCAL if "%" not in each])
 def test_an_address_in_the_url_is_no_way_around_that(address: str) -> None:
-    """Even where the list of hosts names the address itself: networks are a second question."""
+    """A non-public address in the URL is refused even if the list of hosts has it, since networks are
+    checked separately."""
     web = FakeWeb()
     host = f"[{address}]" if ":" in address else address
     with pytest.raises(UrlError, match="FLORENCE_IMAGE_NETWORKS"):
@@ -79,8 +82,8 @@ def test_an_address_in_the_url_is_no_way_around_that(address: str) -> None:
     ],
 )  # fmt: skip
 def test_a_host_that_parsers_read_differently_is_refused(host: str) -> None:
-    """Numbers that are addresses to some, users, backslashes, encoded dots, control characters, scripts:
-    nothing is looked up and nothing connected, even where any name is allowed."""
+    """Hosts that parsers read differently (numbers, users, backslashes, encoded dots, control characters,
+    other scripts) are refused without lookup or connection, even where any name is allowed."""
     web = FakeWeb()
     with pytest.raises(UrlError, match="image_url"):
         ask(web.fetcher(f"*,{HOST}"), f"http://{host}/a.png")
@@ -102,7 +105,7 @@ def test_a_host_that_parsers_read_differently_is_refused(host: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_url_of_a_picture_is_refused(url: str) -> None:
-    """Other schemes, other shapes, and characters that could end a line of the request."""
+    """Other schemes, other forms, and characters that could end a line of the request are refused."""
     web = FakeWeb()
     with pytest.raises(UrlError, match="image_url"):
         ask(web.fetcher(), url)
@@ -122,13 +125,13 @@ def test_what_is_no_url_of_a_picture_is_refused(url: str) -> None:
     ],
 )
 def test_a_url_has_one_form(text: str, parsed: PictureUrl) -> None:
-    """Upper case, a dot at the end, an address's long form, a fragment: the host that is checked is in the
-    form that is asked."""
+    """Each URL has one normal form, so the checked host is the requested one."""
     assert parse_url(text) == parsed
 
 
 def test_no_random_address_is_public_that_python_calls_otherwise() -> None:
-    """Python's own list, over random addresses, and those at the edges of each special network."""
+    """Each address that counts as public is global by Python's own list, for random addresses and the
+    edges of special networks."""
     chance = random.Random(19)
     edges = [
         IPv4Address(value) if network.version == 4 else IPv6Address(value)
@@ -147,7 +150,7 @@ def test_no_random_address_is_public_that_python_calls_otherwise() -> None:
 
 
 def test_a_translated_address_is_as_public_as_the_one_inside() -> None:
-    """NAT64, by which a cluster without IPv4 reaches the internet, and IPv4 mapped into IPv6."""
+    """A NAT64 address is public exactly if the IPv4 address in it is, and a mapped one is read as IPv4."""
     chance = random.Random(6)
     for _ in range(500):
         inside = IPv4Address(chance.getrandbits(32))
@@ -170,6 +173,7 @@ def test_a_translated_address_is_as_public_as_the_one_inside() -> None:
     ],
 )
 def test_networks_are_allowed_beside_public_addresses(networks: str, address: str, allowed: bool) -> None:
+    """Allowed networks are added to public addresses."""
     assert read_allow_list(HOST, networks).allows(read_address(address)) is allowed
 
 
@@ -200,7 +204,8 @@ def test_networks_are_allowed_beside_public_addresses(networks: str, address: st
     ],
 )
 def test_the_list_of_hosts_is_names_ports_and_patterns(hosts: str, url: str, allowed: bool) -> None:
-    """Without a port the scheme's own one is meant; a star stands for labels of a name, not for addresses."""
+    """A host without a port allows its scheme's port; a star stands for labels of a name, not for
+    addresses."""
     allow_list, parsed = read_allow_list(hosts, None), parse_url(url)
     if allowed:
         allow_list.check_host(parsed)
@@ -213,18 +218,20 @@ def test_the_list_of_hosts_is_names_ports_and_patterns(hosts: str, url: str, all
     "hosts", ["https://a.test", "a.test/b", "a b", "*a.test", "a.*.test", "10.1", "a:99999", "**"]
 )
 def test_a_wrong_entry_stops_the_start(hosts: str) -> None:
+    """A wrong host in the setting is an error at start-up."""
     with pytest.raises(SettingsError, match="FLORENCE_IMAGE_HOSTS"):
         read_allow_list(f"good.test,{hosts}", None)
 
 
 @pytest.mark.parametrize("networks", ["10.0.0.1/8", "10.0.0.0/33", "private", "a.test"])
 def test_a_wrong_network_stops_the_start(networks: str) -> None:
+    """A wrong network in the setting is an error at start-up."""
     with pytest.raises(SettingsError, match="FLORENCE_IMAGE_NETWORKS"):
         read_allow_list(HOST, f"fd00::/8,{networks}")
 
 
 def test_an_allowed_network_is_reached() -> None:
-    """Storage of a cluster, by its name: at the address that the name has."""
+    """A cluster's storage in an allowed network is reached by its name."""
     web = FakeWeb(names={"minio": ["10.1.2.3"]}, pages={"http://minio:9000/a.png": [answer()]})
     assert ask(web.fetcher("minio:9000", "10.0.0.0/8"), "http://minio:9000/a.png") == PICTURE
     assert web.connections == [("10.1.2.3", 9000)]

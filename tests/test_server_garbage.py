@@ -1,4 +1,5 @@
-"""When a worker collects garbage: not what it has loaded, and all of the rest only while that is little."""
+"""A worker's garbage collection: never of what it has loaded, and a full one only while few objects are in
+use."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from florence.server.garbage import FEW, RARELY, collect_if_cheap, collect_rarel
 
 
 class Node:
-    """Refers to itself, so that only a collection frees it."""
+    """An object that refers to itself, so that only a collection frees it."""
 
     def __init__(self) -> None:
         self.me = self
@@ -20,7 +21,7 @@ class Node:
 
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
-    """As it was before, afterwards; in between it does nothing of itself."""
+    """Turn automatic collection off during the test, and restore it."""
     threshold = gc.get_threshold()
     gc.disable()
     yield
@@ -30,7 +31,7 @@ def collector() -> Iterator[None]:
 
 
 def test_the_collector_passes_over_what_a_worker_has_loaded() -> None:
-    """A full collection, which stops the event loop, looks at nothing of it."""
+    """A full collection, which stops the event loop, skips what the worker has loaded."""
     before = gc.get_freeze_count()
     loaded: list[list[object]] = [[] for _ in range(1000)]
     set_aside()
@@ -39,7 +40,7 @@ def test_the_collector_passes_over_what_a_worker_has_loaded() -> None:
 
 
 def test_nothing_is_collected_while_a_process_imports() -> None:
-    """And nothing that was imported is looked at afterwards, by a collector that is on again."""
+    """Collection is off during imports, and later skips what was imported."""
     before = gc.get_freeze_count()
     with importing():
         assert not gc.isenabled()
@@ -51,7 +52,7 @@ def test_nothing_is_collected_while_a_process_imports() -> None:
 
 
 def test_garbage_is_collected_while_that_is_cheap() -> None:
-    """With few objects in use, and not while there are many: then it stays, and goes when they have gone."""
+    """Garbage is collected while few objects are in use; with many it stays until they are gone."""
     set_aside()
     found = weakref.ref(Node())
     assert found() is not None
@@ -59,7 +60,7 @@ def test_garbage_is_collected_while_that_is_cheap() -> None:
     assert found() is None
 
     in_use: list[list[object]] = [[] for _ in range(FEW + 1)]
-    gc.collect()  # they are old now
+    gc.collect()  # now in the oldest generation
     found = weakref.ref(Node())
     assert not collect_if_cheap()
     assert found() is not None
@@ -69,7 +70,7 @@ def test_garbage_is_collected_while_that_is_cheap() -> None:
 
 
 def test_python_itself_makes_full_collections_rarely() -> None:
-    """The young generations are collected as before."""
+    """Full collections become rare; the young generations are collected as before."""
     young = gc.get_threshold()[:2]
     collect_rarely()
     assert gc.get_threshold() == (*young, RARELY)

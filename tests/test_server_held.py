@@ -1,4 +1,4 @@
-"""Large answers: in pieces, within the budget of bodies, kept where they are the same for all."""
+"""Large answers: sent in pieces, within the budget of bodies, and cached where all clients get the same."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sent(body: bytes, *, more: bool) -> list[Message]:
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, 3 * PIECE + 5])
 @pytest.mark.parametrize("more", [False, True])
 def test_pieces_are_the_body(size: int, more: bool) -> None:
-    """None is larger than a piece, and only the last one ends what the message ended."""
+    """The pieces are the body, none is too large, and only the last ends what the message ended."""
     body = random.Random(size).randbytes(size)
     messages = sent(body, more=more)
     assert b"".join(each["body"] for each in messages) == body
@@ -45,7 +45,7 @@ def test_pieces_are_the_body(size: int, more: bool) -> None:
 
 
 def client_of(size: int, budget: int) -> TestClient:
-    """Before an app whose answer has so many bytes."""
+    """A client of an app with an answer of this many bytes."""
 
     async def large(request: Request) -> Response:
         return Response(bytes(size))
@@ -55,7 +55,7 @@ def client_of(size: int, budget: int) -> TestClient:
 
 
 def test_an_answer_counts_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that finds room comes whole, again and again; where there is none, 503 comes in its place."""
+    """An answer counts in the budget while it is sent; without room it is replaced by a 503."""
     monkeypatch.setattr("florence.server.http.bodies.PATIENCE_S", 0.01)
     roomy = client_of(5 * PIECE, 6 * PIECE)
     assert [len(roomy.get("/").content) for _ in range(3)] == [5 * PIECE] * 3
@@ -66,7 +66,7 @@ def test_an_answer_counts_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_kept_body_is_sent_to_those_that_do_not_have_it() -> None:
-    """With its ETag; 304 to others."""
+    """A cached body is sent with its ETag; a client that has it gets a 304."""
     body = random.Random(0).randbytes(3 * PIECE)
     held = HeldBody(body, "text/plain")
 
@@ -84,7 +84,8 @@ def test_a_kept_body_is_sent_to_those_that_do_not_have_it() -> None:
 
 
 def test_one_scrape_answers_all_that_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred at once take two: the one at work when most came is not theirs."""
+    """A hundred concurrent requests take two scrapes: one that was running, and one that started after
+    they came."""
     scrapes: list[int] = []
 
     def scrape() -> bytes:
@@ -100,7 +101,7 @@ def test_one_scrape_answers_all_that_came_before_it(monkeypatch: pytest.MonkeyPa
             await asyncio.sleep(0)
         others = [asyncio.ensure_future(answer(Request({"type": "http"}))) for _ in range(100)]
         await asyncio.sleep(0)
-        others[0].cancel()  # its client leaves; the others don't wait for another scrape
+        others[0].cancel()  # a client that leaves causes no further scrape
         return [bytes((await each).body) for each in (first, *others[1:])]
 
     first, *others = asyncio.run(ask())

@@ -1,4 +1,4 @@
-"""Metrics of HTTP requests: counted under BentoML's names, with a bounded number of series."""
+"""Metrics of HTTP requests, under BentoML's names and with a bounded number of series."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from florence.server.observability.http_metrics import OTHER, HttpMetrics, in_or
 
 
 def series(metrics: HttpMetrics) -> dict[tuple[str, str], float]:
-    """Each sample without histogram buckets, by its name and endpoint."""
+    """The value of each sample without histogram buckets, by name and endpoint."""
     return {
         (sample.name, sample.labels.get("endpoint", "")): sample.value
         for family in metrics.registry.collect()
@@ -26,8 +26,7 @@ def series(metrics: HttpMetrics) -> dict[tuple[str, str], float]:
 
 
 def test_any_paths_make_one_series() -> None:
-    """A thousand paths that are not there count as one endpoint; a known one has its own, whatever name it
-    ends with."""
+    """All unknown paths count as one endpoint; a known path has its own, also if it ends with a name."""
     metrics = HttpMetrics(["/caption", "/v1/models/{model}", "/tasks/{name}"])
     for path in ("/v1/models/a", "/v1/models/b", "/tasks/a", "/tasks", "/v1/models/a/b"):
         metrics.begin(path)(404)
@@ -44,6 +43,7 @@ def test_any_paths_make_one_series() -> None:
 
 
 def test_requests_under_way_are_counted_until_they_end() -> None:
+    """Requests in progress are counted until they end."""
     metrics = HttpMetrics(["/ocr"])
     ends = [metrics.begin("/ocr") for _ in range(3)]
     assert series(metrics)["bentoml_service_request_in_progress", "/ocr"] == 3
@@ -54,7 +54,7 @@ def test_requests_under_way_are_counted_until_they_end() -> None:
 
 
 def test_a_histograms_samples_are_in_the_text_formats_order() -> None:
-    """Buckets in rising order, then count and sum, for each set of labels."""
+    """A histogram has its buckets in rising order, then count and sum, for each set of labels."""
     histogram = Histogram("h", "text", ["a"], buckets=(1, 2, 10), registry=CollectorRegistry())
     for label in "xy":
         histogram.labels(label).observe(3)
@@ -66,7 +66,7 @@ def test_a_histograms_samples_are_in_the_text_formats_order() -> None:
 
 
 def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
-    """Requests of the service's own paths are labelled with them; the document lists no other."""
+    """The service's own paths, which the document lists, are labels."""
     from starlette.applications import Starlette
 
     from florence.server.fetching.fetcher import fetcher_of
@@ -90,10 +90,10 @@ def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
 
 @pytest.mark.slow
 def test_a_scrape_grows_with_no_path(fake_server: Server) -> None:
-    """Of a running service: unknown paths and methods add no series, and the text can be parsed."""
+    """Unknown paths and methods add no series to a running service's scrape, which can be parsed."""
 
     async def ask() -> None:
-        fresh = httpx.Limits(max_connections=100, max_keepalive_connections=0)  # idle ones may be closed
+        fresh = httpx.Limits(max_connections=100, max_keepalive_connections=0)  # no idle ones
         async with httpx.AsyncClient(base_url=fake_server.url, timeout=300, limits=fresh) as http:
             await asyncio.gather(*(http.request("GET", f"/nope/{i}?{i}") for i in range(60)))
             await asyncio.gather(*(http.post(f"/v2/models/m{i}/infer") for i in range(60)))

@@ -1,4 +1,4 @@
-"""`image_url` at the endpoints: the same answers as the picture itself, and clear refusals."""
+"""`image_url` at the endpoints: the same answers as for the picture itself, and clear refusals."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ WAYS = [
 
 @pytest.fixture
 def there(web: FakeWeb) -> FakeWeb:
-    """The picture is at `URL`, and no connection was made yet."""
+    """A web with the picture at `URL` and no connection yet."""
     web.pages = {URL: [answer()]}
     web.connections.clear()
     return web
 
 
 def timeless(body: dict[str, Any]) -> str:
+    """The answer as JSON without its times."""
     for each in body.get("answers", [body]):
         each.pop("timings")
     return json.dumps(body)
@@ -50,7 +51,7 @@ def timeless(body: dict[str, Any]) -> str:
 def test_a_url_is_answered_as_the_picture_itself(
     client: TestClient, served: FakeModel, there: FakeWeb, path: str, fields: dict[str, Any]
 ) -> None:
-    """In JSON, also beside an image that is null, and in a form: the model gets the picture's bytes."""
+    """A URL in JSON, also beside a null image, and in a form gets the picture's answer."""
     sent = timeless(client.post(path, json={"image": BASE64, **fields}).json())
     form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
     parts = {name: (None, value) for name, value in {**form, "image_url": URL}.items()}
@@ -67,6 +68,7 @@ def test_a_url_is_answered_as_the_picture_itself(
 
 
 def test_a_drawn_answer_is_drawn_on_the_fetched_picture(client: TestClient, there: FakeWeb) -> None:
+    """The drawing is made on the fetched picture."""
     png = {"accept": "image/png"}
     one = client.post("/object_detection", json={"image_url": URL}, headers=png)
     other = client.post("/object_detection", json={"image": BASE64}, headers=png)
@@ -97,7 +99,7 @@ def test_what_can_not_be_fetched_is_refused(
     status: int,
     said: str,
 ) -> None:
-    """With the status that its cause has, and in words that say what to change."""
+    """A URL that can't be fetched is refused with its cause's status and what to change."""
     reply = client.post(path, json={**sent, **fields})
     assert reply.status_code == status, reply.text
     assert said in reply.json()["error"]
@@ -105,7 +107,7 @@ def test_what_can_not_be_fetched_is_refused(
 
 @pytest.mark.parametrize("page", [answer()[:80], answer(b"", 500)])
 def test_a_host_that_fails_is_a_bad_gateway(client: TestClient, there: FakeWeb, page: bytes) -> None:
-    """502: the same request may succeed later."""
+    """A failing host is a 502: the same request may succeed later."""
     there.pages[URL] = [page]
     reply = client.post("/caption", json={"image_url": URL})
     assert reply.status_code == 502
@@ -113,7 +115,7 @@ def test_a_host_that_fails_is_a_bad_gateway(client: TestClient, there: FakeWeb, 
 
 
 def test_it_is_off_unless_hosts_are_named(model: FakeModel) -> None:
-    """The model is asked nothing, and the error names the setting."""
+    """Without named hosts a URL is refused, the setting is named, and the model is not asked."""
     inference = Inference(timeout_s=5.0)
     inference.model = model
     off = TestClient(Starlette(routes=[task_route(inference, fetcher_of(Settings()), DEFAULT_LIMITS)]))
@@ -124,6 +126,7 @@ def test_it_is_off_unless_hosts_are_named(model: FakeModel) -> None:
 
 
 def test_a_raw_picture_and_a_url_in_the_query_are_two(client: TestClient, there: FakeWeb) -> None:
+    """A picture as the body and a URL in the query are refused together."""
     head = {"content-type": "image/png"}
     reply = client.post("/caption", params={"image_url": URL}, content=PICTURE, headers=head)
     assert reply.status_code == 400
@@ -133,14 +136,15 @@ def test_a_raw_picture_and_a_url_in_the_query_are_two(client: TestClient, there:
 
 @pytest.mark.parametrize("name", ["image_url", "INPUT_IMAGE"])
 def test_v2_fetches_nothing(client: TestClient, there: FakeWeb, name: str) -> None:
-    """As Triton, it takes bytes."""
+    """v2 fetches no URL: as in Triton, it takes bytes."""
     values = {"INPUT_IMAGE": BASE64, "TASK_PROMPT": "<CAPTION>", name: URL}
     client.post("/v2/models/florence2/generate", json=values)
     assert there.connections == []
 
 
 def test_the_document_has_one_of_both(client: TestClient) -> None:
-    """In JSON and in forms, with the statuses of a fetch."""
+    """The document requires either the picture or the URL, in JSON and forms, and lists a fetch's
+    statuses."""
     document = client.get("/docs.json").json()
     for path, fields in WAYS:
         if path.startswith("/tasks"):
@@ -155,8 +159,9 @@ def test_the_document_has_one_of_both(client: TestClient) -> None:
         assert {"422", "502"} <= operation["responses"].keys()
 
 
-def test_the_client_sends_a_url_only_where_it_is_told_to(client: TestClient, there: FakeWeb) -> None:
-    """A text is a path, and says so where it looks like a URL; `ImageUrl` works with any method."""
+def test_the_client_sends_a_url_only_as_image_url(client: TestClient, there: FakeWeb) -> None:
+    """`ImageUrl` works with any method of the client; a plain text is a path, and the error for one like a
+    URL names `ImageUrl`."""
 
     def forwarded(request: httpx.Request) -> httpx.Response:
         head = {"content-type": request.headers["content-type"]}
@@ -176,7 +181,7 @@ def test_the_client_sends_a_url_only_where_it_is_told_to(client: TestClient, the
 
 
 def test_a_chat_takes_a_url_too(client: TestClient, served: FakeModel, there: FakeWeb) -> None:
-    """By the same rules: one that is not allowed is a 400, whose message names the setting."""
+    """A chat takes a URL by the same rules."""
 
     def asked(url: str) -> httpx.Response:
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "<CAPTION>"}]

@@ -1,4 +1,4 @@
-"""API keys: over HTTP and gRPC, from a setting and from a file that changes."""
+"""API keys over HTTP and gRPC, from a setting and from a file that changes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ CLOSED_PATHS = ["/caption", "/analyze", "/info", INFER, "/v2", "/v2/models/flore
 
 
 def bearer(key: str) -> dict[str, str]:
+    """The header with this key."""
     return {"authorization": f"Bearer {key}"}
 
 
 @pytest.fixture
 def keys() -> ApiKeys:
+    """The keys of two callers."""
     made = keys_of(f"alice:{ALICE},bob:{BOB}", None)
     assert made is not None
     return made
@@ -46,18 +48,20 @@ def keys() -> ApiKeys:
 
 @pytest.fixture
 def repository(model: FakeModel) -> ModelRepository:
+    """A repository with a fake model."""
     inference = Inference(5.0)
     inference.model = model
     return ModelRepository([inference])
 
 
 async def _name(_request: Any) -> Response:
+    """Reply with the caller's name."""
     return JSONResponse({"caller": caller()})
 
 
 @pytest.fixture
 def guarded(repository: ModelRepository, keys: ApiKeys) -> Starlette:
-    """The service's middleware; the other routes say which caller they see."""
+    """An app with the service's middleware, whose other routes reply with the caller's name."""
     routes = [Route("/{path:path}", _name, methods=["GET", "POST", "OPTIONS"])]
     return Starlette(routes=routes, middleware=middleware_of(repository, 100_000, keys, budget=roomy()))
 
@@ -68,7 +72,7 @@ def guarded(repository: ModelRepository, keys: ApiKeys) -> Starlette:
     [{}, bearer("x" * 32), bearer(ALICE[:-1]), {"authorization": ALICE}, {"authorization": "Basic x"}],
 )
 def test_doors_are_closed_without_a_key(guarded: Starlette, path: str, headers: dict[str, str]) -> None:
-    """401 with one line of help and the scheme, before the body is read: one that is far too long too."""
+    """Without a right key the reply is a 401 with help and the scheme, sent before the body is read."""
     reply = send(guarded, "POST", path, content=b"x" * 200_000, headers=headers)
     assert (reply.status_code, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert "Authorization: Bearer KEY" in reply.json()["error"]
@@ -77,12 +81,12 @@ def test_doors_are_closed_without_a_key(guarded: Starlette, path: str, headers: 
 
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
 def test_probes_and_pages_are_open(guarded: Starlette, path: str) -> None:
-    """Without a key."""
+    """Probes and pages need no key."""
     assert send(guarded, "GET", path).status_code != 401
 
 
 def test_metrics_are_closed_by_setting(repository: ModelRepository, keys: ApiKeys) -> None:
-    """`open_paths` without them."""
+    """Metrics need a key if `open_paths` does not have them."""
     middleware = middleware_of(repository, 1000, keys, OPEN_PATHS - {"/metrics"}, budget=roomy())
     app = Starlette(routes=[Route("/metrics", _name)], middleware=middleware)
     assert send(app, "GET", "/metrics").status_code == 401
@@ -90,7 +94,7 @@ def test_metrics_are_closed_by_setting(repository: ModelRepository, keys: ApiKey
 
 
 def test_a_key_opens_all_doors_under_its_name(guarded: Starlette) -> None:
-    """The name is what the endpoint sees; the scheme's name is in any case."""
+    """A key opens each endpoint, which gets the key's name; the scheme's letter case doesn't matter."""
     assert send(guarded, "POST", INFER, json=request(), headers=bearer(ALICE)).status_code == 200
     for name, key in (("alice", ALICE), ("bob", BOB)):
         reply = send(guarded, "POST", "/caption", headers={"authorization": f"bearer {key}"})
@@ -98,13 +102,13 @@ def test_a_key_opens_all_doors_under_its_name(guarded: Starlette) -> None:
 
 
 def test_a_browsers_preflight_needs_no_key(guarded: Starlette) -> None:
-    """It can't send one."""
+    """A browser's preflight, which can't send a key, needs none."""
     assert send(guarded, "OPTIONS", "/caption").status_code != 401
 
 
 @pytest.fixture
 def grpc_port(repository: ModelRepository, keys: ApiKeys) -> Iterator[int]:
-    """A gRPC server with keys, on a loop in a thread of its own."""
+    """The port of a gRPC server with keys, whose loop runs in another thread."""
     from threading import Thread
 
     loop = asyncio.new_event_loop()
@@ -127,7 +131,8 @@ def grpc_port(repository: ModelRepository, keys: ApiKeys) -> Iterator[int]:
 
 
 def test_grpc_needs_a_key_too(grpc_port: int) -> None:
-    """UNAUTHENTICATED with the same help for calls and streams; liveness and health checks are open."""
+    """Without a key, gRPC calls and streams are UNAUTHENTICATED with the same help; liveness and health
+    checks are open."""
     with triton.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
         assert client.is_server_live()
         assert client.is_server_ready()
@@ -162,10 +167,8 @@ def test_grpc_needs_a_key_too(grpc_port: int) -> None:
         (f"alice:{ALICE}\nbob:{ALICE}", "line 2: the name or the key of 'bob' is there twice"),
     ],
 )
-def test_a_wrong_file_is_told_by_its_line_and_never_shows_a_key(
-    tmp_path: Path, text: str, words: str
-) -> None:
-    """At the start."""
+def test_a_wrong_files_error_names_the_line_and_shows_no_key(tmp_path: Path, text: str, words: str) -> None:
+    """A wrong file is an error at start-up that names the line and shows no key."""
     path = tmp_path / "keys"
     path.write_text(text)
     with pytest.raises(SettingsError, match=words) as caught:
@@ -174,14 +177,14 @@ def test_a_wrong_file_is_told_by_its_line_and_never_shows_a_key(
 
 
 def test_the_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A new key opens, an old one no longer; a wrong file leaves what there was, and says so once."""
+    """A changed file adds and removes keys; a wrong or missing one keeps the old keys and is logged once."""
     path, now = tmp_path / "keys", [0.0]
     path.write_text(f"alice:{ALICE}\n")
     keys = FileKeys(path, clock=lambda: now[0])
 
     def write(text: str) -> None:
         path.write_text(text)
-        os.utime(path, ns=(0, int(now[0] * 1e9) + 1))  # not the same time, however fast this is
+        os.utime(path, ns=(0, int(now[0] * 1e9) + 1))  # a new time even if the test is fast
         now[0] += CHECK_S
 
     assert keys.check(f"Bearer {ALICE}") == "alice"
@@ -200,7 +203,8 @@ def test_the_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.L
 
 
 def test_settings_hide_keys_and_take_one_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No repr shows a key; the client's own variable is not taken for a misspelt setting."""
+    """The settings' repr shows no key, keys come from one source, and the client's own variable is not an
+    unknown setting."""
     monkeypatch.setenv("FLORENCE_API_KEYS", f"alice:{ALICE}")
     monkeypatch.setenv("FLORENCE_API_KEY", ALICE)
     settings = read_settings()
@@ -212,6 +216,6 @@ def test_settings_hide_keys_and_take_one_source(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_only_hashes_are_kept(keys: ApiKeys) -> None:
-    """What a dump of the memory's objects would show."""
+    """Only hashes of keys are kept, so a memory dump of the objects shows no key."""
     assert ALICE not in repr(vars(keys))
     assert set(read_keys([f"a:{ALICE}"], "test")) == {"a"}

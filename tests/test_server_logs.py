@@ -1,4 +1,4 @@
-"""Request ids in and out, and log lines as JSON: one an answer, with what belongs to its request."""
+"""Request ids in and out, and JSON log lines: one for each answer, with the request's fields."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ access = logging.getLogger("test.access")
 
 @pytest.fixture
 def lines() -> Iterator[StringIO]:
-    """What the service's log gets, as JSON."""
+    """The service's log as JSON lines."""
     written = StringIO()
     handler = logging.StreamHandler(written)
     handler.setFormatter(JsonLines())
@@ -49,6 +49,7 @@ def lines() -> Iterator[StringIO]:
 
 
 async def _answer(request: Request) -> Response:
+    """Log an answer of the model for `/caption`; reply without content elsewhere."""
     if request.url.path == "/caption":
         ApiKeys(read_keys([f"alice:{KEY}"], "here")).check(f"Bearer {KEY}")
         log_answer(original_of(FakeModel().submit(picture(), "<CAPTION>").result(30)))
@@ -56,14 +57,15 @@ async def _answer(request: Request) -> Response:
 
 
 async def _logged(scope: object, receive: object, send: object) -> None:
-    """The service's order: BentoML's access log is outside of ids, and writes after the answer."""
+    """An app in the service's order: BentoML's access log is outside of ids, and writes after the answer."""
     app = RequestIds(Starlette(routes=[Route("/{path:path}", _answer, methods=["POST"])]))
     await app(scope, receive, send)  # type: ignore[arg-type]
     access.info("%s", scope["path"])  # type: ignore[index]
 
 
 def test_an_answer_has_one_line_of_json(lines: StringIO) -> None:
-    """With task, outcome, tokens and times, the request's id and the key's name; not the key."""
+    """An answer has one line with task, outcome, tokens, times, request id and the key's name, but not the
+    key."""
     send(_logged, "POST", "/caption", headers={"x-request-id": "mine"})  # type: ignore[arg-type]
     (line,) = lines.getvalue().splitlines()
     fields = json.loads(line)
@@ -74,7 +76,7 @@ def test_an_answer_has_one_line_of_json(lines: StringIO) -> None:
 
 
 def test_a_request_without_an_answer_has_its_access_line(lines: StringIO) -> None:
-    """What failed or asks for no answer is in the log too."""
+    """A request without an answer has its access line."""
     send(_logged, "POST", "/other")  # type: ignore[arg-type]
     (line,) = lines.getvalue().splitlines()
     assert json.loads(line)["message"] == "/other"
@@ -82,7 +84,7 @@ def test_a_request_without_an_answer_has_its_access_line(lines: StringIO) -> Non
 
 @given(st.text())
 def test_any_text_is_one_line(text: str) -> None:
-    """Line breaks, quotes and lone surrogates too; it comes back as it was."""
+    """Any text, with line breaks, quotes and lone surrogates, is one line and is read back unchanged."""
     record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
     line = JsonLines().format(record)
     assert line.isascii()
@@ -91,7 +93,7 @@ def test_any_text_is_one_line(text: str) -> None:
 
 
 def test_a_traceback_is_in_its_line() -> None:
-    """As the field `error`."""
+    """A traceback is in its line as the field `error`."""
     try:
         raise ValueError("broken")
     except ValueError:
@@ -103,7 +105,7 @@ def test_a_traceback_is_in_its_line() -> None:
 
 @pytest.mark.parametrize("given", ["a", "0af7-1_x", "x" * 128, "a/b:c@d"])
 def test_a_client_s_id_comes_back(given: str) -> None:
-    """Over HTTP in the same header."""
+    """A client's id is returned in the same header."""
     app: Any = RequestIds(Starlette(routes=[Route("/", _answer, methods=["POST"])]))
     reply = send(app, "POST", "/", headers={"X-Request-Id": given})
     assert reply.headers["X-Request-Id"] == given
@@ -111,7 +113,7 @@ def test_a_client_s_id_comes_back(given: str) -> None:
 
 @given(st.none() | st.text())
 def test_no_other_id_does(given: str | None) -> None:
-    """None, too long, with spaces or line breaks: a new one in its place, which no other request has."""
+    """A missing or invalid id is replaced by a new, unique one."""
     first, second = copy_context().run(begin_call, given), copy_context().run(begin_call, given)
     if first != given:
         assert first != second
@@ -119,8 +121,8 @@ def test_no_other_id_does(given: str | None) -> None:
 
 
 def test_lines_that_cost_a_client_nothing_are_few() -> None:
-    """Of thousands alike a few hundred are written, then some a second, and the next one tells how many were
-    left out; lines of answers, of errors and of other kinds are all written."""
+    """Similar lines are limited to some at first and then a few a second, and the next one gives the
+    number left out. Lines of answers, errors and other kinds are all written."""
     now = [0.0]
     few = FewAlike(lambda: now[0])
 

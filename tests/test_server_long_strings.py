@@ -1,4 +1,4 @@
-"""Long strings stay where they are in a body, and nothing else changes by that."""
+"""Long strings are left in the body as it came, and the rest of a document is parsed as JSON defines it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def resolved(value: Any) -> Any:
 
 @given(st.dictionaries(st.text(max_size=5), VALUES, max_size=4), st.booleans(), st.sampled_from([None, 1]))
 def test_a_document_is_what_json_says(content: dict[str, Any], ascii_: bool, indent: int | None) -> None:
-    """Any values, escapes, spaces and scripts; keys and other members too long are as ever."""
+    """Any document gives the values that JSON defines, with escapes, spaces, scripts and long strings."""
     body = json.dumps(content, ensure_ascii=ascii_, indent=indent).encode()
     document = Document(body)
     assert resolved(document.parse()) == parse_json(body) == content
@@ -65,12 +65,13 @@ def test_a_document_is_what_json_says(content: dict[str, Any], ascii_: bool, ind
     st.sampled_from([1, LONG, LONG + 1]),
 )
 def test_every_encoding_of_json_is_read(encoding: str, length: int) -> None:
+    """Each encoding that JSON allows is read."""
     content = {"a": ["x" * length, "y"]}
     assert resolved(Document(json.dumps(content).encode(encoding)).parse()) == content
 
 
 def test_only_what_is_around_pictures_is_parsed() -> None:
-    """Elements and members alike, however far they are set in, each a view into the body."""
+    """Long elements and members, at any indentation, are views into the body, and only the rest is parsed."""
     content = {"a": ["p" * 200_000, "q" * 300_000], "b": "r" * 100_000, "c": [[[["s" * 100]]], "t" * 50_000]}
     for indent in (None, 40):
         body = json.dumps(content, indent=indent).encode()
@@ -95,15 +96,15 @@ def test_only_what_is_around_pictures_is_parsed() -> None:
         (b'{"a":["' + b"x" * 70_000 + b'"]} ["' + b"y" * 70_000 + b'"]', "Extra data at 70011"),
     ],
 )
-def test_mistakes_are_told_with_their_place_in_the_whole_body(body: bytes, message: str) -> None:
-    """As if no string had been left out."""
+def test_mistakes_have_their_position_in_the_whole_body(body: bytes, message: str) -> None:
+    """The position in an error counts the whole body, long strings included."""
     with pytest.raises(ProtocolError, match=f"failed to parse the request JSON buffer: {message}"):
         Document(body).parse()
 
 
 @pytest.mark.parametrize("wrong", [b"\n", b"\x00", b"\xff"])
 def test_a_long_picture_that_is_no_json_string_is_refused(wrong: bytes) -> None:
-    """When it is read: a control character between quotes, or what is not UTF-8."""
+    """A long string with a control character or invalid UTF-8 is refused when it is read."""
     body = infer_body(b"A" * 80_000 + wrong + b"A" * 80_000)
     (row,) = read_rows(parse_infer_request(body).columns)
     with pytest.raises(ProtocolError, match="failed to parse the request JSON buffer"):
@@ -112,7 +113,7 @@ def test_a_long_picture_that_is_no_json_string_is_refused(wrong: bytes) -> None:
 
 @pytest.mark.parametrize("escaped", [False, True])
 def test_a_long_picture_may_be_written_in_any_way_json_allows(escaped: bool) -> None:
-    """`\\/` for a slash and `\\n` for the line breaks of base64, or as it is."""
+    """A picture's base64 may have JSON escapes for slashes and line breaks."""
     picture = os.urandom(150_000)
     text = base64.encodebytes(picture).decode() if escaped else base64.b64encode(picture).decode()
     written = json.dumps(text).replace("/", "\\/")[1:-1] if escaped else text
@@ -139,7 +140,7 @@ TOO_MUCH = {
 def test_structure_that_no_request_means_is_refused_before_it_is_parsed(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it is made of, the parser never sees it."""
+    """A body with more structure than any request needs is refused before the parser runs."""
     monkeypatch.setattr("florence.server.long_strings.parse_json", None)
     with pytest.raises(TooMuchStructure, match="more than a request can hold"):
         Document(TOO_MUCH[kind])
@@ -147,7 +148,7 @@ def test_structure_that_no_request_means_is_refused_before_it_is_parsed(
 
 @given(st.integers(0, 1200), st.sampled_from([("[", "]"), ('{"a":', "}")]))
 def test_a_value_is_nested_as_deep_as_a_request_may_need(depth: int, brackets: tuple[str, str]) -> None:
-    """And never so deep that functions which call themselves for each level run out of stack."""
+    """Values are nested up to a limit, below which recursive functions don't run out of stack."""
     opening, closing = brackets
     document = Document((opening * depth + "1" + closing * depth).encode())
     if depth <= MOST_NESTED:
@@ -159,7 +160,7 @@ def test_a_value_is_nested_as_deep_as_a_request_may_need(depth: int, brackets: t
 
 @pytest.mark.parametrize("count", range(1, 5))
 def test_backslashes_before_a_quote_are_counted(count: int) -> None:
-    """However many there are: an even number ends the string, an odd number goes on."""
+    """An even number of backslashes before a quote ends the string; an odd number doesn't."""
     for extra in (0, 60, 64, 200, 70_000):
         body = b'{"a":["x' + b"\\" * (2 * extra + count) + b'","' + b"y" * 20_000 + b'"]}'
         if count % 2:
@@ -172,14 +173,15 @@ def test_backslashes_before_a_quote_are_counted(count: int) -> None:
 @settings(max_examples=40)
 @given(st.text(alphabet='aA/+"\\\n\u00e9\u732b', max_size=60), st.booleans(), st.integers(1, 5))
 def test_pieces_are_the_string(text: str, ascii_: bool, times: int) -> None:
-    """Wherever the cuts are: through escapes, and through characters of several bytes."""
+    """The pieces of a string join to it, with cuts through escapes and characters of several bytes."""
     quoted = json.dumps(text * 3000 * times, ensure_ascii=ascii_).encode()
     string = LongString(memoryview(quoted))
     assert "".join(string.pieces()) == str(string) == text * 3000 * times
 
 
 def test_a_long_picture_costs_no_copy_before_it_is_read() -> None:
-    """The request of a body of 8 MB takes less than a hundredth of it."""
+    """Parsing a body of 8 MB takes less than a hundredth of its memory; reading the picture takes its own
+    size."""
     body = infer_body(b"A" * 8_000_000)
     tracemalloc.start()
     try:
@@ -193,7 +195,7 @@ def test_a_long_picture_costs_no_copy_before_it_is_read() -> None:
 
 
 def infer_body(text: bytes) -> bytes:
-    """A request whose picture is written so."""
+    """A request whose picture is this text."""
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
         for name, value in (("INPUT_IMAGE", "@"), ("TASK_PROMPT", "<OD>"))
@@ -202,7 +204,8 @@ def infer_body(text: bytes) -> bytes:
 
 
 def test_a_picture_in_base64_costs_no_parsing_and_all_else_costs_its_bytes() -> None:
-    """Many strings, a body that would take long to be searched, and one that has to be decoded first."""
+    """A long base64 string has no parsing cost; many strings, a body slow to search and one that must be
+    decoded first cost all their bytes."""
     inputs = [{"name": "INPUT_IMAGE", "data": ["x" * 2**20]}, {"name": "TASK_PROMPT", "data": ["<OD>"]}]
     picture = json.dumps({"inputs": inputs}).encode()
     assert parsing_cost(picture) <= MOST_INLINE < len(picture)

@@ -1,9 +1,10 @@
-"""Metrics of requests, GPUs and v2 counts: each event in its series, workers added up, names as needed."""
+"""Metrics of requests, GPUs and v2 counts: each event is counted in its series, and workers are summed."""
 
 from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -60,13 +61,14 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the workers of a service keep their metrics."""
+    """The directory in which a service's workers keep their metrics."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     return tmp_path
 
 
 def test_a_worker_has_the_room_of_its_metrics_from_the_start(fake_server: Server) -> None:
-    """Each file in which it counts is reserved, without holes: a disk that gets full later can't end it."""
+    """Each metrics file is allocated at start-up, without holes, so that a full disk can't end a worker
+    later."""
     assert httpx.post(f"{fake_server.url}/caption", json={}).status_code == 400
     assert httpx.get(f"{fake_server.url}/metrics").status_code == 200
     files = list(fake_server.log_path.parent.rglob("*_[0-9]*.db"))
@@ -77,10 +79,11 @@ def test_a_worker_has_the_room_of_its_metrics_from_the_start(fake_server: Server
 
 
 @pytest.mark.parametrize(("reason", "refused"), [(errno.ENOSPC, True), (errno.EOPNOTSUPP, False)])
-def test_a_full_disk_is_told_at_the_start(
+def test_a_full_disk_is_an_error_at_the_start(
     directory: Path, monkeypatch: pytest.MonkeyPatch, reason: int, refused: bool
 ) -> None:
-    """With the folder and the way out; a file system that can't reserve is none."""
+    """A full disk is an error at start-up that names the folder and what to change; a file system without
+    allocation is accepted."""
 
     def fail(*_: int) -> None:
         raise OSError(reason, os.strerror(reason))
@@ -91,7 +94,7 @@ def test_a_full_disk_is_told_at_the_start(
 
 
 def test_workers_that_are_gone_keep_their_counts_and_no_room(directory: Path) -> None:
-    """What they counted is still added up; what they had reserved beyond is given back."""
+    """The counts of ended workers stay in the sum, and their unused space is freed."""
     code = (
         "from florence.server.observability.metric_files import reserve_files\n"
         "reserve_files()\n"
@@ -113,8 +116,21 @@ def test_workers_that_are_gone_keep_their_counts_and_no_room(directory: Path) ->
     assert b"florence_seen_total 10.0" in shown.stdout
 
 
+def test_a_file_that_is_mapped_elsewhere_is_replaced_and_not_cut(directory: Path) -> None:
+    """As by a worker of another container, whose process id is none here: a cut would end it by SIGBUS."""
+    file = directory / "counter_999999999.db"
+    file.write_bytes((24).to_bytes(4, sys.byteorder) + b"x" * 60_000)
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        reserve_files()
+        assert file.stat().st_size == 24
+        mapped[50_000:50_001] = b"y"
+        assert os.fstat(opened.fileno()).st_size == 60_004
+    assert not list(directory.glob("*.[0-9]*"))
+
+
 def test_a_request_counts_under_its_task_and_its_end() -> None:
-    """A time for each part that it came to; the key's name, where it has one; `unknown` for no task."""
+    """A request counts under its task and outcome, with a time for each part it reached and its key's
+    name; a request without a task is `unknown`."""
     metrics = EngineMetrics({})
     for report in (ANSWERED, ANSWERED, replace(REFUSED, task="")):
         metrics.finished(report)
@@ -132,7 +148,8 @@ def test_a_request_counts_under_its_task_and_its_end() -> None:
 
 
 def test_a_ready_worker_says_what_runs_and_what_it_holds() -> None:
-    """Versions, checkpoint, device and dtype; seconds; bytes, measured again with each encode."""
+    """A ready worker reports versions, checkpoint, device, dtype, its start in seconds, and memory in
+    bytes, measured again at each encode."""
     metrics, model = EngineMetrics({}), FakeModel()
     held = {"caches": 3}
     metrics.ready(model.info(), lambda: held, 1.5)
@@ -148,11 +165,11 @@ def test_a_ready_worker_says_what_runs_and_what_it_holds() -> None:
 
 
 class NvmlError(Exception):
-    pass
+    """An error of the driver's library."""
 
 
 def fake_nvml(gpus: int, missing: str = "") -> Any:
-    """The driver's library for so many GPUs; the function of the name `missing` is not supported."""
+    """The driver's library with this many GPUs, on which the function `missing` is not supported."""
 
     def unsupported(_gpu: int) -> None:
         raise NvmlError("not supported")
@@ -179,7 +196,8 @@ def fake_nvml(gpus: int, missing: str = "") -> Any:
 
 
 def test_gpus_have_triton_s_names_and_units() -> None:
-    """Shares of 1, bytes, watts and joules, by UUID, and no `_total` at the counter's end."""
+    """GPU metrics have Triton's names and units (ratios, bytes, watts, joules) by UUID; the counter has no
+    `_total`."""
     text = "".join(gpu_lines(fake_nvml(2)))
     first, second = (("gpu_uuid", "GPU-0"),), (("gpu_uuid", "GPU-1"),)
     seen = samples(text)
@@ -191,7 +209,7 @@ def test_gpus_have_triton_s_names_and_units() -> None:
 
 @pytest.mark.parametrize("reading", READINGS, ids=lambda reading: reading.name)
 def test_what_a_driver_does_not_give_is_left_out(reading: Any) -> None:
-    """And nothing else; without a driver there is nothing."""
+    """A metric that the driver doesn't support is left out, and no other; without a driver there are none."""
     text = "".join(gpu_lines(fake_nvml(1, reading.function)))
     left_out = [each.name for each in READINGS if each.function == reading.function]
     assert [each.name for each in READINGS if f"# TYPE {each.name} " not in text] == left_out
@@ -223,7 +241,7 @@ print(json.dumps([statistics.as_dict(), statistics.as_metrics(), scrape().decode
 
 
 def python(code: str, directory: Path, *arguments: str) -> str:
-    """Run as a worker of a service whose files are in the directory."""
+    """The output of this code, run as a worker whose metrics are in the directory."""
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
@@ -231,8 +249,8 @@ def python(code: str, directory: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_workers_v2_counts_are_one_sum(tmp_path: Path) -> None:
-    """Whichever worker is asked, and also after those that counted have ended: statistics and metrics are
-    those of all, without those of another model, and the names of their files' own metrics are not shown."""
+    """Any worker reports the sum of all workers, also of ended ones, without another model's counts;
+    internal metrics are not shown."""
     python(WORKER, tmp_path, "3")
     python(WORKER, tmp_path, "4")
     entry, text, scraped = json.loads(python(READER, tmp_path))

@@ -1,4 +1,4 @@
-"""The middleware on its own: body limits, clients that leave, error bodies of one shape."""
+"""The middleware alone: body limits, clients that leave, time limits, and one format of errors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
+from clocked import ClockedLoop, run_clocked, skip
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from waiting import PATIENCE_S
 
 from florence.answers.answer import Answer
 from florence.errors import Closed
@@ -28,6 +30,8 @@ LIMIT = 1024
 
 
 async def _echo_length(request: Request) -> Response:
+    """Reply with the length of the body."""
+
     async def read() -> Response:
         return JSONResponse({"length": len(await request.body())})
 
@@ -35,7 +39,7 @@ async def _echo_length(request: Request) -> Response:
 
 
 def send(content: Any, **headers: str) -> httpx.Response:
-    """One POST to an app that reads its body, behind the limit."""
+    """The reply to one POST to an app that reads its body, behind the limit."""
     app = Starlette(
         routes=[Route("/", _echo_length, methods=["POST"])],
         middleware=[Middleware(BodyLimit, max_bytes=LIMIT, budget=BodyBudget(4 * LIMIT, 60.0))],
@@ -49,18 +53,19 @@ def send(content: Any, **headers: str) -> httpx.Response:
 
 
 async def _chunks(count: int, size: int = 100) -> AsyncIterator[bytes]:
+    """A body of `count` chunks."""
     for _ in range(count):
         yield b"x" * size
 
 
 @pytest.mark.parametrize("length", [0, 1, LIMIT])
 def test_bodies_up_to_the_limit_pass(length: int) -> None:
-    """The limit itself is allowed."""
+    """A body of up to the limit is accepted."""
     assert send(b"x" * length).json() == {"length": length}
 
 
 def test_longer_bodies_are_refused_with_the_limit() -> None:
-    """413, with what is allowed and the setting's name."""
+    """A longer body is a 413 with the limit and the setting's name."""
     reply = send(b"x" * (LIMIT + 1))
     assert reply.status_code == 413
     assert reply.json() == {
@@ -70,7 +75,7 @@ def test_longer_bodies_are_refused_with_the_limit() -> None:
 
 @pytest.mark.parametrize(("count", "status"), [(10, 200), (11, 413), (1000, 413)])
 def test_bodies_without_a_length_are_counted_as_they_arrive(count: int, status: int) -> None:
-    """Chunked bodies can't get around the limit, and are not kept beyond it."""
+    """A chunked body is counted as it arrives, and is refused beyond the limit."""
     assert send(_chunks(count)).status_code == status
 
 
@@ -87,7 +92,7 @@ def test_bodies_without_a_length_are_counted_as_they_arrive(count: int, status: 
     ],
 )
 def test_every_error_body_becomes_one_object_with_one_text(original: Response, text: str) -> None:
-    """Whatever shape an error had, clients see {"error": "..."}; status and other headers stay."""
+    """Each error body becomes {"error": "..."}; status and other headers stay."""
     messages: list[Any] = []
 
     async def collect(message: Any) -> None:
@@ -107,7 +112,8 @@ def test_every_error_body_becomes_one_object_with_one_text(original: Response, t
 
 
 def test_an_unexpected_exception_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
-    """BentoML's time limit waits for an answer; the log has the traceback, the client no word of it."""
+    """An unexpected exception is a 500, since BentoML's time limit waits for an answer; its traceback is
+    in the log and not in the reply."""
     messages: list[Any] = []
 
     async def collect(message: Any) -> None:
@@ -123,7 +129,7 @@ def test_an_unexpected_exception_is_a_500(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_good_answers_pass_unread() -> None:
-    """An answer is not touched, whatever it holds."""
+    """A good answer is not changed, even if it looks like an error."""
     messages: list[Any] = []
 
     async def collect(message: Any) -> None:
@@ -135,19 +141,21 @@ def test_good_answers_pass_unread() -> None:
 
 
 async def _never() -> Any:
+    """Wait forever."""
     await asyncio.Event().wait()
 
 
 class _Client:
-    """A client that sends an empty body, and leaves when it is told to."""
+    """A client that sends an empty body, and leaves when `leaves` is set."""
 
     def __init__(self) -> None:
         self.leaves = asyncio.Event()
-        self.gone = asyncio.Event()  # set once `receive` has said that it left
+        self.gone = asyncio.Event()  # set once `receive` has reported that it left
         self.sent = False
         self.messages: list[Any] = []
 
     async def receive(self) -> Any:
+        """The empty body, then the disconnect."""
         if not self.sent:
             self.sent = True
             return {"type": "http.request", "body": b"", "more_body": False}
@@ -156,16 +164,18 @@ class _Client:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Any) -> None:
+        """Keep the message."""
         self.messages.append(message)
         if message["type"] == "http.response.body":
-            self.leaves.set()  # as a server reports it
+            self.leaves.set()  # a server reports a disconnect after the answer
 
 
 SCOPE = {"type": "http", "method": "POST", "path": "/caption"}
 
 
 def test_a_client_that_leaves_cancels_its_work() -> None:
-    """The future that the model works on is cancelled, the request ends as 499, and nothing is raised."""
+    """When a client leaves, its future is cancelled, its request ends with status 499, and no error is
+    raised."""
 
     async def scenario() -> tuple[Future[Answer], list[Any]]:
         client = _Client()
@@ -174,9 +184,9 @@ def test_a_client_that_leaves_cancels_its_work() -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await receive()
             asyncio.get_running_loop().call_soon(client.leaves.set)
-            await await_answer(future, 5.0)
+            await await_answer(future, PATIENCE_S)
 
-        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), 5)
+        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), PATIENCE_S)
         return future, client.messages
 
     future, messages = asyncio.run(scenario())
@@ -185,7 +195,7 @@ def test_a_client_that_leaves_cancels_its_work() -> None:
 
 
 def test_work_after_the_answer_is_not_cancelled() -> None:
-    """Servers report a client that has its answer as gone; what runs after the answer still ends."""
+    """Work after the answer ends normally, although servers report a disconnect then."""
 
     async def scenario() -> bool:
         client = _Client()
@@ -197,18 +207,18 @@ def test_work_after_the_answer_is_not_cancelled() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"x"})
             await client.gone.wait()
-            for _ in range(10):  # turns of the loop, in which it would be cancelled
+            for _ in range(10):  # give a cancellation time to arrive
                 await asyncio.sleep(0)
             finished = True
 
-        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), 5)
+        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, client.receive, client.send), PATIENCE_S)
         return finished
 
     assert asyncio.run(scenario())
 
 
 def test_an_apps_own_error_comes_out() -> None:
-    """The middleware hides no exception."""
+    """The app's own exception passes through."""
 
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise ZeroDivisionError
@@ -222,45 +232,51 @@ def test_an_apps_own_error_comes_out() -> None:
 
 
 def test_a_future_cancelled_by_the_model_is_a_503_and_not_a_cancelled_caller() -> None:
-    """An engine that stops cancels what waits; the client hears that it may come again."""
+    """A future cancelled by a stopping engine is a Closed error that asks to send the request again; the
+    caller is not cancelled."""
     future: Future[Answer] = Future()
     future.cancel()
     with pytest.raises(Closed, match="send the request again"):
-        asyncio.run(await_answer(future, 5.0))
+        asyncio.run(await_answer(future, PATIENCE_S))
 
 
-def limited(app: Any, timeout_s: float) -> list[Any]:
-    """What an app behind the time limit sends."""
+def limited(app: Any) -> list[Any]:
+    """The messages that an app sends behind a time limit of `PATIENCE_S`."""
     messages: list[Any] = []
 
     async def collect(message: Any) -> None:
         messages.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/"}
-    asyncio.run(TimeLimit(app, timeout_s)(scope, _never, collect))
+    run_clocked(TimeLimit(app, PATIENCE_S)(scope, _never, collect))
     return messages
 
 
 def test_an_answer_that_does_not_begin_in_time_is_a_504() -> None:
+    """An answer that does not begin in time is a 504."""
+
     async def hangs(scope: Any, receive: Any, send: Any) -> None:
+        skip(PATIENCE_S)
         await receive()
 
-    start, body = limited(hangs, 0.01)
+    start, body = limited(hangs)
     assert (start["status"], b"not finished within" in body["body"]) == (504, True)
 
 
 def test_an_answer_that_has_begun_may_take_its_time() -> None:
-    """And a request that is answered leaves no timer behind, which would keep all of it until it is due."""
-    loops: list[Any] = []
+    """An answer that has begun has no time limit, and leaves no timer, which would keep the request in
+    memory."""
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
-        loops.append(asyncio.get_running_loop())
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await asyncio.sleep(0.05)
+        skip(PATIENCE_S)
+        await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"x"})
-        assert not [timer for timer in loops[0]._scheduled if not timer.cancelled()]
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ClockedLoop)
+        assert all(timer.cancelled() for timer in loop.timers)
 
-    assert [message["type"] for message in limited(slow, 0.01)] == [
+    assert [message["type"] for message in limited(slow)] == [
         "http.response.start",
         "http.response.body",
     ]

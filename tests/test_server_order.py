@@ -1,11 +1,11 @@
-"""The order of middleware: what stands first in the list sees the requests of every door."""
+"""The order of middleware: the first in the list gets the requests of every endpoint."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.configuration.containers import BentoMLContainer  # no public way to set CORS
 from fake_model import FakeModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -30,7 +30,7 @@ DOORS = [
 
 
 class NeedsKey:
-    """As an authentication would: 401 without the right header."""
+    """Middleware that replies with 401 without the right header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -42,12 +42,13 @@ class NeedsKey:
 
 
 async def _other(request: Any) -> Response:
+    """Reply with the path."""
     return JSONResponse({"door": request.url.path})
 
 
 @pytest.fixture
 def guarded(model: FakeModel) -> Starlette:
-    """The service's list with an authentication at its first place; other routes than /v2 are stand-ins."""
+    """The service's middleware behind an authentication; routes outside /v2 are stand-ins."""
     inference = Inference(5.0)
     inference.model = model
     middleware = middleware_of(ModelRepository([inference]), 100_000, budget=roomy())
@@ -57,7 +58,7 @@ def guarded(model: FakeModel) -> Starlette:
 
 @pytest.mark.parametrize(("method", "path"), DOORS)
 def test_the_first_in_the_list_guards_every_door(guarded: Starlette, method: str, path: str) -> None:
-    """Without the key no door answers; with it each does."""
+    """Without the key no endpoint answers; with it each does."""
     body = request() if method == "POST" else None
     assert send(guarded, method, path, json=body).status_code == 401
     opened = send(guarded, method, path, json=body, headers={"x-api-key": "right", "accept": "text/html"})
@@ -66,20 +67,20 @@ def test_the_first_in_the_list_guards_every_door(guarded: Starlette, method: str
 
 @pytest.mark.parametrize("path", [INFER, "/caption", "/info"])
 def test_the_limit_on_bodies_holds_at_every_door(guarded: Starlette, path: str) -> None:
-    """413 in the same words."""
+    """A body over the limit is a 413 with the same words at each endpoint."""
     reply = send(guarded, "POST", path, content=b"x" * 100_001, headers={"x-api-key": "right"})
     assert (reply.status_code, "FLORENCE_MAX_BODY_BYTES" in reply.json()["error"]) == (413, True)
 
 
 def test_bentomls_errors_have_one_shape(guarded: Starlette) -> None:
-    """A plain text of the framework becomes an object, below the v2 routes too."""
+    """BentoML's plain-text errors become an object."""
     reply = send(guarded, "DELETE", "/caption", headers={"x-api-key": "right"})
     assert (reply.status_code, reply.json()) == (405, {"error": "Method Not Allowed"})
 
 
 @pytest.mark.parametrize(("method", "path"), DOORS)
 def test_cors_reaches_every_door(model: FakeModel, method: str, path: str) -> None:
-    """A preflight is answered and answers are marked, for the origins of the setting only."""
+    """A preflight is answered and replies are marked at each endpoint, for the setting's origins only."""
     app = _with_origins(model, "https://a.example, https://b.example/")
     asked = {"origin": "https://b.example", "access-control-request-method": method}
     preflight = send(app, "OPTIONS", path, headers={**asked, "access-control-request-headers": "x-any"})
@@ -92,7 +93,7 @@ def test_cors_reaches_every_door(model: FakeModel, method: str, path: str) -> No
 
 @pytest.mark.parametrize(("method", "path"), DOORS)
 def test_bentomls_own_cors_reaches_every_door(model: FakeModel, method: str, path: str) -> None:
-    """As it is when the worker builds its middleware, unless the setting says something else."""
+    """BentoML's own CORS options apply at each endpoint, unless the setting overrides them."""
     enabled, options = BentoMLContainer.http.cors.enabled, BentoMLContainer.access_control_options
     before = enabled.get()
     apps = {origin: _with_origins(model, origin) for origin in (None, "https://a.example")}
@@ -110,6 +111,7 @@ def test_bentomls_own_cors_reaches_every_door(model: FakeModel, method: str, pat
 
 
 def _with_origins(model: FakeModel, origins: str | None) -> Starlette:
+    """The service's middleware with these CORS origins."""
     inference = Inference(5.0)
     inference.model = model
     middleware = middleware_of(ModelRepository([inference]), 100_000, origins=origins, budget=roomy())

@@ -17,6 +17,7 @@ from florence.server.outcomes import await_answer, await_answers, await_outcomes
 
 
 def done(outcome: Answer | Exception) -> Future[Answer]:
+    """A future with this outcome."""
     future: Future[Answer] = Future()
     if isinstance(outcome, Exception):
         future.set_exception(outcome)
@@ -27,11 +28,12 @@ def done(outcome: Answer | Exception) -> Future[Answer]:
 
 @pytest.fixture
 def answer(model: FakeModel) -> Answer:
+    """A caption of the fake model."""
     return model.submit(picture(), "<CAPTION>").result()
 
 
 def test_answers_come_in_the_order_of_their_futures(answer: Answer) -> None:
-    """Whichever is done first."""
+    """Answers are in the order of their futures, not of their completion."""
     others = [answer.model_copy(update={"checkpoint": str(index)}) for index in range(3)]
 
     async def wait() -> list[Answer]:
@@ -46,7 +48,7 @@ def test_answers_come_in_the_order_of_their_futures(answer: Answer) -> None:
 
 
 def test_the_first_error_names_its_row_and_cancels_the_others(answer: Answer) -> None:
-    """Also where rows before it are not done."""
+    """An error names its row and cancels the other futures, even if rows before it are unfinished."""
     unfinished: Future[Answer] = Future()
     with pytest.raises(ImageError, match=r"^row 2: broken$"):
         asyncio.run(await_answers([done(answer), unfinished, done(ImageError("broken"))], 60.0))
@@ -54,13 +56,13 @@ def test_the_first_error_names_its_row_and_cancels_the_others(answer: Answer) ->
 
 
 def test_one_request_has_no_row_in_its_error() -> None:
-    """There is nothing to tell apart."""
+    """A single request's error names no row."""
     with pytest.raises(ImageError, match=r"^broken$"):
         asyncio.run(await_answer(done(ImageError("broken")), 60.0))
 
 
 def test_outcomes_are_independent(answer: Answer) -> None:
-    """An error in one place leaves the answers in the others; a cancelled future is a closed model."""
+    """One failed future leaves the other answers; a cancelled future is a Closed error."""
     cancelled: Future[Answer] = Future()
     cancelled.cancel()
     got = asyncio.run(await_outcomes([done(ImageError("broken")), done(answer), cancelled], 60.0))
@@ -70,7 +72,7 @@ def test_outcomes_are_independent(answer: Answer) -> None:
 
 @pytest.mark.parametrize("wait", [await_answers, await_outcomes])
 def test_a_model_that_hangs_does_not_hold_up_the_error(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The future of a request whose reader or device hangs never ends; the time limit does."""
+    """A future that never ends fails after the time limit."""
     monkeypatch.setattr(outcomes, "SPARE_S", 0.0)
     hung: Future[Answer] = Future()
 
@@ -88,7 +90,7 @@ def test_a_model_that_hangs_does_not_hold_up_the_error(wait: Any, monkeypatch: p
 
 @pytest.mark.parametrize("wait", [await_answers, await_outcomes])
 def test_a_cancelled_caller_cancels_its_requests(wait: Any) -> None:
-    """A client that left does not keep the device busy."""
+    """Cancelling the caller cancels its futures, so that the device doesn't work for a client that left."""
     futures: list[Future[Answer]] = [Future(), Future()]
 
     async def leave() -> None:

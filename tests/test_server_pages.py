@@ -1,4 +1,4 @@
-"""The service's pages as files: where they are, their headers, what they link to; not in a browser."""
+"""The service's pages as files: their paths, headers and links, without a browser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SERVED = sorted(
 
 
 def client_of(model: FakeModel | None, *, keys: str | None = None, playground: bool = True) -> TestClient:
-    """The service's middleware with its pages, before a stand-in for all else."""
+    """A client of the service's middleware with its pages, and a stand-in for other routes."""
     inference = Inference(5.0)
     inference.model = model  # type: ignore[assignment]
     pages = Site(inference, public=keys is None, playground=playground)
@@ -48,12 +48,13 @@ def client_of(model: FakeModel | None, *, keys: str | None = None, playground: b
 
 @pytest.fixture
 def pages(model: FakeModel) -> TestClient:
+    """A client of the pages."""
     return client_of(model)
 
 
 @pytest.mark.parametrize("path", ["/", "/ui", "/docs", *(f"/pages/{name}" for name in SERVED), "/pages/none"])
 def test_every_page_forbids_other_hosts(pages: TestClient, path: str) -> None:
-    """Its policy allows this host alone, and no script or style in the page; so do errors'."""
+    """Each page and error has a policy that allows only this host, and no inline script or style."""
     reply = pages.get(path, headers=HTML)
     policy = dict(part.split(" ", 1) for part in reply.headers["content-security-policy"].split("; "))
     assert reply.status_code == (404 if path.endswith("none") else 200)
@@ -65,7 +66,7 @@ def test_every_page_forbids_other_hosts(pages: TestClient, path: str) -> None:
 
 
 def test_a_large_file_is_sent_in_pieces(pages: TestClient) -> None:
-    """So that a client which does not read costs little; together they are the file."""
+    """A large file is sent in pieces, so a client that does not read costs little memory."""
     messages: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -90,7 +91,8 @@ def test_a_large_file_is_sent_in_pieces(pages: TestClient) -> None:
 
 @pytest.mark.parametrize("page", ["root.html", "ui.html", "docs.html"])
 def test_a_page_names_only_files_that_there_are(page: str) -> None:
-    """By relative addresses, so that it works below any path of a proxy; nothing is in the page itself."""
+    """A page links only existing files, by relative addresses for use below any proxy path, and has no
+    inline script or style."""
     text = (PAGES / page).read_text(encoding="utf-8")
     named = re.findall(r'(?:src|href)="([^"$]+)"', text)
     assert named
@@ -102,7 +104,8 @@ def test_a_page_names_only_files_that_there_are(page: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((PAGES / "ui").glob("*.js")), ids=lambda path: path.name)
 def test_a_module_is_short_and_imports_its_neighbours(path: Path) -> None:
-    """Under 300 lines, with a line that says what it is; no address of a host in it."""
+    """A module has fewer than 300 lines, a first comment, imports of its neighbours only, and no host's
+    address."""
     text = path.read_text(encoding="utf-8")
     assert text.startswith("// ")
     assert len(text.splitlines()) < 300
@@ -111,7 +114,7 @@ def test_a_module_is_short_and_imports_its_neighbours(path: Path) -> None:
 
 
 def test_the_samples_are_those_of_data() -> None:
-    """The same bytes; and one photograph, whose source is named."""
+    """The samples are the files of data/ and one photograph, whose source is named."""
     samples = {path.name: path for path in (PAGES / "samples").iterdir()}
     photographs = {name for name, path in samples.items() if not (ROOT / "data" / name).exists()}
     for name in samples.keys() - photographs:
@@ -121,7 +124,7 @@ def test_the_samples_are_those_of_data() -> None:
 
 
 def test_the_root_says_what_runs(pages: TestClient) -> None:
-    """A page for browsers; JSON for others, with what v2 says of the server; HEAD for probes."""
+    """The root is a page for browsers and JSON for others, with the same links; it answers HEAD."""
     page = pages.get("/", headers=HTML)
     assert page.headers["content-type"].startswith("text/html")
     facts = pages.get("/").json()
@@ -132,7 +135,7 @@ def test_the_root_says_what_runs(pages: TestClient) -> None:
 
 
 def test_the_root_escapes_what_it_shows(model: FakeModel) -> None:
-    """A checkpoint's name is a path that somebody chose."""
+    """The root page escapes the checkpoint's name, which is any path."""
     model.checkpoint = "<script>alert(1)</script>$links"
     page = client_of(model).get("/", headers=HTML).text
     assert "<script>" not in page
@@ -140,7 +143,8 @@ def test_the_root_escapes_what_it_shows(model: FakeModel) -> None:
 
 
 def test_pages_need_neither_key_nor_model(model: FakeModel) -> None:
-    """While the model is loaded, and with keys; then the root keeps the checkpoint's name to itself."""
+    """Pages are served without a key and before the model is loaded; the root then hides the checkpoint's
+    name."""
     for client in (client_of(None), client_of(model, keys="alice:" + "a" * 32)):
         for path in ("/", "/ui", "/docs", "/pages/main.js"):
             assert client.get(path, headers=HTML).status_code == 200
@@ -150,7 +154,7 @@ def test_pages_need_neither_key_nor_model(model: FakeModel) -> None:
 
 
 def test_the_playground_can_be_left_out(model: FakeModel) -> None:
-    """Its page, its files and the link to it; the API page stays."""
+    """The playground's page, files and link can be turned off; the API page stays."""
     client = client_of(model, playground=False)
     assert {path: client.get(path).status_code for path in ("/ui", "/pages/main.js", "/docs")} == {
         "/ui": 404, "/pages/main.js": 404, "/docs": 200
@@ -169,8 +173,8 @@ def test_the_playground_can_be_left_out(model: FakeModel) -> None:
 def test_nothing_of_bentomls_pages_is_left(
     pages: TestClient, path: str, status: int, location: str | None
 ) -> None:
-    """Neither its files, nor redirects to the address that a client wrote into its Host header; and no file
-    beside the pages."""
+    """BentoML's own files are not served, no redirect goes to the client's Host header, and no file
+    outside the pages is readable."""
     reply = pages.get(path, headers={"host": "elsewhere.example"})
     assert (reply.status_code, reply.headers.get("location")) == (status, location)
     if status == 404:
@@ -178,14 +182,15 @@ def test_nothing_of_bentomls_pages_is_left(
 
 
 def test_a_file_that_did_not_change_is_not_sent_again(pages: TestClient) -> None:
-    """304 by its ETag."""
+    """An unchanged file is a 304 by its ETag."""
     first = pages.get("/pages/swagger-ui-bundle.js")
     again = pages.get("/pages/swagger-ui-bundle.js", headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
 
 
 def test_the_examples_are_the_demo_checkpoints_answers() -> None:
-    """Of the picture that is beside them: `python tests/api_examples.py` writes both."""
+    """The examples are the demo checkpoint's answers for the picture beside them; `python
+    tests/api_examples.py` writes both."""
     assert SCENE.is_file()
     assert abs(len(small_picture()) - PICTURE_PATH.stat().st_size) < 200
     with Florence2.load("demo", device="cpu", dtype="float32") as model:
@@ -200,12 +205,13 @@ def test_the_examples_are_the_demo_checkpoints_answers() -> None:
 
 
 def _answers(example: dict[str, dict[str, object]]) -> list[dict[str, dict[str, object]]]:
+    """The answers of an example."""
     answer = example["answer"]
     return answer.get("answers") or [answer]  # type: ignore[return-value, list-item]
 
 
 def _rounded(value: object) -> object:
-    """Numbers to two digits: the last bits differ between processors."""
+    """The value with numbers rounded to two digits, since the last bits differ between processors."""
     if isinstance(value, dict):
         return {name: _rounded(each) for name, each in value.items()}
     if isinstance(value, list):

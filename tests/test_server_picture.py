@@ -1,4 +1,4 @@
-"""Base64 pictures: what is taken, what is refused, and that nothing else than ImageError comes out."""
+"""Base64 pictures: accepted and refused forms; every failure is an ImageError."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from florence.server.picture import decode_base64, decode_plain_base64
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 80), st.sampled_from(["\n", "\r\n", " ", "\t"]))
-def test_base64_comes_back_however_its_lines_are_broken(data: bytes, width: int, line_break: str) -> None:
-    """Mail-style lines, as `base64` and openssl write them, decode to the same bytes."""
+def test_base64_comes_back_with_any_line_breaks(data: bytes, width: int, line_break: str) -> None:
+    """Base64 with line breaks, as `base64` and openssl write it, decodes to the same bytes."""
     text = base64.b64encode(data).decode()
     broken = line_break.join(text[start : start + width] for start in range(0, len(text), width))
     assert decode_base64(broken) == decode_base64(text) == data
@@ -26,13 +26,13 @@ def test_base64_comes_back_however_its_lines_are_broken(data: bytes, width: int,
     ["data:image/png;base64,", "DATA:;BASE64,", "data:image/jpg;name=a.jpg;base64,", "\n  data:;base64,"],
 )
 def test_a_data_uri_is_taken(head: str) -> None:
-    """What a browser's FileReader gives can be sent as it is; its type does not matter."""
+    """A data URI, as a browser's FileReader gives it, is accepted with any type."""
     assert decode_base64(head + base64.b64encode(b"picture").decode()) == b"picture"
 
 
 @given(st.text(max_size=200))
 def test_any_text_decodes_or_is_an_image_error(text: str) -> None:
-    """No text makes another exception than ImageError."""
+    """Any text decodes or is an ImageError."""
     try:
         decoded = decode_base64(text)
     except ImageError:
@@ -44,7 +44,8 @@ def test_any_text_decodes_or_is_an_image_error(text: str) -> None:
     st.text("AQgw/+=09az-_ \n", max_size=24) | st.binary(max_size=24).map(base64.b64encode).map(bytes.decode)
 )
 def test_the_fast_decoder_takes_what_pythons_strict_one_takes(text: str) -> None:
-    """And gives the same bytes; it refuses more at most, for which the strict one is asked again."""
+    """The fast decoder gives the strict one's bytes, or nothing, in which case the strict one decides; it
+    decodes each standard text."""
     fast = decode_plain_base64(text)
     try:
         strict = binascii.a2b_base64(text, strict_mode=True)
@@ -83,6 +84,7 @@ def test_the_fast_decoder_takes_what_pythons_strict_one_takes(text: str) -> None
     ],
 )
 def test_what_is_not_base64_is_refused_with_the_reason(text: str, reason: str) -> None:
-    """Python's lenient decoder would drop foreign characters and decode something else."""
+    """The error names the reason; Python's lenient decoder would drop other characters and decode wrong
+    bytes."""
     with pytest.raises(ImageError, match=reason):
         decode_base64(text)

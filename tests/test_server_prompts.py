@@ -1,4 +1,4 @@
-"""Prompts of one's own and declared tasks at the doors of the service, with a fake model."""
+"""Custom prompts and declared tasks at the service's endpoints, with a fake model."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ INFER = "/v2/models/florence2/infer"
 
 
 def _picture() -> bytes:
+    """A small PNG."""
     file = BytesIO()
     Image.new("RGB", (64, 48), "green").save(file, "PNG")
     return file.getvalue()
@@ -49,14 +50,14 @@ BASE64 = base64.b64encode(PICTURE).decode()
 
 @pytest.fixture
 def declared(served: FakeModel) -> FakeModel:
-    """The model of the one service, with tasks of its own."""
+    """The service's model, with declared tasks."""
     served.own = ROWS
     return served
 
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_prompt_is_answered_as_it_is_asked_for(client: TestClient, served: FakeModel, kind: Kind) -> None:
-    """In JSON and as an upload alike."""
+    """A prompt's answer has the requested kind, in JSON and as an upload."""
     body = {"image": BASE64, "prompt": "Find <it> {all}", "answer_as": kind.value, "num_beams": 2}
     uploaded = {name: str(value) for name, value in body.items() if name != "image"}
     replies = [
@@ -73,6 +74,7 @@ def test_a_prompt_is_answered_as_it_is_asked_for(client: TestClient, served: Fak
 
 @pytest.mark.parametrize("prompt", ["123", '{"a": 1}', "null", '"x"', " <OD> \n"])
 def test_a_forms_prompt_is_taken_as_it_is(client: TestClient, served: FakeModel, prompt: str) -> None:
+    """A form's prompt is always a text, even if it looks like JSON."""
     reply = client.post("/prompt", files={"image": ("a.png", PICTURE)}, data={"prompt": prompt})
     assert reply.status_code == 200, reply.text
     assert served.calls[0].asked == prompt_task(prompt)
@@ -101,6 +103,7 @@ def test_a_forms_prompt_is_taken_as_it_is(client: TestClient, served: FakeModel,
 def test_mistakes_in_a_prompts_request_are_named(
     client: TestClient, body: dict[str, Any], message: str
 ) -> None:
+    """A mistake in a prompt's request is a 400 that names it."""
     reply = client.post("/prompt", json={"image": BASE64, **body})
     assert reply.status_code == 400
     assert message in reply.json()["error"]
@@ -110,7 +113,8 @@ def test_mistakes_in_a_prompts_request_are_named(
 def test_each_declared_task_has_its_path_and_its_entry(
     client: TestClient, declared: FakeModel, row: dict[str, Any]
 ) -> None:
-    """Made once it is known; its example can be sent as it stands."""
+    """A declared task has a path and an entry in the document with a valid example, for as long as it is
+    declared."""
     path = f"/tasks/{row['name']}"
     sent = {"image": BASE64, **GIVEN.get(row["name"], {})}
     reply = client.post(path, json=sent)
@@ -133,6 +137,7 @@ def test_each_declared_task_has_its_path_and_its_entry(
 
 
 def test_operations_have_names_of_their_own(client: TestClient, declared: FakeModel) -> None:
+    """Operation ids are unique, also with a declared task named like an endpoint."""
     declared.own = [*ROWS, {"token": "<ANALYZE>", "name": "analyze"}]
     paths = client.get("/docs.json").json()["paths"]
     operations = [operation for path in paths.values() for operation in path.values()]
@@ -142,7 +147,7 @@ def test_operations_have_names_of_their_own(client: TestClient, declared: FakeMo
 
 
 def test_a_path_of_no_task_says_what_was_meant(client: TestClient, declared: FakeModel) -> None:
-    """Built-in tasks have a path there too."""
+    """An unknown task's path is a 404 with a suggestion; built-in tasks have a path there too."""
     reply = client.post("/tasks/generate-tag", json={"image": BASE64})
     assert reply.status_code == 404
     assert "did you mean <GENERATE_TAGS> or generate_tags" in reply.json()["error"]
@@ -163,11 +168,13 @@ def test_a_path_of_no_task_says_what_was_meant(client: TestClient, declared: Fak
 def test_mistakes_are_those_of_the_built_in_tasks(
     client: TestClient, declared: FakeModel, path: str, body: dict[str, Any], message: str
 ) -> None:
+    """A mistake at a declared task gets the same error as at a built-in one."""
     reply = client.post(f"/tasks/{path}", json=body)
     assert (reply.status_code, message in reply.json()["error"]) == (400, True), reply.text
 
 
 def test_before_a_model_is_loaded_a_task_comes_back_later() -> None:
+    """Before the model is loaded, a task's path is a 503 with Retry-After."""
     app = Starlette(routes=[task_route(Inference(timeout_s=1), fetcher_of(Settings()), DEFAULT_LIMITS)])
     reply = send(app, "POST", "/tasks/caption", json={})
     assert reply.status_code == 503
@@ -175,14 +182,15 @@ def test_before_a_model_is_loaded_a_task_comes_back_later() -> None:
 
 
 def test_analyze_takes_declared_tasks(client: TestClient, declared: FakeModel) -> None:
+    """/analyze accepts declared tasks."""
     tasks = ["generate_tags", {"task": "<DocVQA>", "text": "Total?"}, {"task": "docvqaa"}]
     answers = client.post("/analyze", json={"image": BASE64, "tasks": tasks}).json()["answers"]
     assert [answer.get("result", {}).get("kind") for answer in answers] == ["tags", "json", None]
     assert "did you mean <DocVQA> or docvqa" in answers[2]["error"]
 
 
-def test_a_drawn_seed_is_told(client: TestClient, served: FakeModel) -> None:
-    """In the answer; and the one that was sent is told again."""
+def test_a_drawn_seed_is_in_the_answer(client: TestClient, served: FakeModel) -> None:
+    """An answer has the random seed, or the one that was sent; without sampling it has none."""
     body = {"image": BASE64, "do_sample": True}
     drawn = [client.post("/caption", json=body).json()["seed"] for _ in range(2)]
     assert drawn[0] != drawn[1]
@@ -191,22 +199,25 @@ def test_a_drawn_seed_is_told(client: TestClient, served: FakeModel) -> None:
 
 
 def v2_app(model: FakeModel, *, any_prompt: bool = False) -> Starlette:
+    """The v2 routes with this model."""
     inference = Inference(timeout_s=5.0, any_prompt=any_prompt)
     inference.model = model  # type: ignore[assignment]
     return V2App(ModelRepository([inference]), 10_000_000)
 
 
 def infer(app: Starlette, prompt: str, text: str | None = None, **parameters: Any) -> Any:
+    """The reply to a v2 request with this prompt."""
     body = request(tasks=[prompt], texts=None if text is None else [text], parameters=parameters)
     return send(app, "POST", INFER, json=body)
 
 
 def answer_of(reply: Any) -> Any:
+    """The original's JSON in a v2 reply."""
     return json.loads(reply.json()["outputs"][0]["data"][0])
 
 
 def test_v2_answers_declared_tasks(model: FakeModel) -> None:
-    """Under their token, as the original would have it: text for tags and JSON, places for the others."""
+    """v2 answers a declared task under its token: text for tags and JSON, boxes for others."""
     model.own = ROWS
     app = v2_app(model)
     assert answer_of(infer(app, "<GENERATE_TAGS>")) == {"<GENERATE_TAGS>": "a, fake"}
@@ -225,7 +236,7 @@ def test_v2_answers_declared_tasks(model: FakeModel) -> None:
     ],
 )
 def test_v2_refuses_another_prompt_with_the_ways_out(model: FakeModel, prompt: str, words: str) -> None:
-    """And with what was meant, over HTTP; gRPC says the same."""
+    """v2 refuses an unknown prompt over HTTP and gRPC, with a suggestion and the settings to change."""
     model.own = ROWS[:1]
     reply = infer(v2_app(model), prompt)
     assert reply.status_code == 400
@@ -247,6 +258,7 @@ def test_v2_refuses_another_prompt_with_the_ways_out(model: FakeModel, prompt: s
 
 
 def test_a_wrong_row_among_others_is_named(model: FakeModel) -> None:
+    """An error in one of several rows names the row."""
     body = request(images=[BASE64] * 2, tasks=["<OCR>", "<NONE>"])
     reply = send(v2_app(model), "POST", INFER, json=body)
     assert reply.json()["error"].startswith("row 1: unknown task '<NONE>'")
@@ -254,7 +266,8 @@ def test_a_wrong_row_among_others_is_named(model: FakeModel) -> None:
 
 @pytest.mark.parametrize("path", ["/v2/models/florence2/generate", "/v2/models/florence2/generate_stream"])
 def test_any_prompt_is_answered_in_text_under_itself(model: FakeModel, path: str) -> None:
-    """Where the setting says so: also by generate, and token by token."""
+    """With the setting, any prompt is answered as text under itself, by infer, generate and
+    generate_stream."""
     app = v2_app(model, any_prompt=True)
     assert answer_of(infer(app, "<DocVQA>", "Total?")) == {"<DocVQA>": "a fake"}
     (call,) = model.calls
@@ -270,7 +283,8 @@ def test_any_prompt_is_answered_in_text_under_itself(model: FakeModel, path: str
 
 
 def test_any_prompt_becomes_the_originals_sentence(shared: Path) -> None:
-    """All that Microsoft's processor takes, refused where it refuses; a prompt and its text may be apart."""
+    """Any prompt gives the sentence of Microsoft's processor, or is refused where it refuses; its text may
+    be sent separately."""
     cases: list[dict[str, Any]] = json.loads((shared / "goldens/A/golden.json").read_text())["prompts"]
     prompts = AcceptedPrompts(TASKS, anything=True)
     seen = 0
@@ -280,7 +294,7 @@ def test_any_prompt_becomes_the_originals_sentence(shared: Path) -> None:
             continue
         for cut in {0, len(text) // 2, len(text)}:
             if text[:cut] in TASKS:
-                continue  # a task, which has rules of its own
+                continue  # a task has its own rules
             if "raises" in case:
                 with pytest.raises(TaskError):
                     prompts.find(text[:cut], text[cut:])
@@ -291,8 +305,9 @@ def test_any_prompt_becomes_the_originals_sentence(shared: Path) -> None:
     assert seen > 20
 
 
-def test_v2_tells_the_seed(model: FakeModel) -> None:
-    """As a parameter of the answer, one for all rows; no other answer has parameters."""
+def test_v2_returns_the_seed(model: FakeModel) -> None:
+    """A v2 answer with sampling has the seed as a parameter, one for all rows; other answers have no
+    parameters."""
     app = v2_app(model)
     reply = infer(app, "<CAPTION>", do_sample=True)
     seed = reply.json()["parameters"]["seed"]

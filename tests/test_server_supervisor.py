@@ -1,4 +1,4 @@
-"""What workers of one service tell each other."""
+"""The workers of one service: their knowledge of each other, their exit, and their heap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from florence.server.supervisor import a_sibling_serves, mark_loaded
 def test_a_worker_sees_others_that_are_loaded_and_live(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not itself, and none that died; without a shared folder there are none."""
+    """A worker counts other live, loaded workers, not itself; without a shared folder there are none."""
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     mark_loaded()
     assert not a_sibling_serves()
@@ -35,7 +35,8 @@ def test_a_worker_sees_others_that_are_loaded_and_live(
 
 @pytest.mark.parametrize("before", ["pass", "gc.freeze()"])
 def test_a_process_that_leaves_removes_its_temporary_folders(tmp_path: Path, before: str) -> None:
-    """Also one that was put out of the garbage collector's sight; its threads go on until then."""
+    """A leaving process removes its temporary folders, also those that garbage collection skips, while
+    threads still run."""
     code = (
         "import gc, tempfile, threading\n"
         "from florence.server.supervisor import leave\n"
@@ -50,7 +51,7 @@ def test_a_process_that_leaves_removes_its_temporary_folders(tmp_path: Path, bef
 
 
 def test_threads_of_a_worker_share_one_heap() -> None:
-    """As glibc itself says, where it is the C library; unless its own variable asks for more."""
+    """With glibc, a worker's threads share one heap unless MALLOC_ARENA_MAX is set."""
     code = (
         "import ctypes, os, sys, threading\n"
         "from florence.server.supervisor import share_one_heap\n"

@@ -1,4 +1,4 @@
-"""TLS of both ports by settings, with a certificate made here."""
+"""TLS of both ports by settings, with a certificate made by the test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATIENCE_S = 60.0
 
 
 def test_none_or_both_files_are_named(tmp_path: Path) -> None:
-    """One alone is refused by the names of both settings."""
+    """Certificate and key are set together; one alone is refused with both names."""
     assert tls_of(None, None) is None
     for files in ((tmp_path / "a", None), (None, tmp_path / "a")):
         with pytest.raises(SettingsError, match="both FLORENCE_TLS_CERTIFICATE and FLORENCE_TLS_KEY"):
@@ -30,7 +30,7 @@ def test_none_or_both_files_are_named(tmp_path: Path) -> None:
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
-    """Missing ones and rubbish, by their settings' names and before anything listens."""
+    """Missing and invalid files are refused by the setting's name before a port is opened."""
     rubbish = tmp_path / "rubbish"
     rubbish.write_text("no certificate")
     for path in (rubbish, tmp_path / "missing"):
@@ -41,7 +41,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.system
 def test_a_key_is_the_certificates_and_has_no_passphrase(tmp_path: Path) -> None:
-    """Another key, and one that would make the start wait for a person, are refused."""
+    """Another certificate's key, and one with a passphrase, are refused."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     certificate, key = self_signed(tmp_path / "one")
@@ -57,7 +57,7 @@ def test_a_key_is_the_certificates_and_has_no_passphrase(tmp_path: Path) -> None
 
 
 def test_ciphers_of_http_are_those_of_today(tmp_path: Path) -> None:
-    """Each is authenticated (AEAD), and a client of TLS 1.2 with Python's own list finds one."""
+    """Each cipher is authenticated (AEAD), and Python's default TLS 1.2 client supports one of them."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_ciphers(Tls(tmp_path, tmp_path).for_bentoml()["ciphers"])
     offered = {each["name"]: each for each in context.get_ciphers()}
@@ -73,7 +73,7 @@ def test_both_ports_speak_tls_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     florence: Callable[..., tuple[int, str, str]],
 ) -> None:
-    """Clients that trust the certificate are answered, the command among them; plain ones are not."""
+    """Clients that trust the certificate are answered on both ports, also the command; plain ones are not."""
     certificate, key = self_signed(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     grpc_port = free_port()

@@ -1,4 +1,4 @@
-"""Spans of requests: their parts and facts, and the client's trace over HTTP and gRPC."""
+"""Spans of requests: their parts and attributes, and the client's trace over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -39,23 +39,26 @@ PARTS = ["read", "queue", "encode", "decode", "answer"]
 
 @pytest.fixture
 def exporter() -> InMemorySpanExporter:
+    """The exporter that keeps the spans."""
     return InMemorySpanExporter()
 
 
 @pytest.fixture
 def provider(exporter: InMemorySpanExporter) -> TracerProvider:
-    """Exports at once."""
+    """A provider that exports each span at once."""
     made = TracerProvider()
     made.add_span_processor(SimpleSpanProcessor(exporter))
     return made
 
 
 def named(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
+    """The spans by name."""
     return {span.name: span for span in spans}
 
 
 def test_an_answer_has_a_span_for_each_part(provider: TracerProvider, exporter: InMemorySpanExporter) -> None:
-    """One after the other, from its arrival to its end, each with the facts, below one of it all."""
+    """An answer has one span with a child for each part, in order from arrival to end, each with its
+    attributes."""
     trace_request(report(), provider)
     spans = named(exporter.get_finished_spans())
     assert sorted(spans) == sorted([*PARTS, "request"])
@@ -80,7 +83,7 @@ def test_an_answer_has_a_span_for_each_part(provider: TracerProvider, exporter: 
 def test_a_failure_has_spans_as_far_as_it_came(
     provider: TracerProvider, exporter: InMemorySpanExporter, reached: int
 ) -> None:
-    """And the outcome says why it ended."""
+    """A failed request has spans for the parts it reached, and its outcome as an attribute."""
     missing = {f"{part}_s": None for part in PARTS[reached:-1]}
     trace_request(replace(report(), outcome=FinishReason.DEADLINE, **missing), provider)  # type: ignore[arg-type]
     spans = named(exporter.get_finished_spans())
@@ -89,7 +92,7 @@ def test_a_failure_has_spans_as_far_as_it_came(
 
 
 def test_nothing_is_made_where_nothing_is_sampled(exporter: InMemorySpanExporter) -> None:
-    """As BentoML has it without a sample rate."""
+    """Without sampling, BentoML's default, no spans are made."""
     provider = TracerProvider(sampler=ALWAYS_OFF)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace_request(report(), provider)
@@ -99,11 +102,12 @@ def test_nothing_is_made_where_nothing_is_sampled(exporter: InMemorySpanExporter
 def test_http_requests_continue_the_client_s_trace(
     provider: TracerProvider, exporter: InMemorySpanExporter
 ) -> None:
-    """Below the span of the HTTP request, with the request's id; a request of its own trace without one."""
+    """A request's span is below the HTTP request's, in the client's trace and with its request id; without
+    one the trace is new."""
 
     async def answer(_request: Request) -> Response:
         made = report()
-        await asyncio.to_thread(trace_request, made, provider)  # as the runtime's threads do
+        await asyncio.to_thread(trace_request, made, provider)  # in another thread, as in the service
         return Response()
 
     app: Any = RequestIds(Starlette(routes=[Route("/", answer)]))
@@ -124,8 +128,7 @@ def test_http_requests_continue_the_client_s_trace(
 )
 @pytest.mark.parametrize("name", ["traceparent", "tracestate", "baggage", "user-agent", "x-any"])
 def test_no_header_breaks_a_request(client: TestClient, name: str, value: bytes) -> None:
-    """Bytes that are neither UTF-8 nor Python's escapes are answered as others, and write nothing into the
-    log."""
+    """A header with bytes that are neither UTF-8 nor escapes is answered as usual."""
     headers = [(b"traceparent", TRACEPARENT.encode()), (name.encode(), value)]
     assert client.get("/livez", headers=headers).status_code == 200
 
@@ -133,7 +136,7 @@ def test_no_header_breaks_a_request(client: TestClient, name: str, value: bytes)
 def test_grpc_calls_continue_the_client_s_trace(
     provider: TracerProvider, exporter: InMemorySpanExporter
 ) -> None:
-    """Unary calls and streams: the parent is what the metadata say, and the id goes in and out."""
+    """Unary calls and streams continue the metadata's trace, and return the request id."""
 
     async def unary(request: bytes, context: Any) -> bytes:
         trace_request(report(), provider)
@@ -177,11 +180,12 @@ def test_grpc_calls_continue_the_client_s_trace(
 
 @pytest.mark.slow
 def test_spans_go_where_bentoml_s_configuration_says(tmp_path: Path) -> None:
-    """The provider is the one of its YAML file as the docs have it, with its exporter and its sample rate."""
-    told = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    yaml = told[told.index("services:\n  tracing:") :].partition("```")[0]
+    """The YAML file in the docs sets the exporter and the sample rate."""
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    yaml = text[text.index("services:\n  tracing:") :].partition("```")[0]
     config = tmp_path / "bentoml.yaml"
     config.write_text(yaml.replace("type: otlp", "type: in_memory").replace("rate: 0.1", "rate: 1.0"))
+    # OpenTelemetry has no public way to list a provider's span processors.
     code = (
         "from reports import report\n"
         "from florence.server.service import service_of_environment\n"

@@ -1,4 +1,4 @@
-"""What the service says of itself: the same that the model and the settings say."""
+"""The service's description of itself equals that of the model and the settings."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from florence.types.options import GenerationParameters
 
 @pytest.fixture
 def about(model: FakeModel) -> Starlette:
+    """The service's routes about itself, with a fake model."""
     inference = Inference(timeout_s=5.0)
     inference.model = model
     return Starlette(routes=about_routes(inference, 10_000_000))
 
 
 def test_info_is_the_models_and_the_services(about: Starlette, model: FakeModel) -> None:
-    """Every fact of the model under its own name; version and limits of the service beside it."""
+    """/info has each field of the model's info, and the service's version and limits."""
     reply = send(about, "GET", "/info")
     own = {"version": __version__, "timeout_s": 5.0, "max_body_bytes": 10_000_000}
     assert reply.status_code == 200
@@ -38,7 +39,7 @@ def test_info_is_the_models_and_the_services(about: Starlette, model: FakeModel)
 
 
 def test_the_type_holds_all_that_the_library_says() -> None:
-    """Nothing is left out, and nothing else is in it; limits have their settings' names and defaults."""
+    """The type has exactly the library's fields; limits have their settings' names and defaults."""
     with Florence2.load("demo", device="cpu", dtype="float32") as model:
         info = model.info()
     assert ModelInfo.model_validate(info).model_dump(mode="json") == info
@@ -50,6 +51,7 @@ def test_the_type_holds_all_that_the_library_says() -> None:
 
 
 def test_without_a_model_it_says_when_to_come_back() -> None:
+    """Without a model /info is a 503 with Retry-After."""
     reply = send(Starlette(routes=about_routes(Inference(timeout_s=5.0), 1)), "GET", "/info")
     assert reply.status_code == 503
     assert int(reply.headers["Retry-After"]) >= 1
@@ -57,7 +59,7 @@ def test_without_a_model_it_says_when_to_come_back() -> None:
 
 
 def test_the_service_has_it_at_its_root(client: TestClient) -> None:
-    """Beside its typed endpoints; the document of all endpoints describes it."""
+    """The service has /info beside its typed endpoints, and its document describes it."""
     facts = ServiceInfo.model_validate_json(client.get("/info").content)
     assert (facts.checkpoint, facts.max_body_bytes) == ("fake", 200_000)
     operation = client.get("/docs.json").json()["paths"]["/info"]["get"]
@@ -66,8 +68,7 @@ def test_the_service_has_it_at_its_root(client: TestClient) -> None:
 
 
 def test_v2_bodies_have_schemas_that_hold(client: TestClient) -> None:
-    """The example of each request is valid and answered, and so is the answer; what is not valid is refused
-    with 400: another input, no inputs, a null."""
+    """The v2 examples and their answers are valid by the schemas; an invalid request is a 400."""
     document = client.get("/docs.json").json()
 
     def schema(part: dict[str, Any]) -> dict[str, Any]:
@@ -91,8 +92,8 @@ def test_v2_bodies_have_schemas_that_hold(client: TestClient) -> None:
 
 
 def test_chat_completions_have_schemas_that_hold(client: TestClient) -> None:
-    """The example of a request is valid and answered, and so are its answer, the list of models and an error;
-    a body that the schema refuses gets a 400."""
+    """The chat example, its answer, the list of models and an error are valid by the schemas; an invalid
+    request has a documented status."""
     document = client.get("/docs.json").json()
 
     def check(content: Any, part: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`/analyze` with a fake model: answers in order, each failure in its own place."""
+"""`/analyze` with a fake model: answers in order, each failure in its place."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ BASE64 = base64.b64encode(PICTURE).decode()
 
 
 def every_task() -> list[dict[str, Any]]:
+    """A request for each task."""
     given = {Input.TEXT: {"text": "a green car"}, Input.REGION: {"region": [1, 2, 30, 40]}, Input.NONE: {}}
     return [{"task": task.name, **given[task.input]} for task in TASKS.values()]
 
 
 def test_all_tasks_of_one_picture_are_answered_in_their_order(client: TestClient, served: FakeModel) -> None:
-    """Tokens and names both name a task; options hold for all; the body is the type that clients read."""
+    """Tasks by token or name are answered in order, and options apply to all."""
     asks = [*every_task(), {"task": "<CAPTION>"}]
     reply = client.post("/analyze", json={"image": BASE64, "tasks": asks, "num_beams": 2})
     assert reply.status_code == 200, reply.text
@@ -36,7 +37,7 @@ def test_all_tasks_of_one_picture_are_answered_in_their_order(client: TestClient
 
 
 def test_a_name_alone_stands_for_a_task(client: TestClient) -> None:
-    """A name or a token, in JSON and in a form, beside tasks with a text."""
+    """A task may be just a name or token, in JSON and in a form, beside tasks with a text."""
     tasks = ["caption", "<OD>", {"task": "caption_to_phrase_grounding", "text": "a car"}]
     in_json = client.post("/analyze", json={"image": BASE64, "tasks": tasks})
     form = {"files": {"image": ("a.png", PICTURE)}, "data": {"tasks": json.dumps(tasks)}}
@@ -47,6 +48,7 @@ def test_a_name_alone_stands_for_a_task(client: TestClient) -> None:
 
 
 def test_a_form_holds_the_tasks_as_json(client: TestClient) -> None:
+    """A form has the tasks as JSON."""
     tasks = json.dumps(every_task())
     reply = client.post("/analyze", files={"image": ("a.png", PICTURE)}, data={"tasks": tasks})
     assert reply.status_code == 200, reply.text
@@ -54,6 +56,7 @@ def test_a_form_holds_the_tasks_as_json(client: TestClient) -> None:
 
 
 def test_a_task_that_fails_has_its_error_in_its_place(client: TestClient) -> None:
+    """A failed task has its error and status in its place among the answers."""
     asks = [{"task": "caption"}, {"task": "caption", "text": "a car"}, {"task": "nonsense"}, {"task": "ocr"}]
     reply = client.post("/analyze", json={"image": BASE64, "tasks": asks})
     assert reply.status_code == 200
@@ -64,7 +67,8 @@ def test_a_task_that_fails_has_its_error_in_its_place(client: TestClient) -> Non
 
 
 def test_where_nothing_can_be_answered_the_reply_is_the_error(client: TestClient, served: FakeModel) -> None:
-    """A picture that is none: 400; a full queue: 503 with Retry-After."""
+    """If all tasks fail, the reply is the error: 400 for a broken picture, 503 with Retry-After for a full
+    queue."""
     asks = [{"task": "caption"}, {"task": "ocr"}]
     no_picture = base64.b64encode(b"no picture").decode()
     assert client.post("/analyze", json={"image": no_picture, "tasks": asks}).status_code == 400
@@ -95,6 +99,7 @@ def test_where_nothing_can_be_answered_the_reply_is_the_error(client: TestClient
     ],
 )
 def test_what_is_wrong_with_the_call_is_said(client: TestClient, body: dict[str, Any], message: str) -> None:
+    """A wrong call is a 400 with a readable message, without pydantic's terms."""
     reply = client.post("/analyze", json=body)
     assert reply.status_code == 400, reply.text
     error = reply.json()["error"]
@@ -103,6 +108,7 @@ def test_what_is_wrong_with_the_call_is_said(client: TestClient, body: dict[str,
 
 
 def test_the_document_describes_it(client: TestClient) -> None:
+    """The document's example is answered, and an example answer is shown."""
     document = client.get("/docs.json").json()
     operation = document["paths"]["/analyze"]["post"]
     example = operation["requestBody"]["content"]["application/json"]["example"]

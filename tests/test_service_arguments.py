@@ -1,5 +1,5 @@
-"""Settings as BentoML's arguments: `bentoml serve --arg device=cpu`, before the environment. A build's are in
-`test_bento.py`."""
+"""Settings as BentoML's arguments (`bentoml serve --arg device=cpu`), which go before the environment.
+`test_bento.py` tests the arguments of a build."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from bentoml._internal.utils.args import set_arguments
+from bentoml._internal.utils.args import set_arguments  # `bentoml serve` calls it; nothing public does
 from serving import ROOT, serving
 
 from florence.server.service import service_of_environment
@@ -17,13 +17,14 @@ from florence.settings import Settings
 
 @pytest.fixture(autouse=True)
 def _no_arguments_afterwards() -> Iterator[None]:
+    """Remove the arguments after each test."""
     yield
     set_arguments({})
     service_of_environment.cache_clear()
 
 
 def settings_of(arguments: dict[str, Any]) -> Settings:
-    """Those of the service that these arguments make."""
+    """The settings of the service that these arguments make."""
     set_arguments(arguments)
     service_of_environment.cache_clear()
     settings: Settings = service_of_environment().inner.settings
@@ -31,7 +32,8 @@ def settings_of(arguments: dict[str, Any]) -> Settings:
 
 
 def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text becomes its setting's type; what no argument names is still the environment's."""
+    """An argument is converted to its setting's type and replaces the environment's value; other settings
+    stay the environment's."""
     monkeypatch.setenv("FLORENCE_MODEL", "owner/other")
     monkeypatch.setenv("FLORENCE_MAX_QUEUE", "9")
     monkeypatch.setenv("FLORENCE_THREADS", "3")
@@ -42,7 +44,7 @@ def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_an_argument(name: str) -> None:
-    """There is no second list: the default, given by its name, is taken."""
+    """Each setting is an argument, and its default is accepted."""
     default = Settings.model_fields[name].default
     assert getattr(settings_of({name: default}), name) == default
 
@@ -56,14 +58,14 @@ def test_every_setting_is_an_argument(name: str) -> None:
     ],
 )
 def test_wrong_arguments_end_the_start_with_one_line(arguments: dict[str, str], message: str) -> None:
-    """As wrong variables do."""
+    """A wrong argument ends the start with one line, like a wrong variable."""
     with pytest.raises(SystemExit, match=message.replace("?", r"\?")):
         settings_of(arguments)
 
 
 @pytest.mark.slow
 def test_workers_get_the_arguments_of_bentoml_serve() -> None:
-    """They load what the argument names, not what the environment does."""
+    """Workers load the argument's model, not the environment's."""
     arguments = ["model=demo", "device=cpu", "max_queue=7"]
     environment = {"FLORENCE_MODEL": "/nowhere", "FLORENCE_MAX_QUEUE": "9"}
     with serving(".", ROOT, arguments, **environment) as server:

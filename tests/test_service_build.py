@@ -1,4 +1,4 @@
-"""What `build_service` makes of the settings: workers, GPUs, paths, and the documents that BentoML writes."""
+"""The service that `build_service` makes of the settings: workers, GPUs, paths, and BentoML's documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from florence.types.tasks import TASKS
 
 
 def test_bentomls_own_documents_can_be_made() -> None:
-    """`bentoml build` writes both; its clients read the second to know that the picture is a file."""
+    """`bentoml build` can write both documents; the second shows its clients that the picture is a file."""
     built = service.build_service(Settings(), 0, lambda _settings, _device, _observer: FakeModel())
     assert set(built.apis) == {"analyze", "prompt", *(task.name for task in TASKS.values())}
     paths = built.openapi_spec.asdict()["paths"]
@@ -36,7 +36,7 @@ def test_bentomls_own_documents_can_be_made() -> None:
 def test_workers_and_gpus_follow_the_devices(
     device: str, gpus: int, workers: int, resources: dict[str, int]
 ) -> None:
-    """One worker for each device; as many GPUs are reserved as the highest index needs."""
+    """There is one worker for each device, and as many GPUs as the highest index needs."""
     built = service.build_service(
         Settings(device=device), gpus, lambda _settings, _device, _observer: FakeModel()
     )
@@ -55,7 +55,7 @@ def test_workers_and_gpus_follow_the_devices(
     ],
 )  # fmt: skip
 def test_gpus_are_counted_as_cuda_shows_them(visible: str | None, there: int, count: int) -> None:
-    """CUDA_VISIBLE_DEVICES picks among those that are there, and ends at the first number that names none."""
+    """CUDA_VISIBLE_DEVICES selects among the present GPUs, and ends at the first invalid number."""
     assert count_visible(visible, there) == count
 
 
@@ -63,6 +63,6 @@ def test_gpus_are_counted_as_cuda_shows_them(visible: str | None, there: int, co
     ("asked", "packed"), [({}, 0), ({"model": "demo"}, 1), ({"revision": "main"}, 1), ({"device": "cpu"}, 0)]
 )
 def test_a_build_packs_weights_only_where_they_are_named(asked: dict[str, str], packed: int) -> None:
-    """A checkpoint or a revision that was asked for becomes a model reference, which the build packs."""
+    """A build packs the weights of a named checkpoint or revision only."""
     built = service.build_service(Settings(**asked), 0, lambda _settings, _device, _observer: FakeModel())
     assert len(built.models) == packed

@@ -1,4 +1,4 @@
-"""Triton's own clients and curl, unchanged, against a real server process with the bundled checkpoint."""
+"""Triton's own clients and curl, unmodified, against a real server process with the demo checkpoint."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(scope="module")
 def server(demo_server: Server) -> Server:
+    """The demo server."""
     return demo_server
 
 
 @pytest.fixture
 def http(server: Server) -> str:
-    """Host and port, as Triton's clients want them."""
+    """The server's host and port, as Triton's clients expect them."""
     return server.url.removeprefix("http://")
 
 
 @pytest.fixture
 def grpc(server: Server) -> str:
+    """The host and port of gRPC."""
     return f"127.0.0.1:{server.grpc_port}"
 
 
 @pytest.fixture(scope="module")
 def expected(server: Server) -> str:
-    """The caption, asked for as the replaced deployment's users do."""
+    """The caption that a client of the replaced deployment gets."""
     client = over_http.InferenceServerClient(server.url.removeprefix("http://"))
     try:
         text = json.loads(text_of(client.infer("florence2", inputs(over_http, binary=False))))["<CAPTION>"]
@@ -59,7 +61,7 @@ def expected(server: Server) -> str:
 def inputs(
     module: Any, task: str = "<CAPTION>", text: str | None = None, *, raw: bool = False, binary: bool = True
 ) -> list[Any]:
-    """Input tensors as numpy arrays. raw: the picture's own bytes and not base64."""
+    """Input tensors as numpy arrays; with `raw` the picture's own bytes instead of base64."""
     values = [
         ("INPUT_IMAGE", PICTURE if raw else base64.b64encode(PICTURE)),
         ("TASK_PROMPT", task.encode()),
@@ -75,18 +77,20 @@ def inputs(
 
 
 def text_of(result: Any) -> str:
+    """The JSON text in a result."""
     (text,) = result.as_numpy("PARSED_JSON").reshape(-1)
     return text.decode() if isinstance(text, bytes) else str(text)
 
 
 def caption_of(result: Any) -> str:
+    """The caption in a result."""
     return str(json.loads(text_of(result))["<CAPTION>"])
 
 
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 def test_http_gives_the_caption(http: str, expected: str, raw: bool, compression: str | None) -> None:
-    """Binary tensors, base64 or the picture's bytes, compressed both ways or not."""
+    """HTTP gives the caption for base64 and raw pictures in binary tensors, compressed or not."""
     client = over_http.InferenceServerClient(http)
     try:
         result = client.infer(
@@ -107,6 +111,7 @@ def test_http_gives_the_caption(http: str, expected: str, raw: bool, compression
 
 
 def test_http_describes_server_and_model(http: str) -> None:
+    """HTTP gives state, metadata, configuration, statistics and index."""
     client = over_http.InferenceServerClient(http)
     try:
         assert client.is_server_live()
@@ -123,7 +128,7 @@ def test_http_describes_server_and_model(http: str) -> None:
 
 
 def test_http_async_infer_and_aio(http: str, expected: str) -> None:
-    """Several at once, through greenlets and through asyncio."""
+    """The asynchronous HTTP clients, with greenlets and asyncio, get concurrent answers."""
     client = over_http.InferenceServerClient(http, concurrency=4)
     try:
         pending = [client.async_infer("florence2", inputs(over_http), request_id=str(n)) for n in range(4)]
@@ -143,7 +148,7 @@ def test_http_async_infer_and_aio(http: str, expected: str) -> None:
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 def test_grpc_gives_the_caption(grpc: str, expected: str, raw: bool, compression: str | None) -> None:
-    """As over HTTP, with the metadata."""
+    """gRPC gives the caption like HTTP, and state and configuration."""
     with over_grpc.InferenceServerClient(grpc) as client:
         assert client.is_server_live()
         assert client.is_model_ready("florence2")
@@ -163,7 +168,7 @@ def test_grpc_gives_the_caption(grpc: str, expected: str, raw: bool, compression
 
 
 def test_grpc_async_and_stream(grpc: str, expected: str) -> None:
-    """By callbacks; a stream answers in order and goes on after an error."""
+    """Callbacks get concurrent answers; a stream answers in order and continues after an error."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
 
     def keep(result: Any, error: Any) -> None:
@@ -187,6 +192,8 @@ def test_grpc_async_and_stream(grpc: str, expected: str) -> None:
 
 
 def test_grpc_aio_and_its_stream(grpc: str, expected: str) -> None:
+    """The asyncio gRPC client and its stream get their answers."""
+
     async def ask() -> list[str]:
         async with over_grpc_aio.InferenceServerClient(grpc) as client:
             assert await client.is_server_ready()
@@ -210,7 +217,7 @@ def test_grpc_aio_and_its_stream(grpc: str, expected: str) -> None:
 
 
 def test_errors_are_exceptions_with_status_and_words(http: str, grpc: str) -> None:
-    """A client branches on both."""
+    """An error is an exception with the status and a message."""
     over_http_client = over_http.InferenceServerClient(http)
     try:
         with pytest.raises(InferenceServerException) as caught:
@@ -237,6 +244,7 @@ def test_errors_are_exceptions_with_status_and_words(http: str, grpc: str) -> No
 
 
 def curl(*arguments: str) -> str:
+    """The output of curl with these arguments."""
     if shutil.which("curl") is None:
         pytest.skip("there is no curl")
     command = ["curl", "--silent", "--show-error", "--max-time", "60", *arguments]
@@ -244,7 +252,7 @@ def curl(*arguments: str) -> str:
 
 
 def test_curl_sends_a_picture_in_binary(server: Server, expected: str, tmp_path: Path) -> None:
-    """The header's JSON, then the picture's own bytes, from a file made with the shell's means."""
+    """curl can send a JSON header followed by the picture's own bytes."""
     picture = len(PICTURE).to_bytes(4, "little") + PICTURE
     head = json.dumps(
         {
@@ -272,7 +280,7 @@ def test_curl_sends_a_picture_in_binary(server: Server, expected: str, tmp_path:
 
 
 def test_curl_reads_a_stream_of_tokens(server: Server, tmp_path: Path) -> None:
-    """The texts joined are the answer's; it is the one that generate gives."""
+    """The joined texts of a stream are the answer, which generate gives too."""
     body = tmp_path / "body"
     picture = base64.b64encode(PICTURE).decode()
     body.write_text(json.dumps({"INPUT_IMAGE": picture, "TASK_PROMPT": "<CAPTION>", "num_beams": 1}))

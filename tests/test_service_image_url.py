@@ -15,21 +15,22 @@ pytestmark = pytest.mark.slow
 
 
 class Pictures(BaseHTTPRequestHandler):
-    """A picture at every path but /none."""
+    """A host with a picture at every path except /none."""
 
     def do_GET(self) -> None:
+        """Reply with the picture, or 404 at /none."""
         found = self.path != "/none"
         self.send_response(200 if found else 404)
         self.end_headers()
         self.wfile.write(PICTURE if found else b"secret")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """Of a host with pictures."""
+    """The port of a host with pictures."""
     with HTTPServer(("127.0.0.1", 0), Pictures) as host:
         threading.Thread(target=host.serve_forever, daemon=True).start()
         yield host.server_address[1]
@@ -37,9 +38,9 @@ def port() -> Iterator[int]:
 
 
 def test_a_service_fetches_what_its_settings_allow(port: int) -> None:
-    """The name is allowed with its network; the same host by another name, and a path without a picture, are
-    refused; a proxy in the environment, where nothing listens, is not asked. (A name without its network:
-    `test_server_fetching_allowed.py`.)"""
+    """A name allowed with its network is fetched; another name of the host and a path without a picture
+    are refused; the environment's proxy is not used. (`test_server_fetching_allowed.py` has a name without
+    its network.)"""
     hosts = f"localhost:{port}"
     settings = {"FLORENCE_IMAGE_HOSTS": hosts, "FLORENCE_IMAGE_NETWORKS": "127.0.0.0/8,::1/128"}
     with serving_fake(**settings, HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9") as server:

@@ -25,13 +25,14 @@ pytestmark = pytest.mark.slow
 
 
 def _picture() -> bytes:
+    """A small PNG."""
     file = BytesIO()
     Image.new("RGB", (8, 8), "green").save(file, "PNG")
     return file.getvalue()
 
 
 def test_a_misspelt_setting_ends_the_start_with_one_sentence() -> None:
-    """No traceback, no server: the message says which variable was meant."""
+    """A misspelt setting ends the start with one sentence that names the right one, without a traceback."""
     with serving(".", FLORENCE_MODLE="demo") as server:
         assert server.wait() != 0
         assert server.log.strip().endswith(
@@ -41,7 +42,7 @@ def test_a_misspelt_setting_ends_the_start_with_one_sentence() -> None:
 
 
 def test_a_checkpoint_that_is_not_there_ends_the_start_with_what_to_do() -> None:
-    """Found before any worker starts."""
+    """A missing checkpoint ends the start before a worker starts, with what to change."""
     with serving(".", FLORENCE_MODEL="/nowhere/at/all") as server:
         assert server.wait() != 0
         assert "florence: " in server.log
@@ -50,7 +51,7 @@ def test_a_checkpoint_that_is_not_there_ends_the_start_with_what_to_do() -> None
 
 
 def test_a_header_that_is_no_text_gets_its_whole_answer(fake_server: Server) -> None:
-    """Also where the access log can't write it."""
+    """A header that is not text gets a complete answer, even if the access log can't write it."""
     headers = {"content-type": b"application/json; x=\xe9"}
     answer = httpx.post(f"{fake_server.url}/caption", content=b"{}", headers=headers, timeout=60)
     assert answer.status_code == 400
@@ -58,8 +59,7 @@ def test_a_header_that_is_no_text_gets_its_whole_answer(fake_server: Server) -> 
 
 
 def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
-    """A request in flight gets its error, not a broken connection; then the process ends and BentoML starts
-    another."""
+    """A request in flight in a broken worker gets its error; then BentoML replaces the worker."""
     with serving("fake_service:service", ROOT / "tests", FLORENCE_MODEL="breaks") as server:
         server.wait_ready()
         answer = httpx.post(f"{server.url}/caption", files={"image": _picture()}, timeout=60)
@@ -70,7 +70,7 @@ def test_a_worker_that_breaks_answers_first_and_is_replaced() -> None:
 
 
 def test_a_port_that_is_taken_ends_the_start_with_a_sentence() -> None:
-    """Not a service that lacks half of itself, started again and again."""
+    """A port in use ends the start with one sentence, and is not tried again."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -83,21 +83,21 @@ def test_a_port_that_is_taken_ends_the_start_with_a_sentence() -> None:
 
 @dataclass
 class Held:
-    """A server that answers a task when the folder `go` has a file of its name, and writes what its model
-    does to `trace`."""
+    """A server that answers a task once the folder `go` has a file of its name; `trace` has the model's
+    events."""
 
     server: Server
     go: Path
     trace: Path
 
     def events(self) -> list[str]:
-        """So far."""
+        """The model's events so far."""
         return self.trace.read_text().split() if self.trace.exists() else []
 
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
-    """The last test stops it."""
+    """The server, which the last test stops."""
     folder = tmp_path_factory.mktemp("held")
     trace = folder / "trace"
     fake = {"until": str(folder), "trace": str(trace), "threads": 2}
@@ -108,7 +108,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
 
 
 def test_work_of_clients_that_left_is_cancelled_and_others_go_on(held: Held) -> None:
-    """A closed connection cancels its request on both kinds of endpoints; the next request is answered."""
+    """A closed connection cancels its request, on typed and v2 endpoints; the next request is answered."""
     encoded = base64.b64encode(_picture()).decode()
     _send_and_leave(held, "/caption", {"image": encoded}, 1)
     tensors = {"INPUT_IMAGE": encoded, "TASK_PROMPT": "<OD>"}
@@ -126,7 +126,7 @@ def test_work_of_clients_that_left_is_cancelled_and_others_go_on(held: Held) -> 
 
 
 def test_tritons_client_is_served(held: Held) -> None:
-    """Metadata, one answer, a stream."""
+    """Triton's client gets metadata, an answer and a stream."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     inputs = triton_inputs(_picture())
     (held.go / "CAPTION").touch()
@@ -144,8 +144,8 @@ def test_tritons_client_is_served(held: Held) -> None:
 
 
 def test_sigterm_answers_what_is_in_flight_then_closes_the_model_and_ends(held: Held) -> None:
-    """A request that came before SIGTERM gets its answer, over HTTP and over gRPC; the model is closed after
-    both; the exit is clean."""
+    """After SIGTERM, requests in flight are answered over HTTP and gRPC; then the model is closed, and the
+    exit status is 0."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     (held.go / "CAPTION").unlink(missing_ok=True)
     before = len(held.events())
@@ -176,7 +176,7 @@ def test_sigterm_answers_what_is_in_flight_then_closes_the_model_and_ends(held: 
 
 
 def _send(server: Server, path: str, body: bytes, length: int) -> socket.socket:
-    """A connection on which a request was sent whose body should have that length."""
+    """A connection with a sent head that promises a body of `length`, and these bytes of it."""
     host, port = server.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n"
@@ -185,6 +185,7 @@ def _send(server: Server, path: str, body: bytes, length: int) -> socket.socket:
 
 
 def _send_and_leave(held: Held, path: str, content: object, count: int) -> None:
+    """Send a request, leave when it has started, and wait until it is cancelled."""
     body = json.dumps(content).encode()
     with _send(held.server, path, body, len(body)):
         wait_until(lambda: held.events().count("start") == count)

@@ -1,4 +1,4 @@
-"""What an operator sees of a running service with two workers and API keys: logs, ids, metrics."""
+"""A running service with two workers and API keys, as an operator sees it: logs, ids, metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALLS = 12
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two workers with a fake model, and a configuration of BentoML's; the log is JSON."""
+    """A service of two workers with a fake model, a BentoML configuration and a JSON log."""
     config = tmp_path_factory.mktemp("bentoml") / "config.yaml"
     config.write_text("services: {tracing: {exporter_type: in_memory, sample_rate: 1.0}}\n")
     settings = {
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def ask(server: Server, path: str, key: str = ALICE, request_id: str = "") -> requests.Response:
-    """On a connection of its own, so that any worker may get it."""
+    """The reply to a request on its own connection, so that any worker may get it."""
     headers = {"Authorization": f"Bearer {key}", "X-Request-Id": request_id, "Connection": "close"}
     if path == INFER:
         return requests.post(server.url + path, json=infer_request(), headers=headers, timeout=30)
@@ -47,7 +47,7 @@ def ask(server: Server, path: str, key: str = ALICE, request_id: str = "") -> re
 
 
 def v2_counts(server: Server) -> tuple[str, int]:
-    """Successes in the metrics, and in the statistics."""
+    """The number of successes in the metrics and in the statistics."""
     text = requests.get(server.url + "/metrics", headers={"Connection": "close"}, timeout=30).text
     (line,) = [each for each in text.splitlines() if each.startswith("nv_inference_request_success{")]
     headers = {"Authorization": f"Bearer {ALICE}", "Connection": "close"}
@@ -56,12 +56,12 @@ def v2_counts(server: Server) -> tuple[str, int]:
 
 
 def lines(server: Server) -> list[dict[str, object]]:
-    """All of the log, of the supervisor too: each line is JSON."""
+    """The lines of the whole log, the supervisor's too, parsed as JSON."""
     return [json.loads(line) for line in server.log.splitlines() if line]
 
 
 def test_v2_counts_are_the_same_whichever_worker_is_asked(server: Server) -> None:
-    """Both workers have answered, and each tells of all requests."""
+    """Each worker reports the requests of both."""
     before = int(v2_counts(server)[0])
     for _ in range(CALLS):
         assert ask(server, INFER).status_code == 200
@@ -71,7 +71,7 @@ def test_v2_counts_are_the_same_whichever_worker_is_asked(server: Server) -> Non
 
 @pytest.mark.parametrize("path", ["/caption", INFER])
 def test_an_answer_is_one_line_with_id_and_key_name(server: Server, path: str) -> None:
-    """The client's id, which comes back with the answer, and whose key it was; never the key."""
+    """An answer has one log line with the client's request id and the key's name, but not the key."""
     request_id = "id-of-" + path.rpartition("/")[2]
     assert ask(server, path, BOB, request_id).headers["X-Request-Id"] == request_id
     wait_until(lambda: request_id in server.log)
@@ -82,13 +82,13 @@ def test_an_answer_is_one_line_with_id_and_key_name(server: Server, path: str) -
 
 
 def test_each_request_has_an_id_of_its_own(server: Server) -> None:
-    """Where the client sends none: refusals too."""
+    """A request without an id gets a unique one, also if it is refused."""
     ids = Counter(ask(server, "/caption", key).headers["X-Request-Id"] for key in (ALICE, BOB, "wrong") * 2)
     assert set(ids.values()) == {1}
 
 
 def test_grpc_calls_have_ids_too(server: Server) -> None:
-    """In the metadata, in and out."""
+    """gRPC metadata carries the request id in and out."""
     metadata = (("x-request-id", "of-grpc"), ("authorization", f"Bearer {ALICE}"))
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -96,8 +96,8 @@ def test_grpc_calls_have_ids_too(server: Server) -> None:
         assert dict(call.initial_metadata())["x-request-id"] == "of-grpc"
 
 
-def test_build_and_start_are_told(server: Server) -> None:
-    """One series of what runs for the service, and how long its slower worker took."""
+def test_build_and_start_are_in_the_metrics(server: Server) -> None:
+    """The metrics have one series of build information, and the slower worker's start time."""
     text = requests.get(server.url + "/metrics", timeout=30).text
     (build,) = [line for line in text.splitlines() if line.startswith("florence_build_info{")]
     assert 'checkpoint="fake"' in build

@@ -1,4 +1,4 @@
-"""The shared conformance probe, which holds on a real Triton, against a server with the demo checkpoint."""
+"""The shared conformance probe, which passes on a real Triton, against a server with the demo checkpoint."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from serving import Server
 pytestmark = pytest.mark.slow
 
 MEANT = {"err_shape_1", "err_shape_1_text", "err_path_root", "err_path_root_text"}
-"""A shape of [1] is one row here, and `/` is answered for probes. docs/v2.md names them, with those below."""
+"""Intended differences: a shape of [1] is one row, and `/` is answered. docs/v2.md lists all of these."""
 
 BODIES = "_body_empty"
-"""How the names of checks end that a health answer has no body: the open inference protocol has one."""
+"""The end of the names of checks that a health answer has no body, since the protocol defines one."""
 
 CLIENTS_MISTAKE = "grpc_err_bad_base64_is_INTERNAL"
-"""To Triton it is the model's own error; over HTTP the names of such checks end in `_is_500`."""
+"""In Triton it is the model's own error; over HTTP the names of such checks end in `_is_500`."""
 
 
 def test_the_probe_holds_but_for_what_is_meant(demo_server: Server, shared: Path, tmp_path: Path) -> None:
-    """All of it, over HTTP and gRPC and with Triton's own clients: statuses, bodies, words and counters.
+    """The probe passes over HTTP, gRPC and Triton's clients, except for intended differences.
 
-    Not meant to hold: that a client's mistake is a 5xx, which it is to Triton, and what `MEANT` names.
+    A client's mistake is a 4xx here and a 5xx in Triton; `MEANT` names the other differences.
     """
     results, url, grpc = tmp_path / "results.json", demo_server.url, f"127.0.0.1:{demo_server.grpc_port}"
     addresses = ["--http", url, "--metrics", url, "--grpc", grpc]

@@ -1,4 +1,4 @@
-"""A real `bentoml serve` with the bundled checkpoint, and the clients that it must serve."""
+"""A real `bentoml serve` with the demo checkpoint, and its clients."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ INFER = "/v2/models/florence2/infer"
 
 @pytest.fixture
 def server(demo_server: Server) -> Server:
+    """The demo server."""
     return demo_server
 
 
 def infer_request(picture: bytes, task: str = "<CAPTION>", **members: object) -> dict[str, object]:
+    """A v2 request for this picture and task."""
     values = {"INPUT_IMAGE": base64.b64encode(picture).decode(), "TASK_PROMPT": task}
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
@@ -39,14 +41,14 @@ def infer_request(picture: bytes, task: str = "<CAPTION>", **members: object) ->
 
 
 def test_the_seeds_first_program_runs_unchanged(server: Server, shared: Path) -> None:
-    """One picture, one caption: only address and path differ from the replaced deployment's README."""
+    """The replaced deployment's program for one picture runs with only address and path changed."""
     program = seed_program(shared, 0, server, **{"/path/to/your/image.png": str(PICTURES[0])})
     printed = run_program(program)
     assert re.fullmatch(r"\{'<CAPTION>': '.+'\}\n", printed)
 
 
 def test_the_seeds_program_for_many_pictures_runs_unchanged(server: Server, shared: Path) -> None:
-    """A directory through a pool of four: an answer for each file, none that failed."""
+    """The replaced deployment's program for a directory gets an answer for each file."""
     program = seed_program(shared, 1, server, **{"/path/to/image/directory/": str(PICTURES[0].parent)})
     pictures = [str(path) for path in PICTURES]
     printed = run_program(
@@ -59,7 +61,7 @@ def test_the_seeds_program_for_many_pictures_runs_unchanged(server: Server, shar
 
 
 def test_v2_and_typed_endpoint_give_the_same_answer(server: Server) -> None:
-    """The caption over v2 is the text that /caption answers; both name the checkpoint."""
+    """v2 and /caption give the same text, and both name the checkpoint."""
     picture = PICTURES[0].read_bytes()
     v2 = httpx.post(server.url + INFER, json=infer_request(picture, id="7"), timeout=60)
     typed = httpx.post(server.url + "/caption", files={"image": picture}, timeout=60)
@@ -70,7 +72,7 @@ def test_v2_and_typed_endpoint_give_the_same_answer(server: Server) -> None:
 
 
 def test_detection_answers_in_pixels_of_the_turned_picture(server: Server) -> None:
-    """A JPEG that a camera held upright is turned before its pixels are counted."""
+    """Boxes are in pixels of the picture after EXIF rotation."""
     with Image.open(PICTURES[0]) as picture:
         turned, file = picture.convert("RGB"), BytesIO()
     exif = Image.Exif()
@@ -87,7 +89,7 @@ def test_detection_answers_in_pixels_of_the_turned_picture(server: Server) -> No
 
 
 def test_bentomls_clients_upload_and_read(server: Server) -> None:
-    """SyncHTTPClient and AsyncHTTPClient, without knowing the service's code."""
+    """BentoML's two clients work without the service's code."""
     with bentoml.SyncHTTPClient(server.url) as client:
         text = client.caption(image=PICTURES[0], num_beams=1)["result"]["text"]
         regions = client.region_to_category(PICTURES[0], region=[10, 20, 100, 200])
@@ -105,7 +107,7 @@ def test_bentomls_clients_upload_and_read(server: Server) -> None:
 
 
 def test_good_requests_are_not_disturbed_by_bad_ones(server: Server) -> None:
-    """Eight good and eight bad requests at once: each gets its own answer, with its own id."""
+    """Good and bad requests at once each get their own reply, the good ones with their id."""
     good = PICTURES[0].read_bytes()
 
     def one(index: int) -> tuple[int, str]:
@@ -126,7 +128,7 @@ def test_good_requests_are_not_disturbed_by_bad_ones(server: Server) -> None:
 @pytest.mark.parametrize("path", [INFER, "/caption"])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_large_is_answered_not_cut_off(server: Server, path: str, chunked: bool) -> None:
-    """A client that sends all before it reads still gets its 413."""
+    """A client that sends a whole too large body before it reads gets its 413."""
     body = b" " * 13_000_000
     data = (body[start : start + 100_000] for start in range(0, len(body), 100_000)) if chunked else body
     reply = requests.post(server.url + path, data=data, timeout=30)
@@ -135,7 +137,7 @@ def test_a_body_that_is_too_large_is_answered_not_cut_off(server: Server, path: 
 
 
 def test_a_connection_stays_open_after_errors(server: Server) -> None:
-    """Clients keep one connection; a mistake doesn't cost them a new one."""
+    """A connection stays open after an error."""
     with requests.Session() as session:
         for body, status in (
             (b"{", 400),
@@ -151,14 +153,14 @@ def test_a_connection_stays_open_after_errors(server: Server) -> None:
     "path", ["/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/schema.json", "/"]
 )
 def test_bentomls_own_routes_answer(server: Server, path: str) -> None:
-    """Probes, metrics, documents and the page that browsers see stay where BentoML puts them."""
+    """Probes, metrics, documents and the root page keep BentoML's paths."""
     reply = httpx.get(server.url + path, headers={"accept": "text/html,*/*;q=0.8"}, timeout=60)
     assert reply.status_code == 200
     assert reply.content
 
 
 def test_metrics_count_the_requests(server: Server) -> None:
-    """BentoML's request counter has our paths."""
+    """BentoML's request counter has the service's paths."""
     httpx.get(server.url + "/v2/health/live", timeout=60)
     assert (
         'bentoml_service_request_total{endpoint="/v2/health/live"'
@@ -167,7 +169,7 @@ def test_metrics_count_the_requests(server: Server) -> None:
 
 
 def test_metrics_say_what_the_engine_did(server: Server) -> None:
-    """Batches, queue, slots, tokens, encodes and steps; a picture that comes again is remembered."""
+    """The metrics count batches, queue, tokens, encodes and steps; a repeated picture comes from memory."""
     picture = PICTURES[0].read_bytes()
     asks = json.dumps([{"task": "caption"}, {"task": "object_detection"}, {"task": "ocr"}])
     before = metrics(server)
@@ -200,7 +202,7 @@ def test_metrics_say_what_the_engine_did(server: Server) -> None:
 
 
 def metrics(server: Server) -> dict[str, float]:
-    """Each sample of /metrics, by its name with its labels."""
+    """The value of each sample of /metrics, by its name with labels."""
     lines = httpx.get(server.url + "/metrics", timeout=60).text.splitlines()
     samples = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
     return {name: float(value) for name, value in samples}
@@ -208,7 +210,7 @@ def metrics(server: Server) -> dict[str, float]:
 
 @pytest.mark.parametrize("path", ["/nope", "/v2/nope", "/v2/models/florence%32"])
 def test_unknown_paths_are_json(server: Server, path: str) -> None:
-    """Also outside of /v2; `%32` is not read as 2."""
+    """An unknown path is a 404 in JSON, also outside /v2; `%32` is not read as 2."""
     reply = httpx.get(httpx.URL(server.url, raw_path=path.encode()), timeout=60)
     assert reply.status_code == 404
     assert list(reply.json()) == ["error"]

@@ -1,4 +1,4 @@
-"""A fine-tune's prompts from every door to the answer: the demo checkpoint, with tasks declared beside it."""
+"""A fine-tune's prompts through every interface: the demo checkpoint with declared tasks."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint with a file of declared tasks."""
     folder = tmp_path_factory.mktemp("fine_tune")
     for file in (ROOT / "florence/demo/checkpoint").iterdir():
         (folder / file.name).symlink_to(file)
@@ -51,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
+    """A service with that checkpoint, which answers any prompt."""
     ports = {"FLORENCE_GRPC_PORT": str(free_port()), "FLORENCE_GRPC_HOST": "127.0.0.1"}
     settings = {"FLORENCE_MODEL": str(folder), "FLORENCE_DTYPE": "float32", "FLORENCE_PROMPTS": "any"}
     with serving("service:service", **settings, **ports) as server:
@@ -60,11 +62,13 @@ def server(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[Client]:
+    """The service's client."""
     with Client(server.url) as made:
         yield made
 
 
 def test_the_client_asks_prompts_with_their_kinds(client: Client) -> None:
+    """The client's prompts are answered in the requested kind."""
     assert client.prompt(PICTURE, CAPTION).text == WORDS
     assert client.prompt(PICTURE, CAPTION, answer_as="tags").tags == TAGS
     said = client.prompt(PICTURE, CAPTION, answer_as="json")
@@ -81,6 +85,8 @@ def test_the_client_asks_prompts_with_their_kinds(client: Client) -> None:
 
 
 def test_the_client_asks_declared_tasks_with_their_kinds(client: Client) -> None:
+    """The client's declared tasks are answered in their kind, by name or token, and mistakes have clear
+    errors."""
     assert client.task("list_all", PICTURE, answer_as="tags").tags == TAGS
     assert client.task("<LIST>", PICTURE).result == client.task("list_all", PICTURE).result
     assert isinstance(client.task("find", PICTURE, "a red circle").result, Detections)
@@ -107,6 +113,8 @@ def test_the_client_asks_declared_tasks_with_their_kinds(client: Client) -> None
 
 
 def test_asyncio_gives_the_same(server: Server) -> None:
+    """The asyncio client gets the same answers."""
+
     async def ask() -> tuple[str, list[str], str, int | None]:
         async with AsyncClient(server.url) as client:
             said = await client.prompt(PICTURE, CAPTION)
@@ -123,7 +131,7 @@ def test_asyncio_gives_the_same(server: Server) -> None:
 
 
 def test_the_library_and_the_service_draw_alike(client: Client, folder: Path) -> None:
-    """One seed, one answer, wherever it is asked; `top_k` 1 draws the likeliest, as one beam takes it."""
+    """One seed gives one answer in the library and the service; `top_k` 1 gives the greedy answer."""
     options: Any = {"do_sample": True, "temperature": 8.0, "top_p": 0.9, "seed": 11, "max_new_tokens": 12}
     with Florence2.load(str(folder), device="cpu", dtype="float32") as model:
         here = model.run(str(PICTURE), "<CAPTION>", **options)
@@ -133,7 +141,7 @@ def test_the_library_and_the_service_draw_alike(client: Client, folder: Path) ->
 
 
 def test_v2_answers_them_over_http_and_grpc(server: Server) -> None:
-    """Declared ones by their kind, any other prompt in text under itself."""
+    """v2 answers declared tasks by their kind, and any other prompt as text under itself."""
     picture = PICTURE.read_bytes()
     for task in (b"<LIST>", CAPTION.encode()):
         assert ask_triton(server.grpc_port, picture, task) == {task.decode(): WORDS}
@@ -142,6 +150,7 @@ def test_v2_answers_them_over_http_and_grpc(server: Server) -> None:
 
 
 def test_the_document_holds_them_after_the_start(server: Server) -> None:
+    """After the start the document has the declared tasks, and their example is answered."""
     paths = httpx.get(f"{server.url}/docs.json", timeout=60).json()["paths"]
     assert {"/prompt", "/tasks/list_all", "/tasks/scan", "/tasks/find", "/tasks/read"} <= set(paths)
     example = paths["/tasks/find"]["post"]["requestBody"]["content"]["application/json"]["example"]
@@ -153,7 +162,7 @@ def test_the_document_holds_them_after_the_start(server: Server) -> None:
 def test_the_command_line_asks_them(
     florence: Run, server: Server, folder: Path, tmp_path: Path, where: str
 ) -> None:
-    """Of a service, and of a model loaded here; declared tasks in a task's place too."""
+    """The command line asks prompts and declared tasks of a service or a local model."""
     at = ["--url", server.url] if where == "service" else ["--model", folder]
     assert florence("run", PICTURE, "--prompt", CAPTION, *at)[:2] == (0, WORDS + "\n")
     tags = "".join(f"{tag}\n" for tag in TAGS)
@@ -190,30 +199,32 @@ def test_the_command_line_asks_them(
     ],
 )
 def test_what_the_command_line_can_not_mean_is_refused(florence: Run, words: list[str], message: str) -> None:
-    """Before anything is loaded."""
+    """Conflicting arguments are refused before a model is loaded."""
     status, _, said = florence("run", PICTURE, *words, "--model", "none/such")
     assert (status, message in said) == (2, True), said
 
 
-def test_a_prompt_that_is_no_task_is_told_how_to_be_asked(florence: Run, server: Server) -> None:
+def test_the_error_for_an_unknown_task_names_the_ways_to_ask_it(florence: Run, server: Server) -> None:
+    """The error for an unknown task says how to declare it or to send it as a prompt."""
     status, _, words = florence("run", PICTURE, "<GENERATE_TAGS>", "--url", server.url)
     assert (status, "FLORENCE_TASKS=promptgen has it), or ask it with --prompt" in words) == (2, True), words
 
 
 def test_bentomls_own_client_asks_prompts(server: Server) -> None:
+    """BentoML's own client can send a prompt."""
     with bentoml.SyncHTTPClient(server.url) as plain:
         answer = plain.prompt(image=PICTURE, prompt=CAPTION, answer_as="tags")
     assert (answer["result"]["tags"], answer["task"]) == (TAGS, CAPTION)
 
 
 def test_json_is_printed_for_a_person(florence: Run, server: Server) -> None:
-    """What is not JSON, as it is."""
+    """An answer that is not valid JSON is printed as its text."""
     out = florence("run", PICTURE, "--prompt", CAPTION, "--answer-as", "json", "--url", server.url)[1]
     assert out == WORDS + "\n"
 
 
 def test_a_wrong_row_ends_the_start_and_is_named(folder: Path, tmp_path: Path) -> None:
-    """With one line that names file, row and token."""
+    """A wrong row in the tasks file ends the start with one line that names file, row and token."""
     wrong = tmp_path / "tasks.json"
     wrong.write_text(json.dumps([*ROWS, {"token": "<OD>", "name": "mine"}]))
     with serving("service:service", FLORENCE_MODEL=str(folder), FLORENCE_TASKS=str(wrong)) as server:

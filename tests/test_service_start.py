@@ -1,4 +1,5 @@
-"""A service that starts, can't start, loses a worker or its supervisor: real processes with a fake model."""
+"""A service that starts, fails to start, or loses a worker or its supervisor: real processes with a fake
+model."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass
 class Starting:
-    """A service with two workers whose models load until the file `loaded` is there. asked: the checkpoint of
-    an answer that a client asks for since before it listened."""
+    """A service of two workers whose models load until the file `loaded` exists. `asked` is the checkpoint
+    in an answer that a client has waited for since before the service listened."""
 
     server: Server
     loaded: Path
@@ -39,7 +40,7 @@ class Starting:
 
 @pytest.fixture(scope="module")
 def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starting]:
-    """While the models load; the last test kills it."""
+    """The service while the models load; the last test kills it."""
     loaded = tmp_path_factory.mktemp("starting") / "loaded"
     settings = {"FLORENCE_DEVICE": "cpu,cpu", "FLORENCE_GRPC_PORT": str(free_port())}
     with serving_fake({"load_until": str(loaded)}, **settings) as server, ThreadPoolExecutor(1) as pool:
@@ -49,21 +50,23 @@ def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starting]:
 
 
 async def checkpoint_of(url: str) -> str:
+    """The checkpoint in the answer of the service at this URL."""
     async with AsyncClient(url, retries=100) as client:
         return (await client.caption(picture())).checkpoint
 
 
 @pytest.fixture(scope="module")
 def server(starting: Starting) -> Server:
-    """When they have loaded."""
+    """The service after the models have loaded."""
     starting.loaded.touch()
     starting.server.wait_ready()
-    wait_until(lambda: starting.server.log.count("ready: ") == 2)  # until then each answers for itself
+    wait_until(lambda: starting.server.log.count("ready: ") == 2)  # before that, one worker may not be ready
     return starting.server
 
 
 def test_while_the_model_loads_probes_live_and_all_else_is_503_at_once(starting: Starting) -> None:
-    """HTTP and gRPC; also for a body that never comes."""
+    """While the models load, probes of liveness succeed, and all other HTTP and gRPC calls are refused at
+    once, also if their body never arrives."""
     server = starting.server
     for path in ("/livez", "/healthz", "/v2/health/live", "/metrics"):
         assert requests.get(server.url + path, timeout=30).status_code == 200, path
@@ -73,7 +76,7 @@ def test_while_the_model_loads_probes_live_and_all_else_is_503_at_once(starting:
         assert (reply.status_code, reply.headers["Retry-After"]) == (503, "2"), path
         assert "not ready" in reply.json()["error"]
     for path in ("/caption", "/analyze", "/v2/models/florence2/infer"):
-        promised = {"Content-Length": "1000000", "Content-Type": "application/json"}  # and never sent
+        promised = {"Content-Length": "1000000", "Content-Type": "application/json"}  # never sent
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 30) as sender:
             head = "".join(f"{name}: {value}\r\n" for name, value in promised.items())
             sender.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\n{head}\r\n".encode())
@@ -94,7 +97,7 @@ def test_while_the_model_loads_probes_live_and_all_else_is_503_at_once(starting:
 
 
 def test_all_doors_open_with_every_worker_on_its_device(server: Server) -> None:
-    """Two devices are two workers, each with its own."""
+    """After loading, HTTP and gRPC answer, and each device has a worker."""
     assert requests.get(f"{server.url}/v2/health/ready", timeout=60).status_code == 200
     with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
         assert client.is_server_ready()
@@ -106,13 +109,13 @@ def test_all_doors_open_with_every_worker_on_its_device(server: Server) -> None:
 
 
 def test_a_client_waits_for_a_server_that_starts(starting: Starting, server: Server) -> None:
-    """No connection yet, then 503: it asks again until there is an answer."""
+    """A client with retries gets its answer from a server that starts, after refused connections and 503s."""
     assert starting.asked.result(PATIENCE_S) == "fake"
 
 
 def test_a_killed_worker_is_replaced_at_once(server: Server) -> None:
-    """By the supervisor's next look at it, not ten seconds later; its ports are taken over. gRPC listens
-    where HTTP does: `--host` moves both."""
+    """A killed worker is replaced at the supervisor's next check, and its ports are used again. gRPC
+    listens on HTTP's address, which `--host` sets."""
     before = server.workers()
     for worker in before:
         worker.send_signal(signal.SIGKILL)
@@ -126,7 +129,7 @@ def test_a_killed_worker_is_replaced_at_once(server: Server) -> None:
 
 
 def test_a_killed_supervisor_takes_its_workers_with_it(server: Server) -> None:
-    """No worker goes on serving without a process that replaces or stops it."""
+    """If the supervisor is killed, its workers end."""
     workers = server.workers()
     assert len(workers) == 2
     server.process.kill()
@@ -135,7 +138,7 @@ def test_a_killed_supervisor_takes_its_workers_with_it(server: Server) -> None:
 
 
 def test_a_stop_while_the_model_loads_ends_at_once(tmp_path: Path) -> None:
-    """Not after the loading, and in order."""
+    """A stop during loading ends the service at once with status 0."""
     with serving_fake({"load_until": str(tmp_path / "never")}) as server:
         wait_until(lambda: "loading" in server.log and not server.refuses(), START_S)
         server.terminate()
@@ -143,7 +146,7 @@ def test_a_stop_while_the_model_loads_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_cut_end_the_start_with_status_1(tmp_path: Path) -> None:
-    """And one line that says why."""
+    """Incomplete weights end the start with status 1 and one line with the reason."""
     source = ROOT / "florence" / "demo" / "checkpoint"
     for file in source.iterdir():
         (tmp_path / file.name).write_bytes(

@@ -22,6 +22,7 @@ BASE64 = base64.b64encode(PICTURE).decode()
 
 
 def _input(task: Task) -> dict[str, Any]:
+    """The input that a task needs."""
     if task.input is Input.TEXT:
         return {"text": "a green car"}
     return {"region": [1, 2, 30.5, 40]} if task.input is Input.REGION else {}
@@ -31,7 +32,7 @@ def _input(task: Task) -> dict[str, Any]:
 def test_each_task_answers_json_with_its_kind_of_result(
     client: TestClient, served: FakeModel, task: Task
 ) -> None:
-    """POST /<name> with a picture in base64 answers the task's own type of result, without tokens."""
+    """POST /<name> with a base64 picture gives the task's own type of result, without tokens."""
     reply = client.post(f"/{task.name}", json={"image": BASE64, "num_beams": 2, **_input(task)})
     assert reply.status_code == 200
     answer = reply.json()
@@ -48,7 +49,7 @@ def test_each_task_answers_json_with_its_kind_of_result(
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_each_task_takes_an_upload(client: TestClient, served: FakeModel, task: Task) -> None:
-    """The same as multipart/form-data, fields written as a form does."""
+    """Each task accepts a form with an upload."""
     fields = {name: str(value).strip("[]") for name, value in _input(task).items()}
     reply = client.post(
         f"/{task.name}", files={"image": ("a.png", PICTURE)}, data={**fields, "max_new_tokens": "7"}
@@ -60,8 +61,8 @@ def test_each_task_takes_an_upload(client: TestClient, served: FakeModel, task: 
 
 @pytest.mark.parametrize("content_type", ["image/jpg", "image/png", "text/plain", "application/x-nonsense"])
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_the_bytes_tell_the_format(client: TestClient, content_type: str, kind: str) -> None:
-    """What the client says about the type of the upload does not matter."""
+def test_the_format_is_detected_from_the_bytes(client: TestClient, content_type: str, kind: str) -> None:
+    """The format is detected from the bytes; an upload's content type is ignored."""
     files = {"image": ("a.png", saved(drawn(64, 48), kind), content_type)}
     assert client.post("/caption", files=files).status_code == 200
 
@@ -72,10 +73,10 @@ def test_the_bytes_tell_the_format(client: TestClient, content_type: str, kind: 
 @pytest.mark.parametrize(
     "content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", None]
 )
-def test_json_is_taken_whatever_it_is_called(
+def test_json_is_taken_under_any_content_type(
     client: TestClient, served: FakeModel, image: str, content_type: str | None
 ) -> None:
-    """`curl -d` says that it sends a form; data URIs and broken lines are base64 too."""
+    """JSON is accepted under any content type, as `curl -d` sends it, with data URIs and broken lines."""
     headers = {"content-type": content_type} if content_type else {}
     reply = client.post("/caption", content=json.dumps({"image": image}), headers=headers)
     assert reply.status_code == 200, reply.text
@@ -83,8 +84,8 @@ def test_json_is_taken_whatever_it_is_called(
 
 
 @pytest.mark.parametrize("path", ["/caption", "/ocr_with_region", "/prompt", "/analyze"])
-def test_a_picture_in_the_wrong_place_is_told_where_it_belongs(client: TestClient, path: str) -> None:
-    """As `curl --data-binary` without a content type sends it, or under another name in a form."""
+def test_a_picture_in_the_wrong_place_gets_an_error_with_the_right_one(client: TestClient, path: str) -> None:
+    """A picture with a wrong content type or field name gets an error with the right one."""
     picture = saved(drawn(400, 300))
     alone = client.post(path, content=picture, headers={"content-type": "application/x-www-form-urlencoded"})
     named = client.post(path, files={"picture": picture})
@@ -94,7 +95,7 @@ def test_a_picture_in_the_wrong_place_is_told_where_it_belongs(client: TestClien
 
 
 def test_base64_may_stand_in_a_form(client: TestClient, served: FakeModel) -> None:
-    """A form without a file may hold the picture as text."""
+    """A form may have the picture as base64 text."""
     reply = client.post("/ocr", files={"image": (None, BASE64)})
     assert reply.status_code == 200, reply.text
     assert served.calls[0].image == PICTURE
@@ -115,7 +116,7 @@ def test_base64_may_stand_in_a_form(client: TestClient, served: FakeModel) -> No
     ],
 )
 def test_a_forms_text_is_taken_as_it_is(client: TestClient, served: FakeModel, sent: str, text: str) -> None:
-    """Also where it would mean something in JSON."""
+    """A form's text is used unchanged, even if it looks like JSON."""
     files = {"image": ("a.png", PICTURE)}
     reply = client.post("/caption_to_phrase_grounding", files=files, data={"text": sent})
     assert reply.status_code == 200, reply.text
@@ -126,7 +127,7 @@ def test_a_forms_text_is_taken_as_it_is(client: TestClient, served: FakeModel, s
 def test_bentomls_client_writes_a_forms_text_in_json(
     client: TestClient, served: FakeModel, text: str
 ) -> None:
-    """It says so nowhere but in its name."""
+    """A form's text from BentoML's client is JSON, and only the client's name shows that."""
     reply = client.post(
         "/caption_to_phrase_grounding",
         files={"image": ("a.png", PICTURE)},
@@ -138,7 +139,8 @@ def test_bentomls_client_writes_a_forms_text_in_json(
 
 
 def test_a_form_may_say_that_the_search_never_stops_early(client: TestClient, served: FakeModel) -> None:
-    for value in ("never", '"never"'):  # bare, as curl writes it, and in JSON, as our client does
+    """A form may set early_stopping to never."""
+    for value in ("never", '"never"'):  # as curl sends it, and as our client does
         files = {"image": ("a.png", PICTURE)}
         reply = client.post("/ocr", files=files, data={"early_stopping": value})
         assert reply.status_code == 200, reply.text
@@ -156,7 +158,7 @@ def test_a_form_may_say_that_the_search_never_stops_early(client: TestClient, se
 def test_regions_are_pixels_or_locations(
     client: TestClient, served: FakeModel, region: Any, given: Any
 ) -> None:
-    """Four numbers or text, and both arrive as they were sent."""
+    """A region of four numbers or of text reaches the model unchanged."""
     assert client.post("/region_to_ocr", json={"image": BASE64, "region": region}).status_code == 200
     assert served.calls[0].options["region"] == given
 
@@ -224,7 +226,7 @@ MISTAKES: list[tuple[str, Any, int, str]] = [
 def test_mistakes_are_answered_with_what_is_allowed(
     client: TestClient, name: str, body: Any, status: int, message: str
 ) -> None:
-    """Each mistake is one sentence in {"error": ...} that names the field and says what it may be."""
+    """A mistake is one sentence in {"error": ...} that names the field and the allowed values."""
     reply = client.post(f"/{name}", content=json.dumps(body))
     assert reply.status_code == status, reply.text
     assert list(reply.json()) == ["error"]
@@ -246,7 +248,7 @@ def test_mistakes_are_answered_with_what_is_allowed(
 def test_bodies_that_are_no_input_are_refused(
     client: TestClient, content: bytes, content_type: str, status: int, message: str
 ) -> None:
-    """Neither JSON nor a form, too long, or a pickle."""
+    """A body that is neither JSON nor a form, too long, or a pickle is refused."""
     reply = client.post("/caption", content=content, headers={"content-type": content_type})
     assert reply.status_code == status, reply.text
     assert list(reply.json()) == ["error"]
@@ -254,14 +256,14 @@ def test_bodies_that_are_no_input_are_refused(
 
 
 def test_a_field_sent_twice_is_refused(client: TestClient) -> None:
-    """One of two pictures would be dropped without a word."""
+    """A field sent twice is refused, since one would be lost."""
     files = [("image", ("a.png", PICTURE)), ("image", ("b.png", PICTURE))]
     reply = client.post("/caption", files=files)
     assert (reply.status_code, reply.json()["error"]) == (400, "image is sent 2 times; send it once")
 
 
 def test_overload_says_when_to_come_back(client: TestClient, served: FakeModel) -> None:
-    """503 with Retry-After, in the same shape as every error."""
+    """A full queue is a 503 with Retry-After in the format of all errors."""
     served.error = Overloaded("256 requests wait already", retry_after_s=4)
     reply = client.post("/caption", json={"image": BASE64})
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "4")
@@ -281,7 +283,7 @@ def test_overload_says_when_to_come_back(client: TestClient, served: FakeModel) 
 def test_unknown_paths_and_methods_have_the_same_shape(
     client: TestClient, method: str, path: str, status: int, message: str
 ) -> None:
-    """The framework's own plain text would break clients that read JSON."""
+    """Unknown paths and methods get JSON errors, not the framework's plain text."""
     reply = client.request(method, path)
     assert (reply.status_code, reply.json()) == (status, {"error": message})
 
@@ -289,14 +291,13 @@ def test_unknown_paths_and_methods_have_the_same_shape(
 def test_a_client_error_leaves_no_traceback_in_the_log(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A log full of other people's mistakes hides our own."""
+    """A client's mistake leaves no traceback in the log."""
     client.post("/caption", json={"image": "%%%", "num_beams": 99})
     assert "Traceback" not in caplog.text
 
 
 def test_the_document_shows_each_task_with_examples(client: TestClient) -> None:
-    """/docs.json: an upload, JSON and the picture alone for each task, with examples that the service takes,
-    and one for each error."""
+    """/docs.json has each task's inputs and errors, with examples that are accepted."""
     document = client.get("/docs.json").json()
     for task in TASKS.values():
         operation = document["paths"][f"/{task.name}"]["post"]
@@ -320,6 +321,7 @@ def test_the_document_shows_each_task_with_examples(client: TestClient) -> None:
 
 
 def _error_example(operation: Any, status: str) -> str:
+    """The example of an error in the document."""
     (content,) = operation["responses"][status]["content"].values()
     error = content["example"]["error"]
     assert isinstance(error, str)
@@ -327,6 +329,7 @@ def _error_example(operation: Any, status: str) -> str:
 
 
 def _references(node: Any) -> Iterator[str]:
+    """All references in the document."""
     if isinstance(node, dict):
         if isinstance(node.get("$ref"), str):
             yield node["$ref"]
@@ -338,7 +341,7 @@ def _references(node: Any) -> Iterator[str]:
 
 
 def test_the_documents_v2_example_is_answered(client: TestClient) -> None:
-    """The example of the v2 protocol can be sent as it stands."""
+    """The document's v2 example is answered."""
     document = client.get("/docs.json").json()
     operation = document["paths"]["/v2/models/florence2/infer"]["post"]
     example = operation["requestBody"]["content"]["application/json"]["example"]

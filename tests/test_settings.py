@@ -1,4 +1,4 @@
-"""Settings: read from FLORENCE_* variables, refused by name, one device for each worker."""
+"""Settings: read from FLORENCE_* variables, checked by name, with one device for each worker."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from florence.settings import Settings, read_settings
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the settings from the environment."""
     for name in list(os.environ):
         if name.startswith("FLORENCE_"):
             monkeypatch.delenv(name)
 
 
 def test_defaults_are_those_of_the_replaced_deployment_and_of_the_picture_limits() -> None:
-    """Without variables the checkpoint is the replaced deployment's, and the limits are the library's own."""
+    """The default checkpoint is the replaced deployment's, and the default limits are the library's."""
     settings = read_settings()
     assert settings.model == "microsoft/Florence-2-large-ft"
     assert settings.image_limits == ImageLimits()
@@ -34,7 +35,8 @@ def test_defaults_are_those_of_the_replaced_deployment_and_of_the_picture_limits
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_the_engine_is_configured_as_the_settings_say(kind: str) -> None:
-    """Each field of the configuration but `reserved` is a setting, and a set one holds on any device."""
+    """Each field of the engine's configuration except `reserved` is a setting, which applies on any
+    device."""
     values = {"threads": 3, "max_batch_size": 5, "max_encode_batch": 2, "max_queue": 7, "max_latency_ms": 9.0}
     values |= {
         "cpu_kernels": "off",
@@ -60,7 +62,7 @@ def test_the_engine_is_configured_as_the_settings_say(kind: str) -> None:
     ],
 )
 def test_library_and_service_have_the_same_bounds(name: str, value: float, words: str) -> None:
-    """What `EngineConfig` refuses, the setting refuses too, by the variable's name."""
+    """`EngineConfig` and the setting refuse the same values, each by its own name."""
     with pytest.raises(SettingsError, match=f"^{name} must be {words}$"):
         EngineConfig.for_device("cpu", **{name: value})
     with pytest.raises(SettingsError, match=f"^FLORENCE_{name.upper()}: {words}$"):
@@ -81,7 +83,7 @@ def test_variables_are_read_by_name_and_empty_ones_count_as_not_set(monkeypatch:
 
 
 def test_settings_are_frozen() -> None:
-    """A setting can't be changed after it was read."""
+    """A setting can't be changed after it is read."""
     settings = read_settings()
     with pytest.raises(ValidationError):
         settings.model = "other"  # type: ignore[misc]
@@ -106,7 +108,8 @@ def test_unknown_names_are_refused_with_the_nearest_one(
 
 
 def test_values_given_by_keyword_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As BentoML's arguments are given; the others are still the environment's. Text is read as its type."""
+    """Values given by keyword, as BentoML's arguments are, replace the environment's, and text is
+    converted."""
     monkeypatch.setenv("FLORENCE_MAX_QUEUE", "5")
     monkeypatch.setenv("FLORENCE_THREADS", "3")
     settings = read_settings(lambda settings: settings.model_validate({"max_queue": "6"}))
@@ -123,13 +126,13 @@ def test_values_given_by_keyword_go_before_the_environment(monkeypatch: pytest.M
     ],
 )
 def test_an_unknown_argument_is_refused_with_the_nearest_one(name: str, hint: str) -> None:
-    """In the words that variables are refused in."""
+    """An unknown argument gets the error of an unknown variable, with the nearest name."""
     with pytest.raises(SettingsError, match=re.escape(f"unknown setting {name}: {hint}")):
         Settings(**{name: "demo"})
 
 
 def test_a_name_like_no_other_is_refused_with_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no name is near, the message lists them all."""
+    """If no name is near, the error lists all names."""
     monkeypatch.setenv("FLORENCE_ZZZZZZ", "1")
     with pytest.raises(SettingsError) as caught:
         read_settings()
@@ -152,7 +155,7 @@ def test_a_name_like_no_other_is_refused_with_all_names(monkeypatch: pytest.Monk
 def test_what_kubernetes_puts_into_a_pod_is_not_a_setting(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    """A Kubernetes Service called `florence` adds variables of that prefix; they don't stop the start."""
+    """Variables that Kubernetes sets for a Service called `florence` are not taken as settings."""
     monkeypatch.setenv(name, value)
     assert read_settings() == Settings()
 
@@ -182,7 +185,7 @@ def test_what_kubernetes_puts_into_a_pod_is_not_a_setting(
 def test_wrong_values_are_refused_by_the_variables_name(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    """The message names the variable and quotes its value."""
+    """The error names the variable and quotes its value."""
     monkeypatch.setenv(f"FLORENCE_{name}", value)
     with pytest.raises(SettingsError, match=f"FLORENCE_{name}: .*got '{value[:3]}"):
         read_settings()
@@ -192,10 +195,10 @@ def test_wrong_values_are_refused_by_the_variables_name(
     ("name", "wanted"),
     [("MAX_BODY_BYTES", "an integer"), ("TIMEOUT_S", "a number"), ("FAST_JPEG", "true or false")],
 )
-def test_a_value_of_another_kind_is_told_in_plain_words(
+def test_the_error_for_another_type_says_what_to_write(
     monkeypatch: pytest.MonkeyPatch, name: str, wanted: str
 ) -> None:
-    """What to write, not how it was parsed."""
+    """The error for a value of another type says what to write."""
     monkeypatch.setenv(f"FLORENCE_{name}", "64MB")
     with pytest.raises(SettingsError, match=f"^FLORENCE_{name}: {wanted}, got '64MB'$"):
         read_settings()
@@ -206,7 +209,7 @@ def test_a_value_of_another_kind_is_told_in_plain_words(
     ["*", "null", "http://localhost:9000", "https://a.example, HTTPS://B.example:8443/", "http://[::1]:80"],
 )
 def test_origins_are_compared_as_browsers_write_them(origins: str) -> None:
-    """In lower case."""
+    """Origins are lower case, as browsers send them."""
     assert Settings(cors_origins=origins).cors_origins == origins.lower()
 
 
@@ -223,19 +226,19 @@ def test_origins_are_compared_as_browsers_write_them(origins: str) -> None:
     ],
 )
 def test_each_worker_has_a_device(device: str, gpus: int, devices: list[str]) -> None:
-    """`auto` and `cuda` are all GPUs; a list is taken in its order."""
+    """`auto` and `cuda` are all GPUs; a list keeps its order."""
     assert Settings(device=device).devices(gpus) == devices
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda:0", 0), ("cuda:1,cuda:2", 2)])
 def test_a_device_that_is_not_there_is_refused(device: str, gpus: int) -> None:
-    """Better an error at the start than a worker that dies."""
+    """A missing device is an error at start-up, not a worker that fails."""
     with pytest.raises(SettingsError, match="FLORENCE_DEVICE"):
         Settings(device=device).devices(gpus)
 
 
 def test_kubernetes_address_of_a_grpc_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a Service called `florence-grpc` Kubernetes sets FLORENCE_GRPC_PORT itself."""
+    """FLORENCE_GRPC_PORT is not a setting when Kubernetes sets it for a Service called `florence-grpc`."""
     monkeypatch.setenv("FLORENCE_GRPC_PORT", "tcp://10.0.0.7:8001")
     assert read_settings().grpc_port == 8001
     monkeypatch.setenv("FLORENCE_GRPC_PORT", "0")

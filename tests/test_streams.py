@@ -1,4 +1,4 @@
-"""Text while it is generated, on the small random checkpoint: all of it, in order, before the answer."""
+"""Text while it is generated, on the small random checkpoint: complete, in order, before the answer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ MOST = 24  # tokens
 
 
 def spoken(raw_text: str) -> str:
+    """The text without its special tokens."""
     return raw_text.replace("<s>", "").replace("</s>", "").replace("<pad>", "")
 
 
 @pytest.mark.parametrize("task", ["<CAPTION>", "ocr", "region_to_description"])
 def test_the_pieces_are_the_answers_text(library: Florence2, picture: Path, task: str) -> None:
-    """Several of them; the answer is the one that `run` gives with one beam."""
+    """Several pieces join to the text that `run` gives with one beam."""
     text = "<loc_1><loc_2><loc_500><loc_600>" if task.startswith("region") else None
     with library.stream(picture, task, text, max_new_tokens=MOST) as stream:
         pieces = list(stream)
@@ -40,7 +41,7 @@ def test_the_pieces_are_the_answers_text(library: Florence2, picture: Path, task
 
 
 def test_pieces_come_while_the_answer_is_not_there(library: Florence2, picture: Path) -> None:
-    """The first one comes before the last token is decided: no cancel could succeed afterwards."""
+    """The first piece comes before the last token is decoded, while the request can still be cancelled."""
     with library.stream(picture, "<CAPTION>", max_new_tokens=800, min_new_tokens=800) as stream:
         assert next(stream)
     with pytest.raises(CancelledError):
@@ -50,7 +51,7 @@ def test_pieces_come_while_the_answer_is_not_there(library: Florence2, picture: 
 
 
 def test_all_pieces_come_before_the_answer(library: Florence2, picture: Path) -> None:
-    """Also where other requests are answered at the same time."""
+    """All pieces come before the answer, with other requests at the same time."""
     received: list[list[str]] = [[] for _ in range(6)]
     futures = [
         library.submit(picture, "<CAPTION>", num_beams=1, max_new_tokens=MOST, on_text=pieces.append)
@@ -73,20 +74,21 @@ def test_all_pieces_come_before_the_answer(library: Florence2, picture: Path) ->
 def test_what_cant_be_streamed_says_why(
     library: Florence2, picture: Path, task: str, options: Any, error: type[Exception], message: str
 ) -> None:
-    """Before the first piece."""
+    """A request that can't be streamed fails before the first piece, with the reason."""
     with pytest.raises(error, match=message):
         next(library.stream(picture, task, **options))
 
 
 def test_on_text_without_asking_for_one_beam_is_refused(library: Florence2, picture: Path) -> None:
-    """`submit` does not change how the answer is searched for; the checkpoint's setting is three beams."""
+    """`submit` with `on_text` does not change the number of beams; more than one is refused."""
     with pytest.raises(OptionError, match="num_beams=1"):
         library.submit(picture, "<CAPTION>", on_text=print).result(PATIENCE_S)
 
 
 @pytest.mark.parametrize("least", [0, 12])
 def test_on_token_gets_each_token_as_it_is_decided(library: Florence2, picture: Path, least: int) -> None:
-    """By the engine, in its thread: the forced first and last ones and EOS too, the given start token not."""
+    """`on_token` gets each token in the engine's thread: forced first and last ones and EOS, but not the
+    start token."""
     received: list[tuple[int, str]] = []
 
     def on_token(token_id: int) -> None:
@@ -105,26 +107,29 @@ def test_on_token_gets_each_token_as_it_is_decided(library: Florence2, picture: 
 
 
 class AtOnce(Executor):
-    """Runs what it is given in the thread that gives it."""
+    """An executor that runs each call in the caller's thread."""
 
     def submit(self, function: Any, /, *args: Any, **named: Any) -> Future[Any]:
+        """Run the function now."""
         future: Future[Any] = Future()
         future.set_result(function(*args, **named))
         return future
 
 
 class Letters:
-    """Token 0 is "a"; "z" is held back."""
+    """A decoder in which token 0 is "a"; the end of the text is "z"."""
 
     def take(self, token_id: int) -> str:
+        """The letter of a token."""
         return chr(ord("a") + token_id)
 
     def rest(self) -> str:
+        """The text held back until the end."""
         return "z"
 
 
 def test_a_callback_that_fails_is_called_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    """And its failure is in the log, once."""
+    """A failing callback is not called again, and is logged once."""
     received = []
 
     def on_text(text: str) -> None:
@@ -143,7 +148,7 @@ def test_a_callback_that_fails_is_called_no_more(caplog: pytest.LogCaptureFixtur
 def test_an_answer_is_not_lost_to_a_callback_that_fails(
     library: Florence2, picture: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither this one nor the next."""
+    """A failing callback affects neither its own answer nor the next one."""
     seen = threading.Event()
 
     def on_text(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The task table, and the prompts built from it, against the original's processor."""
+"""The task table and its prompts, compared with the original's processor."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ WITHOUT_INPUT = [task for task in TASKS.values() if task.input is Input.NONE]
 
 
 def split_request(text: str) -> tuple[Task, str] | None:
-    """The task at the start of an original request text, and the rest; None where it starts with none."""
+    """The task at the start of an original's request and the rest, or None if it has no task."""
     token = next((token for token in TASKS if text.startswith(token)), None)
     return None if token is None else (TASKS[token], text[len(token) :])
 
 
 def test_prompts_equal_the_original(shared: Path) -> None:
-    """Every prompt that the original accepts and our rules allow equals its, odd spacing and braces too."""
+    """Each prompt that the original accepts and the table allows equals the original's, with odd spacing
+    and braces too."""
     cases: list[dict[str, Any]] = json.loads((shared / "goldens/A/golden.json").read_text())["prompts"]
     seen, refused = set(), []
     for case in cases:
@@ -56,7 +57,8 @@ def test_prompts_equal_the_original(shared: Path) -> None:
 
 
 def test_table_is_whole_and_immutable() -> None:
-    """Fifteen tasks, unique tokens and names, an input slot where one is taken, no way to change it."""
+    """The table has fifteen tasks with unique tokens and names, an input slot where there is input, and
+    can't be changed."""
     assert len(TASKS) == 15
     for task in TASKS.values():
         assert TASKS[task.token] is task is TASKS.resolve(task.token) is TASKS.resolve(task.name)
@@ -71,7 +73,7 @@ def test_table_is_whole_and_immutable() -> None:
 
 @pytest.mark.parametrize("task", WITH_INPUT, ids=lambda task: task.name)
 def test_an_example_is_accepted(task: Task) -> None:
-    """The example that an error shows is itself a good input."""
+    """A task's example is a valid input."""
     assert task.example is not None
     assert task.example in TASKS.build_prompt(task, task.example)
 
@@ -79,7 +81,7 @@ def test_an_example_is_accepted(task: Task) -> None:
 @pytest.mark.parametrize("task", WITH_INPUT, ids=lambda task: task.name)
 @pytest.mark.parametrize("text", [None, "", " \n"])
 def test_missing_input_is_refused_with_an_example(task: Task, text: str | None) -> None:
-    """A task that needs text or a region says so by name, with an example to copy."""
+    """A task without its text or region is an error that names the task and shows an example."""
     with pytest.raises(TaskError) as caught:
         TASKS.build_prompt(task, text)
     message = str(caught.value)
@@ -91,7 +93,7 @@ def test_missing_input_is_refused_with_an_example(task: Task, text: str | None) 
 
 @pytest.mark.parametrize("task", WITHOUT_INPUT, ids=lambda task: task.name)
 def test_text_is_refused_where_none_is_taken(task: Task) -> None:
-    """A task that takes nothing refuses text, but an empty string (as v2 clients send) counts as none."""
+    """A task without input refuses text; an empty string, which v2 clients send, counts as none."""
     assert (
         TASKS.build_prompt(task)
         == TASKS.build_prompt(task, "")
@@ -104,14 +106,14 @@ def test_text_is_refused_where_none_is_taken(task: Task) -> None:
 
 @pytest.mark.parametrize("token", TASKS)
 def test_task_tokens_inside_the_text_are_refused(token: str) -> None:
-    """No task token may stand in the text, not even its own; the message names it, with an example."""
+    """A task token in the text is refused by name, with an example."""
     with pytest.raises(TaskError, match=f"{token} stands in it.*'a green car'"):
         TASKS.build_prompt(TASKS["<OPEN_VOCABULARY_DETECTION>"], f"a {token} car")
 
 
 @pytest.mark.parametrize("wrong", ["<od>", "OD", "Object_detection", "", "<TAGS>", "<OD> ", "x" * 10_000])
 def test_unknown_tasks_list_all_fifteen(wrong: str) -> None:
-    """An unknown task is refused by a message that names tokens and names of all fifteen, and is short."""
+    """The short error for an unknown task lists tokens and names of all fifteen."""
     with pytest.raises(TaskError) as caught:
         TASKS.resolve(wrong)
     message = str(caught.value)
@@ -131,13 +133,15 @@ def test_unknown_tasks_list_all_fifteen(wrong: str) -> None:
     ],
 )
 def test_a_near_miss_says_what_was_meant(wrong: str, meant: str) -> None:
-    """Another case, other brackets, a hyphen or a slip: the most similar task is named."""
+    """An unknown task with other case, brackets, a hyphen or a typing error is answered with the most
+    similar one."""
     with pytest.raises(TaskError, match=f"; did you mean {meant}\\?"):
         TASKS.resolve(wrong)
 
 
 def test_a_table_is_extended_without_changing_the_first() -> None:
-    """A declared task is found by token and name, in its place, and refused inside another's text."""
+    """An extended table has the new task by token and name and refuses it in other texts; the first table
+    is unchanged."""
     more = TASKS.extended([TAGS])
     assert list(more) == [*TASKS, TAGS.token]
     assert more.resolve("tags") is more.resolve("<TAGS>") is TAGS
@@ -159,14 +163,14 @@ def test_a_table_is_extended_without_changing_the_first() -> None:
     ],
 )
 def test_a_malformed_task_is_refused(changes: dict[str, Any], message: str) -> None:
-    """Before anything is loaded; the message says which task and what is wrong with it."""
+    """A malformed task is an error that names the task and its fault."""
     with pytest.raises(SettingsError, match=re.escape(message)):
         TASKS.extended([replace(TAGS, **changes)])
 
 
 @given(task=st.sampled_from(WITH_INPUT), text=st.text())
 def test_the_text_goes_in_as_it_is(task: Task, text: str) -> None:
-    """Whatever text is taken can be read back unchanged from its prompt."""
+    """An accepted text is in its prompt unchanged."""
     before, after = task.prompt.split(INPUT_SLOT)
     try:
         prompt = TASKS.build_prompt(task, text)
@@ -178,15 +182,15 @@ def test_the_text_goes_in_as_it_is(task: Task, text: str) -> None:
     assert prompt[len(before) : len(prompt) - len(after)] == text
 
 
-def test_a_text_behind_the_token_is_told_its_place() -> None:
-    """As the original's users write it."""
-    with pytest.raises(TaskError, match="alone as the task"):
+def test_the_error_for_a_text_behind_the_token_says_where_to_put_it() -> None:
+    """A text after the token, as the original's users write it, is an error that says where to put it."""
+    with pytest.raises(TaskError, match=r"alone as the task.*TEXT_PROMPT"):
         TASKS.resolve("<CAPTION_TO_PHRASE_GROUNDING>a red moon")
 
 
 @pytest.mark.parametrize("spec", [("region_to_category",), ("ocr", None, None), 5, (5, "a"), None])
 def test_a_task_of_another_shape_is_refused(spec: Any) -> None:
-    """By `analyze` of the client and the library alike; the message shows what a task looks like."""
+    """The client's and the library's `analyze` refuse a malformed task, and show a valid one."""
     calls: list[Callable[[Any], object]] = [task_pairs, lambda specs: build_analysis(b"picture", specs, {})]
     for call in calls:
         with pytest.raises(TaskError, match=r"a pair of .* such as \('region_to_ocr'"):
@@ -196,6 +200,7 @@ def test_a_task_of_another_shape_is_refused(spec: Any) -> None:
 
 
 def test_tasks_are_pairs_with_what_belongs_to_them() -> None:
+    """A task may be a name, a pair with its input, or a Task."""
     specs: list[Any] = ["caption", ("ocr", None), ["region_to_ocr", (1, 2, 3, 4)], TASKS["<OD>"]]
     assert task_pairs(specs) == [
         ("caption", None), ("ocr", None), ("region_to_ocr", (1, 2, 3, 4)), (TASKS["<OD>"], None)

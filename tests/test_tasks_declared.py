@@ -1,4 +1,4 @@
-"""Tasks that a fine-tune declares: rows, presets, and the one error for all that is wrong in them."""
+"""Tasks that a fine-tune declares: rows, presets, and one error for all that is wrong in them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from florence.types.tasks import TASKS, Input, Kind, prompt_task
 
 
 def rows(*given: Any) -> list[tuple[str, object]]:
+    """These rows as read from a file."""
     return read_rows(json.dumps(given), "florence_tasks.json")
 
 
 def test_a_row_needs_a_token_and_a_name_only() -> None:
-    """The prompt is the token then, with the input behind it; n-grams may repeat."""
+    """A row needs only a token and a name; its prompt is then the token followed by the input, and n-grams
+    may repeat."""
     plain, asking = declare(rows({"token": "<A>", "name": "a"}, {"token": "B", "name": "b", "input": "text"}))
     assert (plain.prompt, plain.input, plain.kind, plain.no_repeat_ngram_size) == ("<A>", "none", "text", 0)
     assert asking.prompt == "B{input}"
@@ -26,7 +28,7 @@ def test_a_row_needs_a_token_and_a_name_only() -> None:
 
 
 def test_a_row_says_all_that_a_task_may_be() -> None:
-    """And `/info` says the same row again."""
+    """A row may set each field of a task, and `/info` gives the same row."""
     row = DeclaredTask(
         token="<FIND>", name="find", prompt="Find {input}", input=Input.TEXT, kind=Kind.BOXES,
         no_repeat_ngram_size=None, summary="Boxes.", example="a cup", labelled=False,
@@ -60,25 +62,28 @@ def test_a_row_says_all_that_a_task_may_be() -> None:
     ],
 )
 def test_a_wrong_row_is_named(row: Any, message: str) -> None:
-    """With its place, its token, and what is wrong; the rows beside it are not."""
+    """The error names only the wrong row, with its position, its token and its fault."""
     with pytest.raises(SettingsError, match=re.escape(message)) as caught:
         declare(rows({"token": "<GOOD>", "name": "good"}, row))
     assert "row 1" not in str(caught.value)
 
 
 def test_all_wrong_rows_are_in_one_error() -> None:
+    """One error lists all wrong rows."""
     with pytest.raises(SettingsError, match=r"row 1: .*; florence_tasks.json, row 3: .*<OCR>"):
         declare(rows({"token": "<A>"}, {"token": "<B>", "name": "b"}, {"token": "<OCR>", "name": "c"}))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"token": "<A>"}', "[" * 100_000])
 def test_a_file_that_is_no_array_is_refused_by_name(text: str) -> None:
+    """The error for a file that holds no JSON array names the file."""
     with pytest.raises(SettingsError, match=r"^my_tasks.json (is not valid JSON|must hold an array)"):
         read_rows(text, "my_tasks.json")
 
 
 def test_presets_can_be_used_together() -> None:
-    """None clashes with another, nor with a built-in task; the prompts are those of the fine-tunes' cards."""
+    """Presets conflict neither with each other nor with built-in tasks, and have the prompts of the
+    fine-tunes' model cards."""
     made = declare(("preset", row) for preset in PRESETS.values() for row in preset)
     prompts = {task.token: task.prompt for task in made}
     assert set(PRESETS) == {"promptgen", "description", "docvqa", "vqa"}
@@ -94,7 +99,7 @@ def test_presets_can_be_used_together() -> None:
 
 
 def test_a_declared_token_without_brackets_may_stand_in_a_text() -> None:
-    """It is a word like any other there."""
+    """A declared token without brackets is an ordinary word in a text."""
     table = TASKS.extended(declare(rows({"token": "car", "name": "cars"}, {"token": "<X>", "name": "x"})))
     grounding = table.resolve("caption_to_phrase_grounding")
     assert "a green car" in table.build_prompt(grounding, "a green car")
@@ -103,7 +108,7 @@ def test_a_declared_token_without_brackets_may_stand_in_a_text() -> None:
 
 
 def test_a_prompt_of_ones_own_is_a_task_that_is_read_as_it_is() -> None:
-    """Braces, tokens and white space too."""
+    """A custom prompt is a task whose braces, tokens and white space are kept."""
     task = prompt_task(" <OD>{input} \n", "json")
     assert TASKS.build_prompt(task) == " <OD>{input} \n" == task.token
     assert (task.kind, task.no_repeat_ngram_size) == (Kind.JSON, 0)
@@ -112,8 +117,3 @@ def test_a_prompt_of_ones_own_is_a_task_that_is_read_as_it_is() -> None:
             prompt_task(prompt)  # type: ignore[arg-type]
     with pytest.raises(TaskError, match=r"answer_as must be one of text, tags, json, boxes.*, got 'table'"):
         prompt_task("x", "table")
-
-
-def test_a_token_with_its_text_behind_it_is_told_where_the_text_goes() -> None:
-    with pytest.raises(TaskError, match=r"send <CAPTION_TO_PHRASE_GROUNDING> alone.*TEXT_PROMPT"):
-        TASKS.resolve("<CAPTION_TO_PHRASE_GROUNDING>a red moon")

@@ -1,4 +1,5 @@
-"""The option `tiles` through every door: the same items in the same places, and how many tiles there were."""
+"""The option `tiles` through every interface: the same items in the same locations, and the number of
+tiles."""
 
 from __future__ import annotations
 
@@ -46,26 +47,28 @@ def picture() -> bytes:
 
 @pytest.fixture(scope="module")
 def own(picture: bytes) -> Iterator[dict[str, Answer]]:
-    """The library's answers."""
+    """The library's answers by task."""
     with Florence2.load("demo", dtype="float32") as model:
         yield {task: model.run(picture, task, tiles=GRID) for task in TASKS}
 
 
 @pytest.fixture(scope="module")
 def client(demo_server: Server) -> Iterator[Client]:
+    """A client of the demo server."""
     with Client(demo_server.url) as opened:
         yield opened
 
 
 def alike(some: list[Place], others: list[Place]) -> bool:
-    """The same labels in the same places, within the width of a location."""
+    """Return whether both have the same labels in the same locations, within the width of a location
+    token."""
     return [place.label for place in some] == [place.label for place in others] and all(
         np.allclose(one.bounds, other.bounds, atol=2) for one, other in zip(some, others, strict=True)
     )
 
 
 def test_things_of_all_tiles_are_found_in_the_whole_pictures_pixels(own: dict[str, Answer]) -> None:
-    """In each quarter of it; the text is that of the pieces."""
+    """Items are found in each quarter, in pixels of the whole picture; the text is that of all pieces."""
     for task, answer in own.items():
         assert answer.tiles == 4, task
         assert (answer.image_size.width, answer.image_size.height) == (640, 640)
@@ -82,7 +85,7 @@ def test_things_of_all_tiles_are_found_in_the_whole_pictures_pixels(own: dict[st
 def test_the_typed_endpoints_and_the_client_answer_as_the_library(
     client: Client, picture: bytes, own: dict[str, Answer]
 ) -> None:
-    """`tiles` is in the answer's JSON, and comes back with it."""
+    """The service gives the library's answers, and their JSON has `tiles`."""
     for task, answer in own.items():
         served = client.run(picture, task, tiles=GRID)
         assert served.tiles == 4
@@ -93,7 +96,7 @@ def test_the_typed_endpoints_and_the_client_answer_as_the_library(
 
 
 def test_the_original_form_is_the_typed_results(own: dict[str, Answer]) -> None:
-    """Of the library's answers, also of those that come back from JSON."""
+    """The original's JSON has the typed result's items, also after a round trip through JSON."""
     found, read = own["<OD>"], own["<OCR>"]
     content = found.florence()["<OD>"]
     assert content["labels"] == [place.label for place in items_of(found.result)]
@@ -103,7 +106,7 @@ def test_the_original_form_is_the_typed_results(own: dict[str, Answer]) -> None:
 
 
 def test_v2_takes_tiles_as_a_parameter(demo_server: Server, picture: bytes, own: dict[str, Answer]) -> None:
-    """Over HTTP and gRPC; with a filter too. The reply's parameters say how many tiles there were."""
+    """v2 takes tiles as a parameter over HTTP and gRPC, also with a filter, and replies with their number."""
     infer = over_grpc.InferInput("INPUT_IMAGE", [1, 1], "BYTES")
     infer.set_data_from_numpy(np.array([[picture]], object))
     prompt = over_grpc.InferInput("TASK_PROMPT", [1, 1], "BYTES")
@@ -125,7 +128,7 @@ def test_v2_takes_tiles_as_a_parameter(demo_server: Server, picture: bytes, own:
 
 
 def test_a_stream_of_tiles_is_one_event(demo_server: Server, picture: bytes) -> None:
-    """Even with one beam: nothing is final before all tiles are done."""
+    """A stream of tiles is one event even with one beam, since nothing is final before all tiles are done."""
     body = {"INPUT_IMAGE": base64_of(picture), "TASK_PROMPT": "<OCR>", "num_beams": 1, "tiles": GRID}
     url = f"{demo_server.url}/v2/models/florence2/generate_stream"
     events = requests.post(url, json=body, timeout=60).text.strip().split("\n\n")
@@ -134,7 +137,7 @@ def test_a_stream_of_tiles_is_one_event(demo_server: Server, picture: bytes) -> 
 
 
 def test_what_cant_be_cut_is_a_400(client: Client, demo_server: Server, picture: bytes) -> None:
-    """That says what to change; of many tasks on one picture only those that can't fail."""
+    """A task without tiles is a 400 that says what to change; among many tasks only such tasks fail."""
     with pytest.raises(RequestError, match="<CAPTION> can't be asked in tiles; leave tiles out"):
         client.caption(picture, tiles=GRID)
     with pytest.raises(RequestError, match=r"up to 128 are allowed .*FLORENCE_MAX_TILES"):
@@ -151,7 +154,7 @@ def test_what_cant_be_cut_is_a_400(client: Client, demo_server: Server, picture:
 def test_the_command_line_has_it(
     demo_server: Server, picture: bytes, tmp_path: Path, florence: Callable[..., tuple[int, str, str]]
 ) -> None:
-    """`run` and `bulk`, here through the service."""
+    """`run` and `bulk` have the option."""
     file, out = tmp_path / "large.png", tmp_path / "answers.jsonl"
     file.write_bytes(picture)
     where = ("--tiles", GRID, "--url", demo_server.url)
@@ -164,10 +167,12 @@ def test_the_command_line_has_it(
 
 
 def base64_of(data: bytes) -> str:
+    """The data as base64 text."""
     return base64.b64encode(data).decode()
 
 
 def v2_body(picture: bytes, task: str, **parameters: Any) -> dict[str, Any]:
+    """The body of a v2 request."""
     values = {"INPUT_IMAGE": base64_of(picture), "TASK_PROMPT": task}
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
@@ -177,6 +182,7 @@ def v2_body(picture: bytes, task: str, **parameters: Any) -> dict[str, Any]:
 
 
 def ask_v2(server: Server, picture: bytes, task: str, **parameters: Any) -> Any:
+    """The reply to a v2 request."""
     reply = requests.post(server.url + V2, json=v2_body(picture, task, **parameters), timeout=60)
     assert reply.status_code == 200, reply.text
     return reply.json()

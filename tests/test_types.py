@@ -1,4 +1,4 @@
-"""The shared types: documented, with examples that hold, and parameters refused by name."""
+"""The shared types: documented, with valid examples, and parameters refused by name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SCORES = st.none() | st.floats(0, 1)
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_every_model_has_an_example_that_holds(model: type[BaseModel]) -> None:
-    """The example shown in OpenAPI is a valid value, and comes back from JSON as it went."""
+    """Each example is a valid value and is unchanged by a round trip through JSON."""
     (example,) = model.model_json_schema()["examples"]
     value = model.model_validate(example)
     assert model.model_validate_json(value.model_dump_json()) == value
@@ -52,7 +52,7 @@ def test_every_model_has_an_example_that_holds(model: type[BaseModel]) -> None:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_every_model_is_documented_and_frozen(model: type[BaseModel]) -> None:
-    """Each model says what it is, each field of a plain type what it holds, and no value can be changed."""
+    """Each model and each field of a plain type is documented, and no value can be changed."""
     assert model.model_config["frozen"] is True
     schema = model.model_json_schema()
     assert schema["description"].endswith(".")
@@ -63,7 +63,7 @@ def test_every_model_is_documented_and_frozen(model: type[BaseModel]) -> None:
 
 @pytest.mark.parametrize("result", [Text, Detections, OcrRegions, Segmentation])
 def test_the_example_of_an_answer_is_of_its_kind(result: type[BaseModel]) -> None:
-    """An endpoint that answers boxes shows boxes in its example, one of text shows text."""
+    """The example of an answer type has that type's result."""
     (example,) = TaskAnswer[result].model_json_schema()["examples"]  # type: ignore[valid-type]
     assert TaskAnswer[result].__name__ == f"{result.__name__}Answer"  # type: ignore[valid-type]
     assert example["result"] == result.model_json_schema()["examples"][0]
@@ -78,8 +78,8 @@ def test_the_example_of_an_answer_is_of_its_kind(result: type[BaseModel]) -> Non
             st.builds(Instance, label=st.text(), polygons=st.lists(st.lists(PIXELS)), score=SCORES))),
     )
 )  # fmt: skip
-def test_results_are_told_apart_by_their_kind(result: Any) -> None:
-    """Any result comes back from JSON as the same type with the same values."""
+def test_a_result_is_read_back_by_its_kind(result: Any) -> None:
+    """Any result read back from JSON has the same type and values."""
     adapter: TypeAdapter[Any] = TypeAdapter(Result)
     assert adapter.validate_json(result.model_dump_json()) == result
 
@@ -94,7 +94,7 @@ def test_an_answer_gives_the_original_json() -> None:
 
 
 def test_the_repr_of_an_answer_leaves_its_tokens_out() -> None:
-    """It is for people: hundreds of numbers would hide the result."""
+    """The repr has no tokens, whose hundreds of numbers would hide the result."""
     shown = repr(Answer.model_validate(ANSWER))
     assert "token_ids" not in shown
     assert "token_logprobs" not in shown
@@ -102,7 +102,7 @@ def test_the_repr_of_an_answer_leaves_its_tokens_out() -> None:
 
 
 def test_parameters_are_all_optional() -> None:
-    """Nothing asked for is nothing set, and what is in range is taken, also as text of a form."""
+    """All parameters are optional, and values in range are accepted, also as a form's text."""
     assert set(read_request_parameters({}).model_dump().values()) == {None}
     taken = read_request_parameters({"num_beams": "5", "length_penalty": -0.5, "early_stopping": False})
     assert taken == RequestParameters(num_beams=5, length_penalty=-0.5, early_stopping=False)
@@ -135,7 +135,7 @@ def test_parameters_are_all_optional() -> None:
     ],
 )
 def test_wrong_parameters_are_refused_by_name(options: dict[str, object], message: str) -> None:
-    """The error names the option, what it may be and what it was, and stays short."""
+    """The short error names the option, its allowed values and the wrong one."""
     with pytest.raises(OptionError) as caught:
         read_request_parameters(options)
     assert message in str(caught.value)
@@ -149,7 +149,7 @@ def test_wrong_parameters_are_refused_by_name(options: dict[str, object], messag
     )
 )
 def test_any_options_are_taken_or_refused(options: dict[str, object]) -> None:
-    """Whatever a request holds, reading it ends in parameters or in an OptionError."""
+    """Any options give parameters or an OptionError."""
     try:
         parameters = read_request_parameters(options)
     except OptionError:
@@ -159,14 +159,14 @@ def test_any_options_are_taken_or_refused(options: dict[str, object]) -> None:
 
 
 def test_scores_out_of_range_are_refused() -> None:
-    """A score is a number from 0 to 1 or nothing."""
+    """A score is from 0 to 1, or None."""
     for score in (-0.1, 1.1, math.nan):
         with pytest.raises(ValidationError):
             Text(text="", score=score)
 
 
 def test_the_pure_rooms_import_nothing_heavy() -> None:
-    """Parsing an answer needs neither torch nor numpy nor a tokenizer."""
+    """Parsing an answer imports neither torch nor numpy nor a tokenizer."""
     code = (
         "import sys; from florence.answers.answer import Answer; from florence.answers import parse_answer;"
         "import florence.types.tasks, florence.types.regions;"
@@ -186,7 +186,7 @@ def test_the_pure_rooms_import_nothing_heavy() -> None:
     ],
 )
 def test_an_answer_gives_what_its_result_holds_and_nothing_else(result: Result, name: str) -> None:
-    """Under the same name; it is no field of its own."""
+    """An answer has its result's attribute under the same name, not as a field, and no other result's."""
     answer = TaskAnswer[Result].model_validate(ANSWER | {"result": result.model_dump()})
     assert getattr(answer, name) == getattr(result, name)
     assert name not in answer.model_dump()
@@ -196,7 +196,7 @@ def test_an_answer_gives_what_its_result_holds_and_nothing_else(result: Result, 
 
 
 def test_a_text_is_as_long_at_every_door() -> None:
-    """The typed endpoints and the call of many tasks announce the same limit."""
+    """All endpoints announce the same limit on a text."""
     announced = [
         TextInput.model_json_schema()["properties"]["text"]["maxLength"],
         AnalysisTask.model_json_schema()["properties"]["text"]["anyOf"][0]["maxLength"],

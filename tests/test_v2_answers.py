@@ -1,4 +1,4 @@
-"""Answers in the original's shape only, as the v2 protocol asks the library for them."""
+"""Answers in the original's format only, as the v2 protocol requests them from the library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from florence.types.tasks import TASKS, Input
 
 
 def test_the_text_is_the_typed_answers_original_json(library: Florence2, picture: Path) -> None:
-    """For each task, with the same usage; whether typed results are made or not."""
+    """For each task the original's JSON and usage are the typed answer's."""
     asks = [(task.token, task.example if task.input is not Input.NONE else None) for task in TASKS.values()]
     typed = [library.submit(picture, task, text, max_new_tokens=8) for task, text in asks]
     originals = [library.submit_original(picture, task, text, max_new_tokens=8) for task, text in asks]
@@ -27,6 +27,6 @@ def test_the_text_is_the_typed_answers_original_json(library: Florence2, picture
 
 
 def test_mistakes_fail_the_same_way(library: Florence2, picture: Path) -> None:
-    """Errors come in the future."""
+    """An error is in the future."""
     with pytest.raises(TaskError):
         library.submit_original(picture, "<NOPE>").result()

@@ -1,8 +1,8 @@
-"""Bodies with packed tensors behind their JSON: both ways, mixed with JSON, and cut at every place."""
+"""Bodies with packed tensors after their JSON: requests and answers, mixed with JSON, and cut at every
+position."""
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
@@ -42,7 +42,8 @@ BODY, HEADER = packed_request({"INPUT_IMAGE": [JPEG], "TASK_PROMPT": [b"<CAPTION
 
 @given(st.permutations(["INPUT_IMAGE", "TASK_PROMPT", "TEXT_PROMPT"]), st.integers(1, 36), st.data())
 def test_packed_rows_come_back_in_order(names: list[str], count: int, data: Any) -> None:
-    """Whatever the order of the inputs: the bytes follow the JSON in the order in which it names them."""
+    """Packed rows are read in order for any order of the inputs; the bytes follow the JSON in the order of
+    its inputs."""
     images = [JPEG + bytes([index]) for index in range(count)]
     tasks = [f"<T{index}>".encode() for index in range(count)]
     texts = data.draw(st.lists(st.text(max_size=6), min_size=count, max_size=count))
@@ -55,7 +56,7 @@ def test_packed_rows_come_back_in_order(names: list[str], count: int, data: Any)
 
 
 def test_packed_and_json_tensors_mix() -> None:
-    """The tail belongs to those that say so."""
+    """A request may mix packed and JSON tensors."""
     packed = pack([JPEG])
     inputs = [
         {"name": "TASK_PROMPT", "shape": [1, 1], "datatype": "BYTES", "data": ["<OD>"]},
@@ -73,7 +74,7 @@ def test_packed_and_json_tensors_mix() -> None:
 
 @given(st.integers(0, len(BODY)))
 def test_a_body_cut_anywhere_is_refused(length: int) -> None:
-    """Only the whole body is a request."""
+    """Only the whole body is a request; a shorter one is refused."""
     if length == len(BODY):
         assert read_rows(parse_infer_request(BODY, str(HEADER)).columns)
         return
@@ -83,7 +84,7 @@ def test_a_body_cut_anywhere_is_refused(length: int) -> None:
 
 @given(st.binary(max_size=300), st.integers(-5, 400).map(str) | st.text(max_size=12))
 def test_any_bytes_and_header_are_a_request_or_an_error_of_ours(body: bytes, header: str) -> None:
-    """No header and no bytes behind the JSON make another exception than one that becomes a 4xx."""
+    """Any header length and bytes give a request or a FlorenceError that becomes a 4xx."""
     for content in (body, BODY[:HEADER] + body):
         try:
             assert parse_infer_request(content, header).row_count == 1
@@ -114,7 +115,7 @@ def test_any_bytes_and_header_are_a_request_or_an_error_of_ours(body: bytes, hea
     ],
 )
 def test_what_does_not_fit_is_refused_in_tritons_words(body: bytes, header: str | None, message: str) -> None:
-    """Header lengths, sizes and tails that contradict each other."""
+    """Contradictory header lengths, sizes and tails are refused in Triton's words."""
     with pytest.raises(ProtocolError, match=message):
         parse_infer_request(body, header)
 
@@ -132,14 +133,14 @@ def test_what_does_not_fit_is_refused_in_tritons_words(body: bytes, header: str 
     ],
 )
 def test_the_output_is_packed_when_asked(members: dict[str, Any], binary: bool) -> None:
-    """By the output where it is named, else by the whole request, as Triton decides it."""
+    """A named output decides whether it is packed, else the request does, as in Triton."""
     body, header = packed_request({"INPUT_IMAGE": [JPEG], "TASK_PROMPT": [b"<OD>"]}, **members)
     assert parse_infer_request(body, str(header)).binary_output is binary
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=2), max_size=4))
 def test_packed_answers_come_back(answers: list[dict[str, str]]) -> None:
-    """The JSON says how many bytes follow it, and they are the rows' JSON."""
+    """The JSON gives the number of bytes after it, which are the rows."""
     body, header = build_binary_answer(InferAnswer(SERVED, "7", [json.dumps(row) for row in answers]))
     head = json.loads(body[:header])
     (output,) = head["outputs"]
@@ -150,14 +151,9 @@ def test_packed_answers_come_back(answers: list[dict[str, str]]) -> None:
     assert [json.loads(bytes(row)) for row in packed] == answers
 
 
-def test_base64_in_packed_form_is_taken() -> None:
-    """As Triton's own clients send it for the replaced deployment: base64 text in a packed tensor."""
-    body, header = packed_request({"INPUT_IMAGE": [base64.b64encode(JPEG)], "TASK_PROMPT": [b"<OD>"]})
-    assert read_rows(parse_infer_request(body, str(header)).columns)[0].image() == JPEG
-
-
 def test_raw_bytes_go_in_and_packed_answers_come_out() -> None:
-    """Over HTTP: the header in any case, any content type, and the answer's own header and type."""
+    """Over HTTP a packed request, with its header in any letter case, gets a packed answer with header and
+    type."""
     model, app = FakeModel(), V2App(ModelRepository([Inference(timeout_s=5.0)]), 10_000_000)
     app.state.repository.find("florence2").model = model
     outputs = [{"name": "PARSED_JSON", "parameters": {"binary_data": True}}]

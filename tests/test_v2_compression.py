@@ -1,4 +1,4 @@
-"""Compressed bodies: both encodings both ways, nothing larger than allowed, and every broken one refused."""
+"""Compressed bodies: both encodings in both directions, limits, and broken input."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ BODY = json.dumps(request()).encode()
 
 @pytest.fixture
 def app() -> Iterator[Starlette]:
+    """The v2 routes with a fake model."""
     inference, model = Inference(timeout_s=5.0), FakeModel()
     inference.model = model
     yield V2App(ModelRepository([inference]), MAX_BYTES)
@@ -36,7 +37,7 @@ def app() -> Iterator[Starlette]:
 
 @given(st.binary(max_size=3000), ENCODINGS)
 def test_what_is_compressed_comes_back(body: bytes, encoding: str) -> None:
-    """Any bytes, in both encodings."""
+    """Any bytes survive compression and decompression in both encodings."""
     assert b"".join(decompressed(compress(body, encoding), encoding)) == body
 
 
@@ -44,7 +45,7 @@ def test_what_is_compressed_comes_back(body: bytes, encoding: str) -> None:
     ("encoding", "packed"), [("gzip", gzip.compress(BODY)), ("deflate", zlib.compress(BODY))]
 )
 def test_what_others_compress_is_read(encoding: str, packed: bytes) -> None:
-    """gzip's own container, and zlib's for deflate."""
+    """gzip's container, and zlib's for deflate, are read."""
     assert b"".join(decompressed(packed, encoding)) == BODY
 
 
@@ -52,7 +53,7 @@ def test_what_others_compress_is_read(encoding: str, packed: bytes) -> None:
 def test_a_compressed_body_cut_or_prolonged_is_refused(
     body: bytes, encoding: str, data: st.DataObject
 ) -> None:
-    """Only the whole of it counts, and nothing may follow."""
+    """A compressed body that is cut or has bytes after its end is refused."""
     packed = compress(body, encoding)
     cut = packed[: data.draw(st.integers(0, len(packed) - 1))]
     for broken in (cut, packed + b"x"):
@@ -62,7 +63,7 @@ def test_a_compressed_body_cut_or_prolonged_is_refused(
 
 @given(st.binary(max_size=300), ENCODINGS | st.text(max_size=8))
 def test_any_bytes_are_a_body_or_an_error_of_ours(body: bytes, encoding: str) -> None:
-    """No bytes and no name make another exception."""
+    """Any bytes and encoding give a body or a FlorenceError."""
     try:
         assert max(map(len, decompressed(body, encoding)), default=0) <= PIECE
     except FlorenceError as error:
@@ -90,19 +91,20 @@ def test_any_bytes_are_a_body_or_an_error_of_ours(body: bytes, encoding: str) ->
     ],
 )
 def test_the_client_chooses_the_answers_encoding(accepted: str, encoding: str | None) -> None:
-    """The highest weight wins, the first of equals; what is not known exactly gives a plain answer."""
+    """The encoding with the highest weight is used, the first of equals; an unknown one gives a plain
+    answer."""
     assert choose_encoding(accepted) == encoding
 
 
 @given(st.text(st.sampled_from("gzipdeflat,;q=.01e- "), max_size=40))
 def test_any_wish_has_an_answer(accepted: str) -> None:
-    """No header makes an exception."""
+    """Any Accept-Encoding header gives a known encoding or none."""
     assert choose_encoding(accepted) in (None, "gzip", "deflate")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_both_ways_over_http(app: Starlette, encoding: str) -> None:
-    """A compressed request gets a compressed answer if it asks for one, and the same one."""
+    """A compressed request gets the same answer as a plain one, compressed on request."""
     packed, headers = compress(BODY, encoding), {"content-encoding": encoding, "accept-encoding": encoding}
     reply = send(app, "POST", INFER, content=packed, headers=headers)
     assert (reply.status_code, reply.headers["content-encoding"]) == (200, encoding)
@@ -113,7 +115,7 @@ def test_both_ways_over_http(app: Starlette, encoding: str) -> None:
 
 
 def test_errors_are_never_compressed(app: Starlette) -> None:
-    """As with Triton."""
+    """Errors are not compressed, as in Triton."""
     reply = send(app, "POST", INFER, content=b"{", headers={"accept-encoding": "gzip"})
     assert reply.status_code == 400
     assert "content-encoding" not in reply.headers
@@ -121,21 +123,21 @@ def test_errors_are_never_compressed(app: Starlette) -> None:
 
 @pytest.mark.parametrize("encoding", ["br", "GZIP", "zstd", "gzip, gzip"])
 def test_an_unknown_encoding_is_a_501_that_names_the_known(app: Starlette, encoding: str) -> None:
-    """In Triton's words."""
+    """An unknown encoding is a 501 in Triton's words, with the known ones."""
     reply = send(app, "POST", INFER, content=BODY, headers={"content-encoding": encoding})
     assert (reply.status_code, reply.json()) == (501, {"error": "Unsupported compression type"})
     assert reply.headers["accept-encoding"] == "gzip, deflate"
 
 
 def test_a_bomb_is_a_413(app: Starlette) -> None:
-    """As any body that is too large."""
+    """A body that unpacks over the limit is a 413."""
     bomb = compress(bytes(MAX_BYTES + 1), "gzip")
     assert send(app, "POST", INFER, content=bomb, headers={"content-encoding": "gzip"}).status_code == 413
 
 
 @pytest.mark.parametrize("encoding", ["", "identity"])
 def test_no_encoding_is_nothing_to_undo(encoding: str) -> None:
-    """Neither a missing one nor identity; whatever else is refused."""
+    """A body without an encoding, or with identity, is used as it is; unknown ones are refused."""
     assert asyncio.run(plain_body({}, BODY, encoding, 1)) is BODY
     with pytest.raises(UnknownEncoding):
         asyncio.run(plain_body({}, BODY, f"{encoding}x-gzip", 1))

@@ -1,7 +1,7 @@
-"""Damaged requests: the codec raises its own errors only, and takes no more memory than a small multiple of
-the body.
+"""Damaged requests raise only the package's own errors, and take a small multiple of the body as memory.
 
-Bodies are real requests with bytes changed, removed, repeated and put in: they get further than random bytes.
+Bodies are real requests with bytes changed, removed, repeated and inserted, which reach more code than random
+bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from florence.server.v2.infer_body import parse_generate_request
 from florence.server.v2.tensors import pack, read_rows
 
 MIB = 1024 * 1024
-ROOM = 200_000  # bytes that any request may take
+ROOM = 200_000  # bytes allowed for any request
 
 
 def packed_body(image: bytes) -> tuple[bytes, str]:
@@ -40,6 +40,7 @@ def packed_body(image: bytes) -> tuple[bytes, str]:
 
 
 def json_body(image: bytes, task: str = "<OD>") -> bytes:
+    """A request as JSON."""
     text = base64.b64encode(image).decode()
     columns = {"INPUT_IMAGE": [[text]], "TASK_PROMPT": [task], "TEXT_PROMPT": ["a car"]}
     inputs = [
@@ -50,11 +51,12 @@ def json_body(image: bytes, task: str = "<OD>") -> bytes:
 
 
 def generate_body(image: bytes) -> bytes:
+    """A request of the generate extension."""
     return json.dumps({"INPUT_IMAGE": base64.b64encode(image).decode(), "TASK_PROMPT": ["<OD>"]}).encode()
 
 
 def read(infer: Any) -> None:
-    """Everything that is read of a request before the model gets it, and its pictures."""
+    """Read all of a request that is read before the model gets it, and its pictures."""
     for row in read_rows(infer.columns):
         row.image()
 
@@ -76,7 +78,7 @@ SEEDS = {
 
 @st.composite
 def damaged(draw: Any, seed: bytes) -> bytes:
-    """The seed after some changes, most of them near its beginning and its end, where its structure is."""
+    """The seed after some changes, most of them near its beginning and end, where its structure is."""
     body = bytearray(seed)
     spots = st.integers(0, 400) | st.integers(1, 400).map(lambda back: len(seed) - back)
     for _ in range(draw(st.integers(1, 5))):
@@ -100,7 +102,7 @@ def damaged(draw: Any, seed: bytes) -> bytes:
 @settings(max_examples=400)
 @given(data=st.data())
 def test_a_damaged_body_is_a_request_or_an_error_of_ours(name: str, data: Any) -> None:
-    """Nothing else than a FlorenceError that becomes a 4xx, and memory within a small multiple of it."""
+    """A damaged body is a request or a 4xx, within a small multiple of its memory."""
     seed, codec = SEEDS[name]
     body = data.draw(damaged(seed))
     tracemalloc.start()
@@ -117,7 +119,7 @@ def test_a_damaged_body_is_a_request_or_an_error_of_ours(name: str, data: Any) -
 @settings(max_examples=300)
 @given(st.data())
 def test_a_damaged_message_is_a_request_or_an_error_of_ours(data: Any) -> None:
-    """What protobuf can still read of a damaged message."""
+    """A damaged message that protobuf can read is a request or a 4xx."""
     seed = message({"INPUT_IMAGE": [picture()], "TASK_PROMPT": [b"<OD>"]}, id="7").SerializeToString()
     made = message({"INPUT_IMAGE": [b""], "TASK_PROMPT": [b""]})
     made.Clear()
@@ -146,7 +148,8 @@ GREEDY = {
 
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_body_made_to_be_greedy_is_refused_within_its_means(name: str) -> None:
-    """A megabyte of what makes the most objects: no more than Python's cost of an empty dict in a list."""
+    """A megabyte of the most costly structure is refused, in memory of at most an empty dict for each list
+    element."""
     body = GREEDY[name]
     tracemalloc.start()
     try:

@@ -27,11 +27,12 @@ JSON_VALUES = st.recursive(
 
 
 def caption(**members: Any) -> dict[str, Any]:
+    """A caption request with these other members."""
     return {"INPUT_IMAGE": PICTURE, "TASK_PROMPT": "<CAPTION>", **members}
 
 
 def test_texts_go_in_and_a_text_comes_out(app: Starlette, model: FakeModel) -> None:
-    """Not a list for one row; other keys are parameters, and the id comes back."""
+    """One row's answer is a text, other keys are parameters, and the id is returned."""
     reply = send(app, "POST", GENERATE, json=caption(id="g1", num_beams=1, temperature=0.5, stream=False))
     assert (reply.status_code, reply.headers["florence-checkpoint"]) == (200, "fake")
     assert reply.json() == {
@@ -48,7 +49,7 @@ def test_texts_go_in_and_a_text_comes_out(app: Starlette, model: FakeModel) -> N
 
 
 def test_lists_make_rows(app: Starlette) -> None:
-    """One of one is still a text; two are a list."""
+    """A list of one gives a text, of two a list."""
     body = caption(INPUT_IMAGE=[PICTURE], TASK_PROMPT=[["<OD>"]])
     assert next(iter(json.loads(send(app, "POST", GENERATE, json=body).json()["PARSED_JSON"]))) == "<OD>"
     body = caption(INPUT_IMAGE=[PICTURE] * 2, TASK_PROMPT=["<OD>", "<OCR>"])
@@ -58,7 +59,7 @@ def test_lists_make_rows(app: Starlette) -> None:
 
 @pytest.mark.parametrize("path", [GENERATE, "/v2/models/florence2/versions/1/generate"])
 def test_a_stream_is_one_event(app: Starlette, path: str) -> None:
-    """As Triton streams a model that answers once."""
+    """A stream is one event, as in Triton for a model that answers once."""
     reply = send(app, "POST", path + "_stream", json=caption(id="s1"))
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     event, end = reply.text.split("\n\n")
@@ -86,7 +87,7 @@ def test_a_stream_is_one_event(app: Starlette, path: str) -> None:
     ],
 )
 def test_mistakes_are_answered_with_a_sentence(app: Starlette, path: str, body: Any, message: str) -> None:
-    """As a 400 and plain JSON, with streaming and without."""
+    """A mistake is a 400 in JSON, with and without streaming."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     reply = send(app, "POST", path, content=content)
     assert reply.status_code == 400
@@ -94,7 +95,7 @@ def test_mistakes_are_answered_with_a_sentence(app: Starlette, path: str, body: 
 
 
 def test_compressed_bodies_are_refused_in_tritons_words(app: Starlette) -> None:
-    """Here only: infer takes them."""
+    """generate refuses compressed bodies in Triton's words; infer accepts them."""
     body = gzip.compress(json.dumps(caption()).encode())
     reply = send(app, "POST", GENERATE, content=body, headers={"content-encoding": "gzip"})
     assert reply.status_code == 400
@@ -110,7 +111,7 @@ def test_compressed_bodies_are_refused_in_tritons_words(app: Starlette) -> None:
     ],
 )
 def test_paths_are_exact(app: Starlette, method: str, path: str, status: int) -> None:
-    """Method, model and version are looked at before the body."""
+    """Method, model and version are checked before the body."""
     assert send(app, method, path).status_code == status
 
 
@@ -118,7 +119,7 @@ def test_paths_are_exact(app: Starlette, method: str, path: str, status: int) ->
     st.dictionaries(st.sampled_from(["INPUT_IMAGE", "TASK_PROMPT", "TEXT_PROMPT", "id", "x"]), JSON_VALUES)
 )
 def test_any_members_are_a_request_or_an_error_of_ours(members: dict[str, Any]) -> None:
-    """Values of any type in the place of any key."""
+    """Any value for any key gives a request or a 4xx."""
     try:
         assert read_rows(parse_generate_request(SERVED, json.dumps(caption(**members)).encode()).columns)
     except FlorenceError as error:
@@ -127,14 +128,14 @@ def test_any_members_are_a_request_or_an_error_of_ours(members: dict[str, Any]) 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_error_of_ours(body: bytes) -> None:
-    """None of them is a request with a picture."""
+    """Random bytes are a FlorenceError."""
     with pytest.raises(FlorenceError):
         parse_generate_request(SERVED, body)
 
 
 @given(st.text())
 def test_an_event_holds_any_text_in_one_line(text: str) -> None:
-    """Line breaks in an answer do not end the event."""
+    """An event has any text on one line, so line breaks don't end it."""
     event = build_event(build_generate_answer(InferAnswer(SERVED, "", [json.dumps({"<OCR>": text})])))
     assert event.count(b"\n") == 2
     assert json.loads(json.loads(event[6:])["PARSED_JSON"]) == {"<OCR>": text}

@@ -1,4 +1,4 @@
-"""gRPC's messages: rows come out of them in order, answers go in, and every wrong one is refused."""
+"""gRPC messages: rows are read in order, answers are packed, and wrong messages are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from florence.server.v2.tensors import InferAnswer, read_rows, unpack
 
 @given(st.permutations(["INPUT_IMAGE", "TASK_PROMPT", "TEXT_PROMPT"]), st.integers(1, 36), st.booleans())
 def test_rows_come_back_in_order(names: list[str], count: int, raw: bool) -> None:
-    """Packed or as contents, whatever the order of the inputs."""
+    """Rows are read in order, packed or as contents, for any order of the inputs."""
     columns = {
         "INPUT_IMAGE": [JPEG + bytes([index]) for index in range(count)],
         "TASK_PROMPT": [f"<T{index}>".encode() for index in range(count)],
@@ -36,7 +36,8 @@ def test_rows_come_back_in_order(names: list[str], count: int, raw: bool) -> Non
 
 @given(st.binary(max_size=300))
 def test_any_message_is_a_request_or_an_error_of_ours(data: bytes) -> None:
-    """Whatever protobuf can read out of random bytes, beside a good request's fields."""
+    """Any fields that protobuf reads from random bytes, merged into a good request, give a request or a
+    4xx."""
     made = caption(JPEG)
     try:
         made.MergeFromString(data)
@@ -50,7 +51,7 @@ def test_any_message_is_a_request_or_an_error_of_ours(data: bytes) -> None:
 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=2), max_size=4))
 def test_answers_go_out_packed(answers: list[dict[str, str]]) -> None:
-    """One output of one JSON text a row, in raw contents, as Triton sends it."""
+    """An answer is one output with a JSON text for each row in raw contents, as in Triton."""
     response = infer_response(InferAnswer(SERVED, "7", [json.dumps(row) for row in answers]))
     assert (response.id, response.model_name, response.model_version) == ("7", "florence2", "1")
     (output,), (packed,) = response.outputs, response.raw_output_contents
@@ -60,7 +61,7 @@ def test_answers_go_out_packed(answers: list[dict[str, str]]) -> None:
 
 
 def test_parameters_of_every_type_are_read() -> None:
-    """protobuf keeps them in fields of their own; perf_analyzer's is let pass."""
+    """Parameters of each protobuf type are read; perf_analyzer's own is accepted."""
     made = caption(JPEG)
     made.parameters["num_beams"].int64_param = 2
     made.parameters["length_penalty"].double_param = 1.5
@@ -79,6 +80,7 @@ def test_parameters_of_every_type_are_read() -> None:
 
 
 def changed(change: Any) -> Any:
+    """A caption request after this change."""
     made = caption(JPEG)
     change(made)
     return made
@@ -117,6 +119,7 @@ REFUSED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("change", "text"), REFUSED)
 def test_what_does_not_fit_is_refused_in_tritons_words(change: Any, text: str) -> None:
-    """Contents, names, types and shapes that contradict each other or the model."""
+    """Contents, names, types and shapes that contradict each other or the model are refused in Triton's
+    words."""
     with pytest.raises(ProtocolError, match=text):
         read_infer_request(SERVED, changed(change))

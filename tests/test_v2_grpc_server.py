@@ -1,4 +1,4 @@
-"""The gRPC server with a fake model: methods, statuses, streams, size and the same counters as HTTP's."""
+"""The gRPC server with a fake model: methods, statuses, streams, sizes, and the counters of HTTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fake_model import FakeModel
 from grpc_calls import caption, listening, message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from v2 import failures, pending, picture, roomy
-from waiting import until
+from waiting import PATIENCE_S, until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded, SettingsError
 from florence.server.v2.grpc_server import STREAM_AHEAD, GrpcServer
@@ -23,7 +23,7 @@ Check = Callable[[Any, Inference], Awaitable[None]]
 
 
 def run(model: FakeModel, check: Check, max_bytes: int = 10_000_000) -> None:
-    """The check against a listening server's stub."""
+    """Run the check with the stub of a listening server."""
 
     async def checked() -> None:
         async with listening(model, max_bytes) as (channel, inference):
@@ -33,14 +33,14 @@ def run(model: FakeModel, check: Check, max_bytes: int = 10_000_000) -> None:
 
 
 async def status(call: Awaitable[Any]) -> tuple[str, str]:
-    """The code and the words of a call that fails."""
+    """The status code and message of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value.code().name, str(caught.value.details())
 
 
 def test_health_and_metadata_are_those_of_http(model: FakeModel) -> None:
-    """Live, ready, tensors, configuration with TEXT_PROMPT optional, and the index."""
+    """gRPC gives HTTP's health, metadata, configuration with an optional TEXT_PROMPT, and index."""
 
     async def check(stub: Any, inference: Inference) -> None:
         assert (await stub.ServerLive(service_pb2.ServerLiveRequest())).live
@@ -62,7 +62,8 @@ def test_health_and_metadata_are_those_of_http(model: FakeModel) -> None:
 
 
 def test_an_unknown_model_is_not_ready_and_no_error(model: FakeModel) -> None:
-    """Only here: everywhere else it is NOT_FOUND, and for statistics INVALID_ARGUMENT."""
+    """An unknown model is not ready, which is no error; elsewhere it is NOT_FOUND, and for statistics
+    INVALID_ARGUMENT."""
 
     async def check(stub: Any, inference: Inference) -> None:
         assert not (await stub.ModelReady(service_pb2.ModelReadyRequest(name="nope"))).ready
@@ -86,7 +87,7 @@ def test_an_unknown_model_is_not_ready_and_no_error(model: FakeModel) -> None:
 
 
 def test_an_answer_and_its_statistics(model: FakeModel) -> None:
-    """The picture's own bytes go in; HTTP and gRPC share their counters."""
+    """A picture's own bytes are answered, and HTTP and gRPC share their counters."""
 
     async def check(stub: Any, inference: Inference) -> None:
         response = await stub.ModelInfer(caption(id="g-7"))
@@ -109,7 +110,7 @@ def test_an_answer_and_its_statistics(model: FakeModel) -> None:
     ],
 )
 def test_failures_have_their_status(model: FakeModel, error: Exception, expected: tuple[str, str]) -> None:
-    """As over HTTP; overload says when to come back."""
+    """Failures have the status of HTTP's, and a full queue has retry-after."""
     model.error = error
 
     async def check(stub: Any, inference: Inference) -> None:
@@ -124,7 +125,7 @@ def test_failures_have_their_status(model: FakeModel, error: Exception, expected
 
 @pytest.mark.parametrize("character", ["x", "\u732b", "\U0001f600"])
 def test_a_very_long_message_still_arrives(model: FakeModel, character: str) -> None:
-    """All of a call's metadata must fit into 8 KiB: an id of 16000 characters is cut in the error."""
+    """An error shortens an id of 16,000 characters, since all metadata of a call must fit into 8 KiB."""
 
     async def check(stub: Any, inference: Inference) -> None:
         infer = message({"INPUT_IMAGE": [picture()]}, id=character * 16_000)
@@ -136,7 +137,8 @@ def test_a_very_long_message_still_arrives(model: FakeModel, character: str) -> 
 
 
 def test_a_stream_answers_in_order_and_outlives_errors(model: FakeModel) -> None:
-    """More requests than may be ahead; each answer is final, an error carries its request's id."""
+    """A stream answers more requests than it reads ahead in order; each answer is final, and an error has
+    its request's id."""
     count = 2 * STREAM_AHEAD + 3
 
     async def check(stub: Any, inference: Inference) -> None:
@@ -158,7 +160,7 @@ def test_a_stream_answers_in_order_and_outlives_errors(model: FakeModel) -> None
 
 
 def test_a_stream_that_is_left_cancels_its_requests(model: FakeModel) -> None:
-    """Their answers would not be read: none is pending afterwards."""
+    """Cancelling a stream cancels its requests."""
     model.held = True
 
     async def check(stub: Any, inference: Inference) -> None:
@@ -175,23 +177,27 @@ def test_a_stream_that_is_left_cancels_its_requests(model: FakeModel) -> None:
 
 @pytest.mark.parametrize("ending", ["deadline", "cancel"])
 def test_a_call_that_its_client_ends_frees_its_place(model: FakeModel, ending: str) -> None:
-    """By gRPC's own deadline, or by cancelling: the work is given up and counted as CANCELED."""
+    """A call that ends by gRPC's deadline or a cancel is stopped and counted as CANCELED."""
     model.held = True
 
     async def check(stub: Any, inference: Inference) -> None:
-        call = stub.ModelInfer(caption(), timeout=0.3 if ending == "deadline" else None)
-        await until(lambda: pending(inference))
-        if ending == "cancel":
-            call.cancel()
-        assert (await call.code()).name == {"deadline": "DEADLINE_EXCEEDED", "cancel": "CANCELLED"}[ending]
+        for timeout_s in (0.3, 1.0, 3.0) if ending == "deadline" else (None,):
+            call = stub.ModelInfer(caption(), timeout=timeout_s)
+            if ending == "cancel":
+                await until(lambda: pending(inference))
+                call.cancel()
+            name = {"deadline": "DEADLINE_EXCEEDED", "cancel": "CANCELLED"}[ending]
+            assert (await call.code()).name == name
+            if model.calls:  # else the machine was too busy for this deadline
+                break
         await until(lambda: not pending(inference) and model.calls[0].future.cancelled())
-        assert failures(inference) == {"CANCELED": 1}
+        assert set(failures(inference)) == {"CANCELED"}
 
     run(model, check)
 
 
 def test_a_requests_own_timeout_is_its_deadline(model: FakeModel) -> None:
-    """In microseconds, as tritonclient sends it; the connection's own is none."""
+    """A request's timeout, in microseconds as tritonclient sends it, is its deadline."""
     model.held = True
 
     async def check(stub: Any, inference: Inference) -> None:
@@ -206,11 +212,10 @@ def test_a_requests_own_timeout_is_its_deadline(model: FakeModel) -> None:
 
 
 def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> None:
-    """A client that keeps its stream open and says nothing does not hold up the stop."""
-    model.delay_s = 0.3
+    """A stop answers a stream's request and ends the stream; an idle stream does not delay it."""
 
     async def checked() -> None:
-        inference = Inference(timeout_s=5.0)
+        inference = Inference(timeout_s=PATIENCE_S)
         inference.model = model
         server = GrpcServer(ModelRepository([inference]), 10_000_000, shared=False, budget=roomy())
         port = await server.start("127.0.0.1", 0)
@@ -219,9 +224,13 @@ def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> 
             idle, busy = stub.ModelStreamInfer(), stub.ModelStreamInfer()
             await idle.write(caption(id="i"))
             assert (await idle.read()).infer_response.id == "i"
+            model.held = True
             await busy.write(caption(id="b"))
             await until(lambda: pending(inference))
-            await asyncio.wait_for(server.stop(60), 5)
+            stopping = asyncio.ensure_future(server.stop(2 * PATIENCE_S))
+            await asyncio.sleep(0)
+            model.release.set()
+            await asyncio.wait_for(stopping, PATIENCE_S)
             assert (await busy.read()).infer_response.id == "b"
             assert await busy.read() is await idle.read() is grpc.aio.EOF
             assert await busy.code() == await idle.code() == grpc.StatusCode.OK
@@ -230,7 +239,7 @@ def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> 
 
 
 def test_large_pictures_pass_and_larger_than_allowed_do_not(model: FakeModel) -> None:
-    """Python's own limit of 4 MB does not hold; ours does."""
+    """The service's limit on a message replaces gRPC's 4 MB."""
     large = picture((64, 64)) + bytes(6_000_000)
 
     async def check(stub: Any, inference: Inference) -> None:
@@ -242,8 +251,8 @@ def test_large_pictures_pass_and_larger_than_allowed_do_not(model: FakeModel) ->
 
 
 @pytest.mark.parametrize("ready", [True, False])
-def test_the_health_service_tells_whether_the_model_is_ready(model: FakeModel, ready: bool) -> None:
-    """grpc.health.v1, which Kubernetes' gRPC probes ask."""
+def test_the_health_service_reports_whether_the_model_is_ready(model: FakeModel, ready: bool) -> None:
+    """grpc.health.v1, which Kubernetes' probes call, reports whether the model is ready."""
 
     async def checked() -> None:
         async with listening(model) as (channel, _):
@@ -255,7 +264,7 @@ def test_the_health_service_tells_whether_the_model_is_ready(model: FakeModel, r
 
 
 def test_a_port_that_is_taken_is_a_settings_error(model: FakeModel) -> None:
-    """With the setting to change."""
+    """The error for a port in use names the setting."""
 
     async def checked() -> None:
         inference = Inference(timeout_s=5.0)
@@ -270,7 +279,7 @@ def test_a_port_that_is_taken_is_a_settings_error(model: FakeModel) -> None:
 
 
 def test_an_ipv6_address_is_taken_without_brackets() -> None:
-    """As the setting for HTTP takes it."""
+    """An IPv6 address needs no brackets, as in the setting for HTTP."""
 
     async def start() -> int:
         server = GrpcServer(ModelRepository([Inference(timeout_s=5.0)]), 1000, shared=False, budget=roomy())
@@ -288,7 +297,7 @@ def test_an_ipv6_address_is_taken_without_brackets() -> None:
 
 
 def test_a_compressed_message_counts_as_long_as_it_is_without(model: FakeModel) -> None:
-    """A small one that would become a huge one is refused before it is that."""
+    """A small compressed message is refused if its decompressed size is over the limit."""
 
     async def check(stub: Any, inference: Inference) -> None:
         infer = caption(image=bytes(5_000_000))

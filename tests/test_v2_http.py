@@ -1,9 +1,10 @@
-"""The v2 routes with a fake model: paths, statuses, headers and bodies as Triton's clients expect them."""
+"""The v2 routes with a fake model: paths, statuses, headers and bodies as Triton's clients expect."""
 
 from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from florence.errors import DeadlineExceeded, EngineError, Overloaded
 
 
 def test_an_answer_is_the_originals_json_in_one_string(app: Starlette, model: FakeModel) -> None:
-    """id, model, version as a string, shape [1,1], flat data; a header names the checkpoint."""
+    """An answer has id, model, version as a string, shape [1,1] and flat data; a header names the
+    checkpoint."""
     reply = send(app, "POST", INFER, json=request(id="42"))
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "application/json"
@@ -37,7 +39,7 @@ def test_an_answer_is_the_originals_json_in_one_string(app: Starlette, model: Fa
 
 
 def test_checkpoints_with_any_name_fit_into_the_header(app: Starlette, model: FakeModel) -> None:
-    """A directory's name may hold characters that a header can't."""
+    """A checkpoint's name with characters that a header can't hold is percent-encoded."""
     model.checkpoint = "/models/prüfung\n猫"
     reply = send(app, "POST", INFER, json=request())
     assert reply.headers["florence-checkpoint"] == "/models/pr%C3%BCfung%0A%E7%8C%AB"
@@ -58,7 +60,7 @@ def test_rows_are_answered_in_their_order(app: Starlette, model: FakeModel) -> N
 
 
 def test_options_reach_the_model_and_foreign_parameters_do_not(app: Starlette, model: FakeModel) -> None:
-    """num_beams and its like are passed on, with the deadline; what only Triton knows is ignored."""
+    """Options and the deadline reach the model; Triton's own parameters are ignored."""
     parameters = {"num_beams": 2, "max_new_tokens": 5, "early_stopping": False, "sequence_id": 5, "x": "y"}
     assert send(app, "POST", INFER, json=request(parameters=parameters)).status_code == 200
     assert model.calls[0].options == {
@@ -86,7 +88,7 @@ def test_options_reach_the_model_and_foreign_parameters_do_not(app: Starlette, m
     ],
 )
 def test_mistakes_are_answered_with_a_sentence(app: Starlette, body: Any, status: int, message: str) -> None:
-    """The body of every error is {"error": "..."} and nothing more."""
+    """The body of each error is only {"error": "..."}."""
     reply = send(app, "POST", INFER, json=body)
     assert reply.status_code == status
     assert list(reply.json()) == ["error"]
@@ -105,7 +107,7 @@ def test_mistakes_are_answered_with_a_sentence(app: Starlette, body: Any, status
 def test_failures_have_their_status(
     app: Starlette, model: FakeModel, error: Exception, status: int, message: str
 ) -> None:
-    """Overload and deadline are told apart, and what was not foreseen is not told at all."""
+    """A full queue and a deadline have different statuses, and an unexpected error's text is not sent."""
     model.error = error
     reply = send(app, "POST", INFER, json=request())
     assert (reply.status_code, reply.json()) == (status, {"error": message})
@@ -115,7 +117,7 @@ def test_failures_have_their_status(
 def test_an_unforeseen_failure_is_logged_with_its_traceback(
     app: Starlette, model: FakeModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the client is not told is in the log."""
+    """The log has an unexpected error with its traceback."""
     model.error = ZeroDivisionError("secret")
     send(app, "POST", INFER, json=request())
     assert "ZeroDivisionError: secret" in caplog.text
@@ -128,12 +130,15 @@ def test_every_answer_is_logged_with_its_checkpoint(app: Starlette, caplog: pyte
     assert "<CAPTION> answered by fake: stop, 3 tokens" in caplog.text
 
 
-def test_one_failed_row_gives_up_the_others(app: Starlette, model: FakeModel) -> None:
-    """Their answers would not be sent: rows that still wait are cancelled."""
-    model.delay_s = 0.05
-    rows = request([base64.b64encode(b"no picture").decode()] + [PICTURE] * 20, ["<CAPTION>"] * 21)
+def test_one_failed_row_gives_up_the_others(app: Starlette, model: FakeModel, tmp_path: Path) -> None:
+    """A failed row cancels the rows that still wait, since their answers would not be sent."""
+    (tmp_path / "OCR").touch()
+    model.until = tmp_path  # only this task ends
+    rows = request(
+        [base64.b64encode(b"no picture").decode()] + [PICTURE] * 20, ["<OCR>"] + ["<CAPTION>"] * 20
+    )
     assert send(app, "POST", INFER, json=rows).json()["error"].startswith("row 0: ")
-    assert all(call.future.cancelled() for call in model.calls[2:])
+    assert all(call.future.cancelled() for call in model.calls[1:])
 
 
 @pytest.mark.parametrize(
@@ -146,7 +151,7 @@ def test_one_failed_row_gives_up_the_others(app: Starlette, model: FakeModel) ->
     ],
 )
 def test_health_has_the_open_protocols_body(app: Starlette, path: str, body: dict[str, Any]) -> None:
-    """KServe's client reads it; Triton's own looks at the status only."""
+    """Health replies have the open protocol's body, which KServe's client reads."""
     reply = send(app, "GET", path)
     assert (reply.status_code, reply.json()) == (200, body)
 
@@ -154,8 +159,8 @@ def test_health_has_the_open_protocols_body(app: Starlette, path: str, body: dic
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/v2"), ("GET", INFER), ("DELETE", "/v2/models/stats")]
 )
-def test_a_wrong_method_is_told_the_right_one(app: Starlette, method: str, path: str) -> None:
-    """405 with Allow, as HTTP asks for."""
+def test_a_wrong_method_gets_the_right_one(app: Starlette, method: str, path: str) -> None:
+    """A wrong method is a 405 with Allow, as HTTP requires."""
     reply = send(app, method, path)
     allowed = "POST" if path == INFER else "GET"
     assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
@@ -163,7 +168,8 @@ def test_a_wrong_method_is_told_the_right_one(app: Starlette, method: str, path:
 
 @pytest.mark.parametrize("missing", ["not loaded", "not warm"])
 def test_without_a_ready_model_only_live_is_well(app: Starlette, model: FakeModel, missing: str) -> None:
-    """Ready and infer are 503 with a time to come back, before the model is there and when it stops."""
+    """Before the model is loaded and while it stops, only liveness succeeds; ready and infer are a 503
+    with Retry-After."""
     model.ready = False
     if missing == "not loaded":
         app.state.repository.find("florence2").model = None
@@ -179,7 +185,7 @@ def test_without_a_ready_model_only_live_is_well(app: Starlette, model: FakeMode
 
 
 def test_metadata_names_inputs_and_output(app: Starlette) -> None:
-    """The model's metadata as clients generate requests from it."""
+    """The metadata name the inputs and the output, from which clients generate requests."""
     tensor = {"datatype": "BYTES", "shape": [-1, 1]}
     expected = {
         "name": "florence2",
@@ -229,7 +235,8 @@ def test_metadata_names_inputs_and_output(app: Starlette) -> None:
 def test_paths_and_methods_are_exact(
     app: Starlette, method: str, path: str, status: int, message: str
 ) -> None:
-    """Unknown paths, models, versions and methods, each in its words; a slash too many is unknown."""
+    """Unknown paths, models, versions and methods have their own errors; an extra slash makes a path
+    unknown."""
     reply = send(app, method, path)
     assert reply.status_code == status
     assert message in reply.json()["error"]

@@ -1,4 +1,5 @@
-"""The v2 JSON bodies: legal requests are read, all others refused in Triton's words, and nothing crashes."""
+"""The v2 JSON bodies: valid requests are read, all others are refused in Triton's words, and none causes
+another exception."""
 
 from __future__ import annotations
 
@@ -25,20 +26,22 @@ JSON_VALUES = st.recursive(
 
 
 def tensor(name: str, data: Any, shape: list[Any] | None = None, **members: Any) -> dict[str, Any]:
-    """One input tensor; shape [rows, 1] unless said."""
+    """One input tensor; its shape is [rows, 1] by default."""
     return {"name": name, "shape": shape or [len(data), 1], "datatype": "BYTES", "data": data, **members}
 
 
 def request(**members: Any) -> dict[str, Any]:
-    """A request for a caption, with these members in place of its own."""
+    """A caption request with these members in place of its own."""
     return {"inputs": [tensor("INPUT_IMAGE", [PICTURE]), tensor("TASK_PROMPT", ["<CAPTION>"])], **members}
 
 
 def body(content: Any) -> bytes:
+    """The content as JSON."""
     return json.dumps(content).encode()
 
 
 def rows_of(content: bytes) -> tuple[Row, ...]:
+    """The rows of a request."""
     return read_rows(parse_infer_request(content).columns)
 
 
@@ -53,7 +56,7 @@ def nested(strings: list[str], draw: Any) -> Any:
 
 @given(st.data())
 def test_rows_come_back_in_order_from_any_nesting(data: Any) -> None:
-    """Row i holds the i-th picture, task and text, however the lists are nested: only strings count."""
+    """Row i has the i-th picture, task and text for any nesting of lists, since only strings count."""
     images = data.draw(
         st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=SERVED.max_batch_size)
     )
@@ -73,7 +76,7 @@ def test_rows_come_back_in_order_from_any_nesting(data: Any) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_an_error_of_ours(content: bytes) -> None:
-    """No bytes make another exception than one that becomes a 4xx."""
+    """Random bytes are a FlorenceError that becomes a 4xx."""
     with pytest.raises(FlorenceError) as caught:
         parse_infer_request(content)
     assert 400 <= caught.value.status < 500
@@ -81,7 +84,7 @@ def test_any_bytes_are_a_request_or_an_error_of_ours(content: bytes) -> None:
 
 @given(st.dictionaries(st.sampled_from(["id", "inputs", "outputs", "parameters", "x"]), JSON_VALUES))
 def test_any_json_members_are_a_request_or_an_error_of_ours(members: dict[str, Any]) -> None:
-    """Values of any type in the place of any member: read, or refused with a 4xx."""
+    """Any value for any member is read, or refused with a 4xx."""
     _parse_or_refuse(body(request(**members)))
 
 
@@ -92,13 +95,14 @@ def test_any_json_members_are_a_request_or_an_error_of_ours(members: dict[str, A
     ),
 )
 def test_any_tensor_members_are_a_request_or_an_error_of_ours(index: int, members: dict[str, Any]) -> None:
-    """The same for the members of a tensor."""
+    """Any value for any member of a tensor is read, or refused with a 4xx."""
     content = request()
     content["inputs"][index] |= members
     _parse_or_refuse(body(content))
 
 
 def _parse_or_refuse(content: bytes) -> None:
+    """Check that the request is read, or refused with a 4xx and a message."""
     try:
         assert rows_of(content)
     except FlorenceError as error:
@@ -126,7 +130,8 @@ def _parse_or_refuse(content: bytes) -> None:
     ],
 )
 def test_what_triton_takes_is_taken(content: bytes) -> None:
-    """Byte order mark, white space, unknown members and parameters, requested outputs, an empty id."""
+    """A byte order mark, white space, unknown members and parameters, requested outputs and an empty id
+    are accepted, as in Triton."""
     parsed = parse_infer_request(content)
     assert parsed.id == ""
     assert not parsed.binary_output
@@ -136,6 +141,7 @@ def test_what_triton_takes_is_taken(content: bytes) -> None:
 
 
 def _inputs(*tensors: dict[str, Any]) -> dict[str, Any]:
+    """A request with these tensors."""
     return {"inputs": list(tensors)}
 
 
@@ -260,15 +266,15 @@ REFUSED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("content", "message"), REFUSED)
 def test_what_is_malformed_is_refused_in_tritons_words(content: Any, message: str) -> None:
-    """Each mistake has the text that clients of Triton know, always as a client's mistake."""
+    """Each mistake is a client's mistake with the text that Triton's clients know."""
     with pytest.raises(ProtocolError, match=message):
         rows_of(content if isinstance(content, bytes) else body(content))
 
 
 @pytest.mark.parametrize("character", ["x", "é", "猫", "\U0001f408", '"'])
 @pytest.mark.parametrize("escaped", [True, False])
-def test_the_longest_text_is_taken_however_it_is_written(character: str, escaped: bool) -> None:
-    """The limit counts characters: neither the bytes of UTF-8 nor those of JSON's escapes."""
+def test_the_longest_text_is_taken_in_any_encoding(character: str, escaped: bool) -> None:
+    """The limit on a text counts characters, not the bytes of UTF-8 or of JSON escapes."""
     text = character * MAX_TEXT_CHARS
     tensors = _inputs(IMAGE, tensor("TASK_PROMPT", ["<OD>"]), tensor("TEXT_PROMPT", [text]))
     assert rows_of(json.dumps(tensors, ensure_ascii=escaped).encode())[0].text == text
@@ -278,14 +284,14 @@ def test_the_longest_text_is_taken_however_it_is_written(character: str, escaped
 
 
 def test_a_text_far_too_long_is_refused_by_its_bytes() -> None:
-    """Before it is parsed."""
+    """A text far over the limit is refused by its bytes, before it is parsed."""
     tensors = _inputs(IMAGE, tensor("TASK_PROMPT", ["<OD>"]), tensor("TEXT_PROMPT", ["x" * 10**6]))
     with pytest.raises(ProtocolError, match=r"has 1000000 bytes; at most 65536 characters are allowed"):
         rows_of(body(tensors))
 
 
 def test_a_bad_text_in_a_batch_is_named_by_its_row() -> None:
-    """With several rows the message says which; with one it needs no number."""
+    """An error in one of several rows names the row; with one row it doesn't."""
     pictures, lone = tensor("INPUT_IMAGE", [PICTURE, PICTURE]), "\ud800"
     with pytest.raises(ProtocolError, match=r"^row 1: TASK_PROMPT is not valid Unicode"):
         rows_of(body(_inputs(pictures, tensor("TASK_PROMPT", ["<OD>", lone]))))
@@ -299,7 +305,7 @@ def test_a_bad_text_in_a_batch_is_named_by_its_row() -> None:
     )
 )
 def test_answers_come_back_through_json(answers: list[dict[str, Any]]) -> None:
-    """`json.loads(response["outputs"][0]["data"][i])` is row i's answer; the data is flat."""
+    """`json.loads(response["outputs"][0]["data"][i])` is the answer of row i, and the data is flat."""
     texts = [json.dumps(row) for row in answers]
     answer = json.loads(json.dumps(build_infer_answer(InferAnswer(SERVED, "7", texts))))
     output = answer["outputs"][0]
@@ -309,5 +315,5 @@ def test_answers_come_back_through_json(answers: list[dict[str, Any]]) -> None:
 
 
 def test_an_id_that_was_not_sent_does_not_come_back() -> None:
-    """Nor does an empty one, which perf_analyzer sends."""
+    """An answer to a request without an id, or with an empty one as perf_analyzer sends it, has no id."""
     assert "id" not in build_infer_answer(InferAnswer(SERVED, "", ["{}"]))

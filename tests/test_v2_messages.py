@@ -1,4 +1,5 @@
-"""Messages over gRPC: any bytes are a request or INVALID_ARGUMENT; costs are told before protobuf reads."""
+"""gRPC messages: any bytes are a request or INVALID_ARGUMENT, and costly ones are refused before protobuf
+parses them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ METHODS = ["ModelInfer", "ServerLive", "ModelMetadata", "ModelStatistics", "Repo
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field of bytes, or of a message."""
+    """A field of bytes or of a message."""
     made = INFER()
     made.raw_input_contents.append(content)
     return bytes([number << 3 | 2]) + made.SerializeToString()[1:]
@@ -48,7 +49,8 @@ TOO_MUCH = {
 def test_structure_that_no_request_means_is_refused_before_it_is_read(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However it is nested; protobuf never sees it."""
+    """A message with more structure than a request needs, at any depth, is refused before protobuf parses
+    it."""
     read: list[bytes] = []
 
     class Recorded:
@@ -61,7 +63,7 @@ def test_structure_that_no_request_means_is_refused_before_it_is_read(
 
 
 def test_elements_of_tensors_may_be_of_any_size() -> None:
-    """Packed or as contents."""
+    """A tensor's elements, packed or as contents, may have any size."""
     big = bytes(3 * MOST_BYTES)
     for made in (caption(big), service_pb2.ModelInferRequest()):
         if not made.inputs:
@@ -71,7 +73,8 @@ def test_elements_of_tensors_may_be_of_any_size() -> None:
 
 @given(st.binary(max_size=200), st.integers(0, 200))
 def test_any_bytes_are_a_message_or_an_error_of_ours(data: bytes, cut: int) -> None:
-    """Random bytes, by themselves and behind part of a request; what protobuf reads is read."""
+    """Random bytes, alone and after part of a request, are read exactly if protobuf reads them, else a
+    ProtocolError."""
     for sent in (data, caption(JPEG).SerializeToString()[:cut] + data):
         try:
             parsed = parse_message(INFER, sent)
@@ -85,7 +88,7 @@ def test_any_bytes_are_a_message_or_an_error_of_ours(data: bytes, cut: int) -> N
 def test_bytes_that_are_no_message_are_invalid_arguments(
     model: FakeModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At every method, health and reflection too, without a traceback."""
+    """Invalid bytes are INVALID_ARGUMENT at every method, also health and reflection, without a traceback."""
 
     async def scenario() -> None:
         async with listening(model) as (channel, _):
@@ -110,7 +113,7 @@ def test_bytes_that_are_no_message_are_invalid_arguments(
 
 
 def test_one_bad_message_ends_no_stream(model: FakeModel) -> None:
-    """It has its error in its place; what comes before and after is answered."""
+    """An invalid message in a stream gets an error in its place; others are answered."""
 
     async def messages() -> AsyncIterator[bytes]:
         for data in (caption().SerializeToString(), JUNK, TOO_MUCH["inputs"], caption().SerializeToString()):
@@ -126,8 +129,8 @@ def test_one_bad_message_ends_no_stream(model: FakeModel) -> None:
     assert [bool(error) for error in errors] == [False, True, True, False]
 
 
-def test_health_is_told_checked_and_watched(model: FakeModel) -> None:
-    """By service; an unknown one is NOT_FOUND; a watch is told of a change."""
+def test_health_is_checked_and_watched(model: FakeModel) -> None:
+    """A health check answers by service, an unknown one is NOT_FOUND, and a watch reports a change."""
 
     async def scenario() -> None:
         async with listening(model) as (channel, _):
@@ -148,7 +151,7 @@ def test_health_is_told_checked_and_watched(model: FakeModel) -> None:
 
 
 def test_reflection_lists_the_services(model: FakeModel) -> None:
-    """And gives the description of their file, so that clients without a .proto can ask."""
+    """Reflection lists the services and describes their file, for clients without a .proto."""
 
     async def ask() -> AsyncIterator[Any]:
         yield reflection_pb2.ServerReflectionRequest(list_services="")
@@ -168,7 +171,7 @@ def test_reflection_lists_the_services(model: FakeModel) -> None:
 
 @pytest.mark.parametrize("where", ["input", "output"])
 def test_shared_memory_is_refused_by_name(model: FakeModel, where: str) -> None:
-    """As over HTTP; not with words about another tensor."""
+    """Shared memory is refused by name, as over HTTP."""
     asked = caption()
     holder = asked.inputs[0] if where == "input" else asked.outputs.add(name="PARSED_JSON")
     holder.parameters["shared_memory_region"].string_param = "region"

@@ -1,4 +1,4 @@
-"""The model's configuration and the repository index, as clients of Triton read them."""
+"""The model's configuration and the repository index, as Triton's clients read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ ENTRY = {"name": "florence2", "version": "1"}
 
 @pytest.mark.parametrize("path", ["/v2/models/florence2/config", "/v2/models/florence2/versions/1/config"])
 def test_the_configuration_is_what_perf_analyzer_needs(app: Starlette, path: str) -> None:
-    """Types in protobuf's names, dims without the batch, TEXT_PROMPT optional, and no ensemble claimed."""
+    """The configuration has protobuf's type names, dims without the batch, an optional TEXT_PROMPT and no
+    ensemble."""
     config = send(app, "GET", path).json()
     assert (config["name"], config["max_batch_size"]) == ("florence2", 36)
     tensors = config["input"] + config["output"]
@@ -26,7 +27,7 @@ def test_the_configuration_is_what_perf_analyzer_needs(app: Starlette, path: str
 
 
 def test_extensions_name_what_there_is(app: Starlette) -> None:
-    """perf_analyzer asks for statistics only if they are named."""
+    """The extensions are those that exist; perf_analyzer asks for statistics only if they are listed."""
     assert send(app, "GET", "/v2").json()["extensions"] == [
         "binary_tensor_data",
         "model_configuration",
@@ -48,7 +49,7 @@ def test_extensions_name_what_there_is(app: Starlette) -> None:
 def test_the_index_lists_the_model(
     app: Starlette, model: FakeModel, ready: bool, body: bytes, index: list[dict[str, str]]
 ) -> None:
-    """With its state; a client that wants ready models only gets no other."""
+    """The index has the model's state; a client that asks for ready models gets only those."""
     model.ready = ready
     reply = send(app, "POST", "/v2/repository/index", content=body)
     assert (reply.status_code, reply.json()) == (200, index)
@@ -56,7 +57,7 @@ def test_the_index_lists_the_model(
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready":1}', b"\xff"])
 def test_a_malformed_index_request_is_refused(app: Starlette, body: bytes) -> None:
-    """As any other body, with a 400."""
+    """A malformed index request is a 400."""
     assert send(app, "POST", "/v2/repository/index", content=body).status_code == 400
 
 
@@ -75,7 +76,7 @@ def test_a_malformed_index_request_is_refused(app: Starlette, body: bytes) -> No
 def test_the_new_paths_are_as_exact_as_the_others(
     app: Starlette, method: str, path: str, status: int
 ) -> None:
-    """Method, model, version and slash."""
+    """Method, model, version and slash of these paths are checked exactly."""
     reply = send(app, method, path)
     assert reply.status_code == status
     assert list(reply.json()) == ["error"]

@@ -1,4 +1,4 @@
-"""Statistics: every counter moves by what happened, compute counts together, and all stay readable."""
+"""Statistics: each counter counts its event, compute counts agree, and all can be read."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ NO_PICTURE = base64.b64encode(b"no picture").decode()
 
 
 def stats(app: Starlette, path: str = "/v2/models/florence2/stats") -> dict[str, Any]:
+    """The statistics of the model."""
     (entry,) = send(app, "GET", path).json()["model_stats"]
     assert (entry["name"], entry["version"]) == ("florence2", "1")
     return dict(entry)
 
 
 def counts(app: Starlette) -> dict[str, int]:
+    """The counts that are not zero."""
     return {name: part["count"] for name, part in stats(app)["inference_stats"].items() if part["count"]}
 
 
 def test_an_answered_request_counts_once_and_its_rows_apart(app: Starlette) -> None:
-    """One request of three rows: +3 rows, +1 of everything else, in the entry of its batch size."""
+    """A request of three rows adds three rows and one of each other counter, in the entry of its batch
+    size."""
     assert stats(app)["batch_stats"] == []
     assert send(app, "POST", INFER, json=request([PICTURE] * 3, ["<OD>"] * 3)).status_code == 200
     entry = stats(app)
@@ -66,7 +69,7 @@ def test_an_answered_request_counts_once_and_its_rows_apart(app: Starlette) -> N
 def test_a_failure_counts_with_its_reason(
     app: Starlette, model: FakeModel, error: Exception | None, body: Any, reason: Reason
 ) -> None:
-    """Bad base64 and bad text too, which with Triton is the model's own error; nothing else moves."""
+    """A failure counts only under its reason; bad base64 and text are the model's errors, as in Triton."""
     model.error = error
     assert send(app, "POST", INFER, json=body).status_code >= 400
     assert counts(app) == {"fail": 1}
@@ -89,14 +92,14 @@ def test_a_failure_counts_with_its_reason(
     ],
 )
 def test_what_is_refused_unread_changes_nothing(app: Starlette, body: bytes) -> None:
-    """Malformed bodies, wrong inputs, outputs and options never reach the model."""
+    """A malformed body and wrong inputs, outputs or options change no counter."""
     before = stats(app)
     assert send(app, "POST", INFER, content=body).status_code == 400
     assert stats(app) == before
 
 
 def test_a_client_that_leaves_is_counted_and_no_longer_pending(model: FakeModel) -> None:
-    """Its request ends as CANCELED; until then it is pending."""
+    """A request is pending until its client leaves, and then counts as CANCELED."""
     model.held = True
     inference = Inference(timeout_s=5.0)
     inference.model = model
@@ -116,8 +119,8 @@ def test_a_client_that_leaves_is_counted_and_no_longer_pending(model: FakeModel)
 
 
 @given(st.lists(st.tuples(st.integers(1, 36), *[st.integers(0, 10**12)] * 4) | st.sampled_from(Reason)))
-def test_statistics_and_metrics_tell_the_same_story(story: list[Any]) -> None:
-    """Whatever happens: sums are kept, the compute counts agree, and Prometheus can read the metrics."""
+def test_statistics_and_metrics_agree(story: list[Any]) -> None:
+    """For any events the sums are right, the compute counts agree, and Prometheus reads the same numbers."""
     statistics = Statistics(ServedModel())
     answered = [event for event in story if isinstance(event, tuple)]
     for event in story:
@@ -147,14 +150,14 @@ def test_statistics_and_metrics_tell_the_same_story(story: list[Any]) -> None:
     ],
 )
 def test_unknown_models_have_no_statistics(app: Starlette, path: str, status: int, message: str) -> None:
-    """In Triton's words for this path, which differ from all others."""
+    """An unknown model gets Triton's words for this path, which differ from other paths'."""
     reply = send(app, "GET", path)
     assert reply.status_code == status
     assert message in reply.json()["error"]
 
 
 def test_all_paths_give_the_same_statistics(app: Starlette) -> None:
-    """With a version, without, and for all models there are."""
+    """The paths with a version, without, and for all models give the same statistics."""
     send(app, "POST", INFER, json=request())
     entry = stats(app)
     assert stats(app, "/v2/models/stats") == entry

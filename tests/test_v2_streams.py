@@ -21,10 +21,12 @@ PATIENCE_S = 60.0
 
 
 def caption(**members: Any) -> dict[str, Any]:
+    """A caption request with one beam and these other members."""
     return {"INPUT_IMAGE": PICTURE, "TASK_PROMPT": "<CAPTION>", "num_beams": 1, **members}
 
 
 def events(text: str) -> list[dict[str, Any]]:
+    """The events of a stream."""
     *parts, end = text.split("\n\n")
     assert end == ""
     assert all(part.startswith("data: ") for part in parts)
@@ -32,7 +34,8 @@ def events(text: str) -> list[dict[str, Any]]:
 
 
 def test_tokens_come_one_by_one_and_then_the_answer_of_generate(app: Starlette) -> None:
-    """Each event names request and model; the texts joined are the answer's text."""
+    """Each event names request and model, the texts join to the answer's text, and the last event is
+    generate's answer."""
     reply = send(app, "POST", STREAM, json=caption(id="s"))
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.headers["cache-control"] == "no-cache"
@@ -52,7 +55,8 @@ def test_tokens_come_one_by_one_and_then_the_answer_of_generate(app: Starlette) 
     ],
 )
 def test_otherwise_the_whole_answer_is_one_event(app: Starlette, model: FakeModel, body: Any) -> None:
-    """Beams not asked for, a task that answers no text, several rows: as Triton streams."""
+    """A request without one beam, a task without text and several rows are streamed as one event, as in
+    Triton."""
     (event,) = events(send(app, "POST", STREAM, json=body).text)
     assert "PARSED_JSON" in event
     assert all(call.on_text is None for call in model.calls)
@@ -61,7 +65,7 @@ def test_otherwise_the_whole_answer_is_one_event(app: Starlette, model: FakeMode
 @pytest.mark.parametrize("task", ["<CAPTION>", "<OD>"])
 @pytest.mark.parametrize("where", ["key", "parameters"])
 def test_a_stream_of_several_beams_is_refused_with_the_reason(app: Starlette, task: str, where: str) -> None:
-    """No part of their answer is final before all of it is."""
+    """A stream of several beams is refused, since no part of an answer is final before its end."""
     beams = {"num_beams": 3} if where == "key" else {"parameters": {"num_beams": 3}}
     body = {"INPUT_IMAGE": PICTURE, "TASK_PROMPT": task, **beams}
     reply = send(app, "POST", STREAM, json=body)
@@ -76,7 +80,7 @@ def test_a_stream_of_several_beams_is_refused_with_the_reason(app: Starlette, ta
 def test_what_fails_before_the_first_token_has_its_status(
     app: Starlette, model: FakeModel, error: Exception, status: int
 ) -> None:
-    """As without a stream."""
+    """A failure before the first token has its status."""
     model.error = error
     reply = send(app, "POST", STREAM, json=caption())
     assert (reply.status_code, reply.json()) == (status, {"error": str(error)})
@@ -84,7 +88,7 @@ def test_what_fails_before_the_first_token_has_its_status(
 
 
 def test_what_fails_later_is_the_last_event(app: Starlette, model: FakeModel) -> None:
-    """The status has been sent by then."""
+    """A failure after the first token is the last event, since the status has been sent."""
     model.error, model.fails_late = EngineError("the device failed"), True
     reply = send(app, "POST", STREAM, json=caption())
     assert reply.status_code == 200
@@ -95,7 +99,7 @@ def test_what_fails_later_is_the_last_event(app: Starlette, model: FakeModel) ->
 async def converse(
     app: Starlette, path: str, body: Any, leave: Callable[[list[Any]], Awaitable[None]]
 ) -> list[Any]:
-    """A request whose client leaves when `leave` says so; what it was sent until its end."""
+    """The messages sent to a client that leaves when `leave` returns."""
     sent: list[Any] = []
     content = json.dumps(body).encode()
     messages = [{"type": "http.request", "body": content, "more_body": False}]
@@ -115,7 +119,7 @@ async def converse(
 
 
 def test_a_client_that_leaves_its_stream_frees_its_place(app: Starlette, model: FakeModel) -> None:
-    """After the first token; the request is cancelled and counted so."""
+    """A client that leaves after the first token cancels its request, which counts as CANCELED."""
     model.held = True
     sent = asyncio.run(converse(app, STREAM, caption(), lambda sent: until(lambda: len(sent) > 1)))
     assert b"text_output" in sent[1]["body"]
@@ -126,7 +130,7 @@ def test_a_client_that_leaves_its_stream_frees_its_place(app: Starlette, model: 
 
 @pytest.mark.parametrize("path", [INFER, STREAM.removesuffix("_stream")])
 def test_a_client_that_leaves_frees_all_its_rows(app: Starlette, model: FakeModel, path: str) -> None:
-    """No client reads the answer; the status, which only logs and metrics see, is 499."""
+    """A client that leaves cancels all its rows; the status in logs and metrics is 499."""
     model.held = True
     rows = [PICTURE] * 3, ["<CAPTION>"] * 3
     body = request(*rows) if path == INFER else caption(INPUT_IMAGE=rows[0], TASK_PROMPT=rows[1])
@@ -140,7 +144,8 @@ def test_a_client_that_leaves_frees_all_its_rows(app: Starlette, model: FakeMode
 def test_a_requests_own_timeout_is_its_deadline(
     app: Starlette, model: FakeModel, timeout: int, seconds: float
 ) -> None:
-    """In microseconds, unless the service's own is less; 0 is none, and so is one too short to keep."""
+    """A request's timeout, in microseconds, is its deadline if it is below the service's; 0 and too short
+    ones count as none."""
     parameters = {"timeout": timeout, "priority": 5}
     assert send(app, "POST", INFER, json=request(parameters=parameters)).status_code == 200
     assert model.calls[0].options == {"pictures": "original", "timeout_s": seconds}
@@ -149,7 +154,7 @@ def test_a_requests_own_timeout_is_its_deadline(
 def test_a_request_whose_time_is_up_is_answered_even_if_the_model_is_not_back(
     app: Starlette, model: FakeModel
 ) -> None:
-    """504 by the time asked for; the work is cancelled."""
+    """A request whose time is over is a 504 and is cancelled, even while the model works."""
     model.held = True
     reply = send(app, "POST", INFER, json=request(parameters={"timeout": 50_000}))
     assert (reply.status_code, reply.json()) == (504, {"error": "the request was not finished within 0.05 s"})
@@ -158,7 +163,7 @@ def test_a_request_whose_time_is_up_is_answered_even_if_the_model_is_not_back(
 
 
 def test_each_infer_request_writes_one_line(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
-    """Path, status and time, with the checkpoint that answered, or with what was wrong."""
+    """Each request has a log line with path, status, time, and the checkpoint or the error."""
     with caplog.at_level("INFO", "florence"):
         send(app, "POST", INFER, json=request())
         send(app, "POST", INFER, json=request(tasks=["<NOPE>"]))

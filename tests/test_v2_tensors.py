@@ -1,4 +1,4 @@
-"""Packed tensors: what is packed comes back, bad lengths are refused, pictures are told from base64."""
+"""Packed tensors: packing and unpacking, wrong lengths, and pictures as bytes or base64."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 
 
 def picture(kind: str) -> bytes:
+    """A small picture in this format."""
     file = BytesIO()
     Image.new("RGB", (9, 7), "green").save(file, kind)
     return file.getvalue()
@@ -28,14 +29,14 @@ def picture(kind: str) -> bytes:
 
 @given(st.lists(st.binary(max_size=40), max_size=8))
 def test_what_is_packed_comes_back(elements: list[bytes]) -> None:
-    """Any bytes, empty ones too, in their order."""
+    """Unpacking gives the packed elements in order, empty ones included."""
     unpacked = unpack(memoryview(pack(elements)), "INPUT_IMAGE", len(elements))
     assert [bytes(element) for element in unpacked] == elements
 
 
 @given(st.binary(max_size=200), st.integers(0, 5))
 def test_any_packed_bytes_are_elements_or_a_protocol_error(packed: bytes, most: int) -> None:
-    """Nothing else is raised, and what comes back lies inside what was sent."""
+    """Any bytes give elements that lie inside them, or a ProtocolError."""
     try:
         elements = unpack(memoryview(packed), "INPUT_IMAGE", most)
     except ProtocolError:
@@ -45,7 +46,7 @@ def test_any_packed_bytes_are_elements_or_a_protocol_error(packed: bytes, most: 
 
 
 def test_more_elements_than_rows_are_not_read() -> None:
-    """A body of a million empty elements costs no more memory than the two that show it is wrong."""
+    """A body of a million empty elements is refused after two, with little memory."""
     packed = memoryview(bytes(4_000_000))
     tracemalloc.start()
     try:
@@ -58,7 +59,7 @@ def test_more_elements_than_rows_are_not_read() -> None:
 
 @given(st.binary(max_size=60), st.binary(max_size=60), st.none() | st.binary(max_size=60))
 def test_any_elements_are_rows_or_an_error_of_ours(image: bytes, task: bytes, text: bytes | None) -> None:
-    """Bytes of any kind in the place of picture, task and text: read, or refused with a 4xx."""
+    """Any bytes for picture, task and text are read, or refused with a 4xx."""
     columns = {"INPUT_IMAGE": [image], "TASK_PROMPT": [task]}
     try:
         (row,) = read_rows(columns if text is None else {**columns, "TEXT_PROMPT": [text]})
@@ -72,7 +73,7 @@ def test_any_elements_are_rows_or_an_error_of_ours(image: bytes, task: bytes, te
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("encoding", ["raw", "base64", "data URI"])
 def test_pictures_in_binary_are_taken_raw_and_in_base64(kind: str, encoding: str) -> None:
-    """Told by the bytes: each format as it is, and as the text that Triton's clients send."""
+    """The bytes show whether a picture is raw or base64; both are accepted in each format."""
     raw = picture(kind)
     text = base64.b64encode(raw)
     sent = {"raw": raw, "base64": text, "data URI": b"data:image/x;base64," + text}[encoding]
@@ -94,7 +95,7 @@ def test_pictures_in_binary_are_taken_raw_and_in_base64(kind: str, encoding: str
 def test_bytes_that_are_no_row_are_refused(
     image: bytes, task: bytes, error: type[FlorenceError], message: str
 ) -> None:
-    """Each with what is wrong with which input."""
+    """The error names the input and its fault."""
     with pytest.raises(error, match=message):
         read_rows({"INPUT_IMAGE": [image], "TASK_PROMPT": [task]})[0].image()
 
@@ -120,6 +121,6 @@ def test_bytes_that_are_no_row_are_refused(
     ],
 )
 def test_lengths_that_do_not_fit_are_refused_in_tritons_words(packed: bytes, message: str) -> None:
-    """Cut short before or inside an element, or no element at all."""
+    """An element cut short, and no element at all, are refused in Triton's words."""
     with pytest.raises(ProtocolError, match=message):
         read_columns(SERVED, [Tensor("INPUT_IMAGE", "BYTES", [1, 1], memoryview(packed))], "7")

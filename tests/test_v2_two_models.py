@@ -25,6 +25,7 @@ MODELS = [ServedModel(), ServedModel("other", "3", max_batch_size=2)]
 
 @pytest.fixture
 def fakes() -> Iterator[dict[str, FakeModel]]:
+    """The fake models by name."""
     made = {served.name: FakeModel(checkpoint=served.name) for served in MODELS}
     yield made
     for fake in made.values():
@@ -33,6 +34,7 @@ def fakes() -> Iterator[dict[str, FakeModel]]:
 
 @pytest.fixture
 def repository(fakes: dict[str, FakeModel]) -> ModelRepository:
+    """A repository of both models."""
     inferences = [Inference(5.0, served) for served in MODELS]
     for inference in inferences:
         inference.model = fakes[inference.served.name]
@@ -41,12 +43,13 @@ def repository(fakes: dict[str, FakeModel]) -> ModelRepository:
 
 @pytest.fixture
 def both(repository: ModelRepository) -> Starlette:
+    """The v2 routes of both models."""
     return V2App(repository, 10_000_000)
 
 
 @pytest.mark.parametrize("served", MODELS)
 def test_each_model_answers_under_its_own_name(both: Starlette, served: ServedModel) -> None:
-    """Metadata, configuration, infer with and without the version, and generate."""
+    """Metadata, configuration, infer with and without a version, and generate have the model's own name."""
     path = f"/v2/models/{served.name}"
     metadata = send(both, "GET", path).json()
     assert (metadata["name"], metadata["versions"]) == (served.name, [served.version])
@@ -63,7 +66,7 @@ def test_each_model_answers_under_its_own_name(both: Starlette, served: ServedMo
 
 
 def test_limits_and_versions_are_each_models_own(both: Starlette) -> None:
-    """Three rows are too many for one of the models only, and each knows its own version only."""
+    """Each model has its own batch limit and version."""
     rows = request([PICTURE] * 3, ["<CAPTION>"] * 3)
     assert send(both, "POST", "/v2/models/florence2/infer", json=rows).status_code == 200
     reply = send(both, "POST", "/v2/models/other/infer", json=rows)
@@ -74,7 +77,7 @@ def test_limits_and_versions_are_each_models_own(both: Starlette) -> None:
 
 
 def test_requests_are_counted_by_model(both: Starlette) -> None:
-    """One model's statistics, or those of all."""
+    """Requests are counted by model, and reported for one or all."""
     send(both, "POST", "/v2/models/other/infer", json=request())
     entries = send(both, "GET", "/v2/models/stats").json()["model_stats"]
     assert [(entry["name"], entry["version"], entry["inference_count"]) for entry in entries] == [
@@ -85,7 +88,7 @@ def test_requests_are_counted_by_model(both: Starlette) -> None:
 
 
 def test_the_server_is_ready_with_all_its_models(both: Starlette, fakes: dict[str, FakeModel]) -> None:
-    """As Triton: a model that loads makes the server not ready, and leaves the other model ready."""
+    """A loading model makes the server not ready, as in Triton, and leaves the other model ready."""
     assert send(both, "GET", "/v2/health/ready").status_code == 200
     fakes["other"].ready = False
     assert send(both, "GET", "/v2/health/ready").status_code == 503
@@ -99,7 +102,7 @@ def test_the_server_is_ready_with_all_its_models(both: Starlette, fakes: dict[st
 
 
 def test_grpc_has_both_models(repository: ModelRepository, fakes: dict[str, FakeModel]) -> None:
-    """The same over the other protocol; a stream's error names the model that was asked."""
+    """gRPC has both models, and a stream's error names its model."""
 
     async def check() -> None:
         server = GrpcServer(repository, 10_000_000, shared=False, budget=roomy())
@@ -122,6 +125,7 @@ def test_grpc_has_both_models(repository: ModelRepository, fakes: dict[str, Fake
 
 
 async def _check_model(stub: Any, served: ServedModel, fake: FakeModel) -> None:
+    """Check one model over gRPC."""
     named = {"name": served.name, "version": served.version}
     metadata = await stub.ModelMetadata(service_pb2.ModelMetadataRequest(**named))
     assert (metadata.name, list(metadata.versions)) == (served.name, [served.version])

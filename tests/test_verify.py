@@ -1,7 +1,6 @@
-"""`florence verify`: sound checkpoints pass, and each kind of fault in this package is told, by the exit
-status and by the lines of the report.
+"""`florence verify`: sound checkpoints pass, and each kind of fault shows in exit status and report.
 
-transformers' side is asked once for each checkpoint; faults are put into this package's side only.
+transformers' side runs once for each checkpoint; faults are put into this package's side only.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from florence.verification.theirs import Given, Transformers
 from florence.verification.trials import Part, Trial
 
 Verify = Callable[..., tuple[int, dict[str, Any], str]]
-"""Arguments -> exit status, the JSON report, and the table."""
+"""A function from arguments to exit status, JSON report and table."""
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[tuple[Any, ...], Any]:
-    """transformers' models, by checkpoint and adapter."""
+    """transformers' models by checkpoint and adapter."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def remembered() -> dict[tuple[str, str], Given]:
-    """transformers' answers, by checkpoint and trial."""
+    """transformers' answers by checkpoint and trial."""
     return {}
 
 
@@ -58,8 +57,8 @@ def verify(
     models: dict[tuple[Any, ...], Any],
     remembered: dict[tuple[str, str], Given],
 ) -> Verify:
-    """The command on one picture, with one of its trials in eight, and transformers' models and answers
-    remembered. Speeds are measured only if the test asks for it."""
+    """The command on one picture, with an eighth of its trials, and transformers' models and answers
+    cached. Speeds are measured only on request."""
     make, answer, read = trials.make_trials, Transformers.answer, proof.read_model
 
     def some(*arguments: Any) -> list[Trial]:
@@ -81,6 +80,7 @@ def verify(
     monkeypatch.setattr(proof, "make_trials", some)
     monkeypatch.setattr(Transformers, "answer", remember)
     monkeypatch.setattr(proof, "read_model", read_once)
+    # The command has no option that leaves speeds out, which take most of its time.
     monkeypatch.setattr(proof, "_TIMED_QUICK", 1)
 
     def run(model: object, *arguments: str, timed: bool = False) -> tuple[int, dict[str, Any], str]:
@@ -96,11 +96,12 @@ def verify(
 
 
 def faults(report: dict[str, Any]) -> set[str]:
+    """The parts of the report that are faults."""
     return {line["part"] for line in report["lines"] if line["ok"] is False}
 
 
 def test_the_demo_checkpoint_is_verified(verify: Verify) -> None:
-    """In transformers' layout, with bfloat16 beside float32: every line is there, and none is a fault."""
+    """The demo checkpoint, in transformers' layout and with bfloat16 too, has every line and no fault."""
     status, report, table = verify("demo", "--dtype", "bfloat16", timed=True)
     assert (status, report["verified"], faults(report)) == (0, True, set())
     parts = [line["part"] for line in report["lines"]]
@@ -110,7 +111,8 @@ def test_the_demo_checkpoint_is_verified(verify: Verify) -> None:
 
 
 def test_a_checkpoint_in_microsofts_layout_is_verified(verify: Verify, goldens: Goldens) -> None:
-    """Random weights, so that no two tensors are alike, with a bias on the logits that transformers drops."""
+    """A checkpoint in Microsoft's layout passes; its weights are random, so no two tensors are alike, and
+    its logits have a bias that transformers drops."""
     status, report, _ = verify(goldens.checkpoint, "--dtype", "float32")
     assert (status, faults(report)) == (0, set())
 
@@ -131,8 +133,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_what_a_deployment_puts_together_is_verified(
     verify: Verify, parts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that lacks its tokenizer, the base that has it, and an adapter, as the settings name them:
-    PEFT merges the other side. An adapter that is scaled wrongly here is a fault."""
+    """A folder without a tokenizer, its base and an adapter from the settings pass, compared with PEFT's
+    merge; a wrong adapter scale is a fault."""
     monkeypatch.setenv("FLORENCE_BASE", "demo")
     monkeypatch.setenv("FLORENCE_ADAPTER", str(parts[1]))
     status, report, _ = verify(parts[0], "--dtype", "float32")
@@ -146,7 +148,7 @@ def test_what_a_deployment_puts_together_is_verified(
 
 
 def swap_two_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the same shape, in the decoder."""
+    """Exchange two weights of the same shape in the decoder."""
 
     def load(*arguments: Any) -> Florence2Model:
         model = loading_model(*arguments)
@@ -160,12 +162,12 @@ def swap_two_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decoder's, by one."""
+    """Shift the decoder's positions by one."""
     monkeypatch.setattr(attention, "POSITION_OFFSET", attention.POSITION_OFFSET + 1)
 
 
 def allow_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule on n-grams is off."""
+    """Turn the n-gram rule off."""
     ban = BatchedAdvance.ban
 
     def allow(self: BatchedAdvance, logits: Tensor) -> None:
@@ -176,7 +178,7 @@ def allow_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def map_a_name_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows for columns in the table of positions."""
+    """Exchange rows and columns in the table of positions."""
     names = layout.PREFIXES["native"]
     rows, columns = "vision.projector.rows.", "vision.projector.columns."
     monkeypatch.setitem(names, rows, layout.PREFIXES["native"][columns])
@@ -184,7 +186,7 @@ def map_a_name_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def swap_tower_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two norms of one block of the tower."""
+    """Exchange two norms in each block of the tower."""
     table = list(layout.TOWER["native"])
     table += [(r"\.norm1\.", ".norm0."), (r"\.norm2\.", ".norm1."), (r"\.norm0\.", ".norm2.")]
     monkeypatch.setitem(layout.TOWER, "native", tuple(table))
@@ -200,13 +202,13 @@ def swap_tower_norms(monkeypatch: pytest.MonkeyPatch) -> None:
         (swap_tower_norms, {"tower, timm's DaViT", "tower, transformers'"}),
     ],
 )
-def test_a_fault_is_told(
+def test_a_fault_is_reported(
     verify: Verify,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[pytest.MonkeyPatch], None],
     shown: set[str],
 ) -> None:
-    """Exit status 1, the lines where it shows, and the answers that differ."""
+    """A fault gives exit status 1, its lines in the report, and the differing answers."""
     spoil(monkeypatch)
     status, report, table = verify("demo", "--dtype", "float32")
     assert (status, report["verified"]) == (1, False)

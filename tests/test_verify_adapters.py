@@ -1,4 +1,4 @@
-"""The other side of `florence verify` with an adapter: PEFT merges it, whatever names it was saved under."""
+"""The other side of `florence verify` with an adapter: PEFT merges it, for each kind of saved names."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def usual(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, M
 
 
 def check(base: Path, adapter: Path, expected: Mapping[str, Tensor]) -> None:
+    """Check that the adapter's merge gives the expected tensors."""
     found = read_model(base, VOCAB, adapter).state_dict()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0, msg=name)
@@ -49,7 +50,8 @@ def check(base: Path, adapter: Path, expected: Mapping[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_any_adapter_is_pefts_own_merge(base: Base, tmp_path: Path, seed: int) -> None:
-    """Ranks, scalings, patterns, DoRA, layers saved whole, biases, convolutions, tower and head."""
+    """Random adapters equal PEFT's merge: ranks, scalings, patterns, DoRA, whole layers, biases,
+    convolutions, tower and head."""
     adapted = make_adapter(base[1], random_config(seed), tmp_path / "adapter", seed)
     check(base[0], tmp_path / "adapter", adapted.merge_and_unload().state_dict())
 
@@ -58,7 +60,8 @@ def test_any_adapter_is_pefts_own_merge(base: Base, tmp_path: Path, seed: int) -
 def test_names_of_every_kind(
     base: Base, usual: tuple[Path, Mapping[str, Tensor]], tmp_path: Path, names: str
 ) -> None:
-    """Microsoft's, a state dict that was saved whole, a file that calls itself a model, a compiler's."""
+    """Names of Microsoft's layout, a raw state dict, a file named as a model and a compiler's prefix are
+    read."""
     other = rename(usual[0], tmp_path / "other", original=names == "original", raw=names == "raw")
     if names == "as a model":
         (other / WEIGHTS).rename(other / "model.safetensors")
@@ -71,8 +74,8 @@ def test_names_of_every_kind(
 def test_rows_that_stand_for_no_token_may_be_missing(
     base: Base, usual: tuple[Path, Mapping[str, Tensor]], tmp_path: Path
 ) -> None:
-    """Of an adapted head that was trained in Microsoft's layout: the others are as PEFT merges them, and
-    this package's loader says the same."""
+    """A head adapter trained in Microsoft's layout may lack the rows without a token; the others are as
+    PEFT merges them, also in this package's loader."""
     other = rename(usual[0], tmp_path / "other", original=True)
     cut = {
         name: tensor[:-1].contiguous() if len(tensor) == VOCAB else tensor
@@ -90,7 +93,7 @@ def test_rows_that_stand_for_no_token_may_be_missing(
 def test_what_has_no_place_is_refused(
     base: Base, usual: tuple[Path, Mapping[str, Tensor]], tmp_path: Path
 ) -> None:
-    """A layer that transformers' model lacks, and a factor without the other one, by name."""
+    """A layer that transformers' model lacks, and a factor without its partner, are refused by name."""
     for old, new in (("fc2.lora_A", "fc7.lora_A"), ("fc2.lora_A", None)):
         other = rename(usual[0], tmp_path / str(new))
         tensors = load_file(other / WEIGHTS)
@@ -106,7 +109,7 @@ def test_what_has_no_place_is_refused(
 def test_without_peft_an_adapter_is_refused(
     florence: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Before anything is loaded, with what to install."""
+    """Without PEFT an adapter is refused before anything is loaded, with what to install."""
     monkeypatch.setattr(merging, "find_spec", lambda name: None)
     monkeypatch.setenv("FLORENCE_ADAPTER", str(tmp_path))
     status, out, error = florence("verify", "--model", "demo")

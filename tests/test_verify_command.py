@@ -16,7 +16,7 @@ PATIENCE_S = 600.0
 
 @pytest.mark.slow
 def test_it_runs_from_the_files_of_a_bento(forks: Forker, tmp_path: Path) -> None:
-    """All of it, from a folder with what bentofile.yaml packs, without a script, a checkout or a network."""
+    """The command runs completely from the files that bentofile.yaml packs, without a checkout or network."""
     packed = yaml.safe_load((ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
     for pattern in packed["include"]:
         for file in filter(Path.is_file, ROOT.glob(pattern.removeprefix("/"))):

@@ -1,6 +1,5 @@
-"""The two sides of `florence verify` and the judge between them: transformers' side gives the original's
-answers on the goldens, and differences that are no faults are told apart from those that are.
-"""
+"""The two sides of `florence verify` and the comparison: transformers' side gives the original's answers
+on the goldens, and harmless differences are distinguished from faults."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
 
 
 class Scripted(Transformers):
-    """Gets prompt and pixels from a test, in place of a processor."""
+    """transformers' side with a test's prompt and pixels instead of a processor's."""
 
     def __init__(self, model: Any, prompt: Sequence[int], pixels: Tensor, rules: TokenRules = RULES) -> None:
         cells = pixels.shape[-1] // 32 * (pixels.shape[-2] // 32)
@@ -55,26 +54,31 @@ class Scripted(Transformers):
         self.prompt, self.values = tuple(prompt), pixels
 
     def prompt_ids(self, trial: Trial) -> tuple[int, ...]:
+        """The test's prompt."""
         return self.prompt
 
     def pixels(self, picture: Sample) -> Tensor:
+        """The test's pixels."""
         return self.values
 
 
 class FakeWitness:
-    """Says what a test wants: log-probabilities, and the answer by the original's rule for each seed."""
+    """A side with given log-probabilities, and an answer by the original's rule for each seed."""
 
     def __init__(self, logprobs: Sequence[float], *searched: tuple[int, ...]) -> None:
         self.values, self.answers = list(logprobs), searched
 
     def logprobs(self, trial: Trial, token_ids: Sequence[int]) -> list[float]:
+        """The given log-probabilities."""
         return self.values
 
     def searched(self, trial: Trial, noise: float = 0.0, seed: int = 0) -> tuple[int, ...]:
+        """The answer for this seed."""
         return self.answers[seed % len(self.answers)]
 
 
 def trial_of(options: GenerationOptions = OPTIONS) -> Trial:
+    """A trial with these options."""
     return Trial(Part.BEAMS, SAMPLE, PLAIN, options)
 
 
@@ -86,11 +90,11 @@ EARLY = replace(OPTIONS, early_stopping=False)
     ("options", "witness", "verdict"),
     [
         (EARLY, FakeWitness(OURS.token_logprobs, OURS.token_ids), Verdict.KNOWN),
-        # The same where the rule of transformers 4.46 and 5 is one: the search is wrong.
+        # Where transformers 4.46 and 5 have the same rule, this means a wrong search.
         (OPTIONS, FakeWitness(OURS.token_logprobs, OURS.token_ids), Verdict.FAULT),
         (EARLY, FakeWitness(OURS.token_logprobs, THEIRS.token_ids), Verdict.FAULT),
         (OPTIONS, FakeWitness(OURS.token_logprobs, THEIRS.token_ids, OURS.token_ids), Verdict.ROUNDING),
-        # Other numbers are a fault, whatever a search says; so is a token that may not come there.
+        # Other log-probabilities are a fault for any search result; so is a forbidden token.
         (EARLY, FakeWitness((0.0, -1.1, -0.5), OURS.token_ids), Verdict.FAULT),
         (EARLY, FakeWitness((0.0, -torch.inf, -0.5), OURS.token_ids), Verdict.FAULT),
     ],
@@ -98,12 +102,13 @@ EARLY = replace(OPTIONS, early_stopping=False)
 def test_different_answers_are_judged(
     options: GenerationOptions, witness: FakeWitness, verdict: Verdict
 ) -> None:
-    """Known, decided by rounding, or a fault, by what transformers' numbers say of this package's answer."""
+    """A difference is known, due to rounding or a fault, by transformers' numbers for this package's
+    answer."""
     assert compare(trial_of(options), OURS, THEIRS, witness).verdict is verdict
 
 
 def test_what_is_no_number_is_a_fault() -> None:
-    """Wherever it stands."""
+    """NaN anywhere is a fault."""
     good = torch.zeros(1, 2)
     line = pixel_line([good, good], [good, torch.tensor([[0.0, torch.nan]])])
     assert line.ok is False
@@ -112,14 +117,14 @@ def test_what_is_no_number_is_a_fault() -> None:
 
 @pytest.mark.parametrize(("apart", "verdict"), [(0.5, Verdict.SAME), (2.0, Verdict.FAULT)])
 def test_the_same_tokens_need_the_same_numbers(apart: float, verdict: Verdict) -> None:
-    """Within what sums in another order differ by."""
+    """The same tokens need the same log-probabilities, within the tolerance for another order of sums."""
     theirs = replace(OURS, token_logprobs=(0.0, -1.0 - apart * TOLERANCE, -0.5))
     assert compare(trial_of(), OURS, theirs, FakeWitness(())).verdict is verdict
 
 
 def test_the_difference_of_transformers_5_is_known(tmp_path: Path) -> None:
-    """Of searches that end early with a length penalty, some differ between transformers' `generate` and the
-    original's rule; each is told as known, and none as a fault."""
+    """Some searches that end early with a length penalty differ between transformers' `generate` and the
+    original's rule; all are reported as known."""
     native = make_native(tmp_path, end=2.5)
     native.generation_config = GenerationConfig()
     model = load_float32(tmp_path, native.config.text_config.vocab_size)
@@ -140,8 +145,8 @@ def test_the_difference_of_transformers_5_is_known(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_transformers_reads_microsofts_layout_as_the_original_did(goldens: Goldens, tmp_path: Path) -> None:
-    """Tied and untied head, with the bias on the logits: `generate` gives the original's token ids, and its
-    log-probabilities of a given answer are those that it generated with."""
+    """With tied and untied heads and a bias on the logits, `generate` gives the original's ids, and its
+    log-probabilities of an answer are those of its generation."""
     untied = tmp_path / "untied"
     untied.mkdir()
     (untied / "config.json").write_bytes((goldens.checkpoint / "config.json").read_bytes())
@@ -169,7 +174,8 @@ def test_transformers_reads_microsofts_layout_as_the_original_did(goldens: Golde
 
 
 def test_pictures_of_every_mode_are_the_same_to_both_sides(goldens: Goldens) -> None:
-    """Alpha, grey, palette, 16 bits, CMYK, turned by EXIF: bit for bit, by transformers' processor."""
+    """Alpha, grey, palette, 16 bits, CMYK and EXIF rotation give the pixels of transformers' processor,
+    bit for bit."""
     processor = read_processor(goldens.checkpoint, goldens.checkpoint)
     side = Transformers(torch.nn.Identity(), processor, RULES, 1, torch.device("cpu"))
     reader, normalize = LocalReader(InputSize(768, 768, 3)), imagenet_normalize()
@@ -182,7 +188,7 @@ def test_pictures_of_every_mode_are_the_same_to_both_sides(goldens: Goldens) -> 
 
 
 def test_a_tower_in_transformers_layout_finds_its_place_in_timm(tmp_path: Path) -> None:
-    """Every tensor, and the features are the same."""
+    """Each tensor of the tower has a name in timm, and the features are the same."""
     native = make_native(tmp_path)
     tower = read_tower(tmp_path, native)
     assert {timm_name(name) for name in native.model.vision_tower.state_dict()} == {*tower.state_dict()}
@@ -193,7 +199,7 @@ def test_a_tower_in_transformers_layout_finds_its_place_in_timm(tmp_path: Path) 
 
 
 def test_rows_that_stand_for_no_token_are_never_chosen(tmp_path: Path) -> None:
-    """Of transformers' layout, whose head has rows for the picture and for padding."""
+    """Head rows of transformers' layout for the picture and padding are never chosen."""
     native = make_native(tmp_path)
     model = read_model(tmp_path, 1090)
     states = torch.randn(4, 48)
@@ -204,7 +210,7 @@ def test_rows_that_stand_for_no_token_are_never_chosen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module."])
 def test_wrapped_names_are_read(tmp_path: Path, wrapper: str) -> None:
-    """As the same checkpoint without what a compiler or a trainer put before each name."""
+    """A prefix that a compiler or trainer puts before each name is removed."""
     native = make_native(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     wrapped = {f"{wrapper}{name}": tensor for name, tensor in tensors.items()}
@@ -215,7 +221,7 @@ def test_wrapped_names_are_read(tmp_path: Path, wrapper: str) -> None:
 
 
 def test_a_checkpoint_that_transformers_does_not_take_is_refused(tmp_path: Path) -> None:
-    """With the names that have no place."""
+    """The error names the tensors that transformers' model lacks."""
     make_native(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.more.weight"] = torch.ones(2)
@@ -226,7 +232,7 @@ def test_a_checkpoint_that_transformers_does_not_take_is_refused(tmp_path: Path)
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"version": "1.0", "added_tokens": []}'])
 def test_a_tokenizer_that_transformers_can_not_read_is_refused(tmp_path: Path, content: str) -> None:
-    """Whatever it raises."""
+    """Any error of transformers for a tokenizer is a CheckpointError."""
     for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
         shutil.copyfile(DEMO / name, tmp_path / name)
     (tmp_path / "tokenizer.json").write_text(content)
@@ -235,7 +241,8 @@ def test_a_tokenizer_that_transformers_can_not_read_is_refused(tmp_path: Path, c
 
 
 def test_all_tasks_are_asked_with_every_setting() -> None:
-    """Fifteen tasks, one and three beams, each picture, and searches with other settings; no two alike."""
+    """The trials cover fifteen tasks with one and three beams on each picture, and other settings; no two
+    are alike."""
     pictures = bundled_pictures()
     own = {"no_repeat_ngram_size": 3, "early_stopping": True, "length_penalty": 1.0}
     made = make_trials(pictures, own, 40)
@@ -246,7 +253,7 @@ def test_all_tasks_are_asked_with_every_setting() -> None:
 
 
 def test_the_package_brings_pictures_of_the_repository() -> None:
-    """The same bytes as in data/, which no installation has."""
+    """The bundled pictures equal those in data/, which an installation lacks."""
     found = bundled_pictures()
     assert len(found) == 2
     for picture in found:
@@ -254,12 +261,12 @@ def test_the_package_brings_pictures_of_the_repository() -> None:
 
 
 def test_pictures_for_speeds_differ() -> None:
-    """So that what was made of one is of no use for another."""
+    """The pictures for speed measurements differ, so that no cached result is used."""
     assert len({picture.data for picture in variants(bundled_pictures(), 20)}) == 20
 
 
 def test_a_wrong_call_ends_with_2(florence: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    """Before anything is loaded."""
+    """A wrong argument ends with status 2 before anything is loaded."""
     for wrong in (("--pictures", tmp_path), ("--device", "abacus"), ("--dtype", "float8")):
         status, out, error = florence("verify", "--model", "demo", *wrong)
         assert (status, out) == (2, "")
@@ -269,7 +276,7 @@ def test_a_wrong_call_ends_with_2(florence: Callable[..., tuple[int, str, str]],
 def test_what_fails_on_the_way_ends_with_1(
     florence: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    """In one line: a folder that holds no checkpoint, a report that can't be written."""
+    """A folder without a checkpoint, and a report that can't be written, end with status 1 and one line."""
     for wrong in (("--model", tmp_path), ("--model", "demo", "--json", tmp_path / "no" / "report.json")):
         status, out, error = florence("verify", *wrong)
         assert (status, out) == (1, "")

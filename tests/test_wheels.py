@@ -1,4 +1,4 @@
-"""Both distributions, built and installed: what each has, what the client alone can do, and the service."""
+"""Both distributions, built and installed: their files, the client alone, and the service."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ from florence import __version__
 
 pytestmark = pytest.mark.slow
 
-CLIENT_MB, PIP_MB = 150, 17  # of a fresh environment with the client; pip in it, which is left out here
-OLDEST = ("pillow==10.1.0", "pydantic==2.6.0", "httpx==0.25.0", "tqdm==4.60.0")  # that it declares
+CLIENT_MB, PIP_MB = 150, 17  # a fresh environment, and pip in it
+OLDEST = (
+    "pillow==10.1.0",
+    "pydantic==2.6.0",
+    "httpx==0.25.0",
+    "tqdm==4.60.0",
+)  # the lower bounds that it declares
 PICTURE = ROOT / "data" / "scene_02.png"
 
 CLIENT_PROGRAM = """
@@ -56,7 +61,7 @@ class Environment:
     folder: Path
 
     def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """A program of it, away from the checkout."""
+        """Run a program of the environment, away from the checkout."""
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [str(self.folder / "bin" / argv[0]), *argv[1:]]
         ran = subprocess.run(
@@ -66,7 +71,7 @@ class Environment:
         return ran
 
     def pip(self, *argv: str) -> None:
-        """This pip, in that environment."""
+        """Run this pip in the environment."""
         python = str(self.folder / "bin" / "python")
         quiet = ["--quiet", "--disable-pip-version-check"]
         command = [sys.executable, "-m", "pip", "--python", python, *quiet, *argv]
@@ -74,13 +79,14 @@ class Environment:
 
 
 def make_environment(folder: Path) -> Environment:
+    """Make a virtual environment without pip."""
     venv.create(folder, with_pip=False)
     return Environment(folder)
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Built as `make wheels` does: name of the distribution -> its wheel."""
+    """The wheels, built as by `make wheels`, by name of the distribution."""
     folder = tmp_path_factory.mktemp("dist")
     build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
     subprocess.run([sys.executable, *build, ".", "./deploy/client"], cwd=ROOT, check=True, timeout=300)
@@ -95,7 +101,7 @@ def contents(wheel: Path) -> set[str]:
 
 
 def test_each_file_of_the_package_is_in_one_of_them(wheels: dict[str, Path]) -> None:
-    """So that both can be installed together, and nothing is missing."""
+    """Each file of the package is in exactly one wheel, so both can be installed together."""
     client, server = contents(wheels["florence2-client"]), contents(wheels["florence2-server"])
     files = [path for path in (ROOT / "florence").rglob("*") if path.is_file()]
     package = {path for path in files if "__pycache__" not in path.parts}
@@ -104,7 +110,7 @@ def test_each_file_of_the_package_is_in_one_of_them(wheels: dict[str, Path]) -> 
 
 
 def test_both_have_the_packages_version(wheels: dict[str, Path], tmp_path: Path) -> None:
-    """The service's needs the client's of the same version."""
+    """Both wheels have the package's version, and the service's needs the client's of that version."""
     for name, wheel in wheels.items():
         zipfile.ZipFile(wheel).extractall(tmp_path / name)
         (info,) = (tmp_path / name).glob("*.dist-info")
@@ -115,7 +121,7 @@ def test_both_have_the_packages_version(wheels: dict[str, Path], tmp_path: Path)
 
 
 def test_what_the_service_needs_is_what_is_tested(wheels: dict[str, Path], tmp_path: Path) -> None:
-    """The versions here are within the ranges that both declare."""
+    """The installed versions are within the declared ranges."""
     for name, wheel in wheels.items():
         zipfile.ZipFile(wheel).extractall(tmp_path / name)
         (info,) = (tmp_path / name).glob("*.dist-info")
@@ -127,7 +133,7 @@ def test_what_the_service_needs_is_what_is_tested(wheels: dict[str, Path], tmp_p
 
 @pytest.mark.parametrize("options", [(), ("--no-compile", *OLDEST)], ids=["newest", "oldest"])
 def test_the_client_alone(wheels: dict[str, Path], tmp_path: Path, options: tuple[str, ...]) -> None:
-    """It is small, asks and draws without torch, and says what is missing for the rest."""
+    """The client alone is small, asks and draws without torch, and names the package for the rest."""
     environment = make_environment(tmp_path / "venv")
     environment.pip("install", str(wheels["florence2-client"]), *options)
     environment.run("python", "-c", CLIENT_PROGRAM, str(PICTURE))
@@ -141,7 +147,8 @@ def test_the_client_alone(wheels: dict[str, Path], tmp_path: Path, options: tupl
 
 @pytest.fixture(scope="module")
 def environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """With both wheels, and all other packages as they are here; the last test takes one away."""
+    """An environment with both wheels and this environment's other packages; the last test uninstalls one
+    wheel."""
     environment = make_environment(tmp_path_factory.mktemp("venv"))
     environment.pip("install", "--no-deps", *map(str, wheels.values()))
     (packages,) = environment.folder.glob("lib/python*/site-packages")
@@ -150,7 +157,7 @@ def environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 def test_an_installed_package_serves(environment: Environment) -> None:
-    """Outside a checkout: `florence serve` with the bundled checkpoint, and an answer of it."""
+    """`florence serve` of the installed package answers outside a checkout."""
     port = free_port()
     log_path = environment.folder / "log"
     variables = {name: value for name, value in os.environ.items() if not name.startswith("FLORENCE_")}
@@ -178,7 +185,7 @@ def test_an_installed_package_serves(environment: Environment) -> None:
 
 
 def test_the_client_stays_when_the_service_goes(environment: Environment) -> None:
-    """Uninstalling one takes no file of the other; the library is where it was installed."""
+    """Uninstalling the service leaves the client's files complete."""
     where = environment.run("python", "-c", "import florence.runtime as r; print(r.__file__)").stdout
     assert Path(where.strip()).is_relative_to(environment.folder)
     environment.pip("uninstall", "--yes", "florence2-server")

@@ -44,8 +44,8 @@ from florence.model.adapters.grouped import make_bank
 from florence.model.adapters.lowrank import RANK_MULTIPLE, Factors, linear_layers
 from florence.model.encoding import EncodeBackend
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
 from florence.model.kernels.linear import pack
+from florence.model.quantized import multiply_in_fp8
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
 from ledger.own import Calls, Load, own_kernels, rules_of, under_load

@@ -6,6 +6,7 @@ members only the first bytes are read. Knows nothing about tasks.
 
 from __future__ import annotations
 
+import math
 import re
 import tarfile
 from collections import Counter
@@ -17,13 +18,15 @@ from typing import IO, Final, Self
 
 from florence.bulk.items import PictureItem
 from florence.bulk.remote import open_file
-from florence.errors import RequestError
+from florence.errors import RequestError, quote
 from florence.images.files import too_large
 from florence.images.headers import is_picture
 from florence.images.pdf import MARK_WITHIN, is_pdf
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_NAMES: Final = 10**6
+"""Names that one with braces may stand for."""
+_BRACES: Final = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
 class _Member(tarfile.TarInfo):
@@ -43,7 +46,11 @@ def is_archive(name: str) -> bool:
 
 
 def expand_braces(name: str) -> list[str]:
-    """The names that WebDataset's `shard-{000..099}.tar` stands for; for other names the name itself."""
+    """The names that WebDataset's `shard-{000..099}.tar` stands for; for other names the name itself. Raises
+    `RequestError` for more than `MOST_NAMES`."""
+    counts = (max(int(last) - int(first) + 1, 0) for first, last in _BRACES.findall(name))
+    if math.prod(counts) > MOST_NAMES:
+        raise RequestError(f"{quote(name)} stands for more than {MOST_NAMES} names; give a part at a time")
     found = _BRACES.search(name)
     if found is None:
         return [name]

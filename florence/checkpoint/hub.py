@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,11 +109,13 @@ def resolve_checkpoint(name: str, revision: str | None = None, base: str | None 
         try:
             return _from_hub(name, revision, base)
         except RepositoryError:
-            copy = None if name not in COPIES else _found_or_none(COPIES[name], revision, base)
-            if copy is None:
+            if name not in COPIES:
                 raise
-            log.warning("%s has no safetensors here; taking %s, the same weights", name, copy.label)
-            return copy
+            with suppress(RepositoryError):
+                copy = _from_hub(COPIES[name], revision, base)
+                log.warning("%s has no safetensors here; taking %s, the same weights", name, copy.label)
+                return copy
+            raise
     if revision is not None:
         raise CheckpointError(
             f"{name!r} has no revisions: only repositories of the hub have ({revision!r} was asked)"
@@ -167,13 +170,6 @@ def _directory_of(name: str) -> Path:
 
 def _names_in(directory: Path) -> list[str]:
     return [str(file.relative_to(directory)) for file in (*directory.glob("*"), *directory.glob("*/*"))]
-
-
-def _found_or_none(name: str, revision: str | None, base: str | None) -> Checkpoint | None:
-    try:
-        return _from_hub(name, revision, base)
-    except RepositoryError:
-        return None
 
 
 def _of_origin(directory: Path) -> Checkpoint:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from florence.cli.telling import list_pictures
+from florence.errors import RequestError
+from florence.images.headers import is_picture
 from florence.types.tasks import TASKS, TRITON_TASKS, Input, Task
 
 
 def write_load_data(arguments: argparse.Namespace) -> int:
     """`florence load-data`."""
     tasks = [TASKS.resolve(name) for name in arguments.task or TRITON_TASKS]
-    pictures = [Path(path).read_bytes() for path in list_pictures(arguments.sources)]
+    pictures = [_picture(path) for path in list_pictures(arguments.sources)]
     contents = {task: load_data(pictures, task, arguments.text) for task in tasks}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for task, content in contents.items():
@@ -29,6 +31,13 @@ def write_load_data(arguments: argparse.Namespace) -> int:
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
         print(path)
     return 0
+
+
+def _picture(path: str) -> bytes:
+    data = Path(path).read_bytes()
+    if not is_picture(data):
+        raise RequestError(f"{path} is not a picture in a known format")
+    return data
 
 
 def load_data(pictures: Sequence[bytes], task: Task, text: str | None) -> dict[str, Any]:

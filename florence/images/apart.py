@@ -19,7 +19,7 @@ from florence.images.isolated import command, environment, limit
 from florence.images.limits import ImageLimits
 
 _CPU_S: Final = 20
-_WALL_S: Final = 120.0
+WALL_S: Final = 120.0
 _DONE, _REFUSED, _TOO_LARGE = b"+", b"-", b"!"
 
 
@@ -42,10 +42,10 @@ def _ask(data: bytes, page: int, limits: ImageLimits) -> bytes:
     started = command("florence.images.apart", *words, packages=(Path(library.origin).parents[1],))
     try:
         ran = subprocess.run(
-            started, input=data, capture_output=True, timeout=_WALL_S, check=False, env=environment()
+            started, input=data, capture_output=True, timeout=WALL_S, check=False, env=environment()
         )
     except subprocess.TimeoutExpired:
-        raise ImageError(f"the PDF was not read within {_WALL_S:g} s") from None
+        raise ImageError(f"the PDF was not read within {WALL_S:g} s") from None
     status, content = ran.stdout[:1], ran.stdout[1:]
     if ran.returncode or not status:
         raise ImageError(f"the PDF can't be read: its process ended (exit status {ran.returncode})")

@@ -21,7 +21,7 @@ INT8 = "int8"
 """A precision besides the dtypes: linear layers multiply in int8, everything else has the dtype of "auto"."""
 
 FP8 = "fp8"
-"""A precision besides the dtypes: some layers multiply in fp8 (`fp8.multiply_in_fp8`), everything else is in
+"""A precision besides the dtypes: some layers multiply in fp8 (`quantized.py`), everything else is in
 bfloat16."""
 
 QUANTIZED = INT8, FP8
@@ -64,7 +64,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """One of `DTYPES` by name, or "auto": on a GPU bfloat16, or float16 where it has none; on a CPU bfloat16
     where the processor multiplies it faster than float32 (`has_fast_bf16`), else float32.
 
-    "int8" gives the dtype of "auto" where linear layers can be quantised (`linear.quantize`), "fp8" bfloat16
+    "int8" gives the dtype of "auto" where linear layers can be quantised (`quantized.py`), "fp8" bfloat16
     where products in fp8 can be computed or emulated. Raises `SettingsError` where they can't, and for an
     unknown name.
     """

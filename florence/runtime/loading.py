@@ -31,8 +31,8 @@ from florence.model.devices import (
     pick_dtype,
 )
 from florence.model.florence2 import Florence2Model
-from florence.model.fp8 import multiply_in_fp8
-from florence.model.kernels.linear import pack, quantize
+from florence.model.kernels.linear import pack
+from florence.model.quantized import multiply_in_fp8, multiply_in_int8
 from florence.readers.processes import ProcessReaders
 from florence.readers.readers import Readers, ThreadReaders
 from florence.runtime.adapters import Adapters
@@ -125,7 +125,7 @@ def load(name: str, options: LoadOptions) -> Loaded:
 def _choose_products(model: Florence2Model, precision: str, config: EngineConfig) -> None:
     """Quantize the layers that this precision says, and pack those that the CPU's kernels multiply."""
     if precision == INT8:
-        quantize(model.vision.tower, model.language.encoder, model.language.decoder)
+        multiply_in_int8(model)
     if precision == FP8:
         multiply_in_fp8(model, find_quantizer(model.device, config.cuda_kernels))
     if config.cpu_kernels == "auto":

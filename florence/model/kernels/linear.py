@@ -175,12 +175,3 @@ def pack(model: nn.Module, threads: int | None = None) -> bool:
                 module.pack()
             packed |= module.weight is None
     return packed
-
-
-def quantize(*parts: nn.Module) -> None:
-    """Let every linear layer in these parts of a model compute in int8."""
-    with torch.no_grad():
-        for part in parts:
-            for module in part.modules():
-                if isinstance(module, Linear):
-                    module.use(Int8Weight(module.weight.detach(), module.bias))

@@ -58,5 +58,19 @@ def files_of_the_dead(directory: Path, pattern: str) -> dict[Path, str]:
 
 def _trim_the_dead(directory: Path) -> None:
     for file in files_of_the_dead(directory, "*_*.db"):
-        with suppress(OSError), file.open("r+b") as opened:
-            opened.truncate(max(int.from_bytes(opened.read(_USED), sys.byteorder), 2 * _USED))
+        with suppress(OSError):
+            _trim(file)
+
+
+def _trim(file: Path) -> None:
+    """Replace the file by the part that is used. A process that still has it mapped, for instance in another
+    container, keeps the old one; it would be ended by SIGBUS if the file were cut."""
+    content = file.read_bytes()
+    used = max(int.from_bytes(content[:_USED], sys.byteorder), 2 * _USED)
+    if used < len(content):
+        shorter = file.with_suffix(f".{os.getpid()}")
+        try:
+            shorter.write_bytes(content[:used])
+            shorter.replace(file)
+        finally:
+            shorter.unlink(missing_ok=True)

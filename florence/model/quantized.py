@@ -1,5 +1,5 @@
-"""Which layers of a model multiply in fp8: those of the tower's third stage, which has most of its work, and
-of the text encoder. Their norms, attentions and convolutions, and all other layers, keep the model's dtype.
+"""Which layers of a model multiply in int8 or in fp8. Norms, attentions and convolutions, and all other
+layers, keep the model's dtype.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from florence.model.davit import Stage
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.fp8 import Fp8Weight, RowQuantizer, fits, quantize_rows
+from florence.model.kernels.int8 import Int8Weight
 from florence.model.kernels.linear import Linear
 from florence.model.language import Attention
 
@@ -18,8 +19,19 @@ STAGE = 2
 """Index of the third stage: nine of twelve pairs of blocks, 61% of an encode's FLOP in Florence-2-large."""
 
 
+def multiply_in_int8(model: Florence2Model) -> None:
+    """Quantise every linear layer of the tower, the text encoder and the decoder, and drop the plain
+    weights."""
+    with torch.no_grad():
+        for part in (model.vision.tower, model.language.encoder, model.language.decoder):
+            for module in part.modules():
+                if isinstance(module, Linear):
+                    module.use(Int8Weight(module.weight.detach(), module.bias))
+
+
 def multiply_in_fp8(model: Florence2Model, quantize: RowQuantizer = quantize_rows) -> None:
-    """Quantise these layers' weights, and drop the plain ones. `quantize`: quantises states on the model's
+    """Quantise the linear layers of the tower's third stage, which has most of its work, and of the text
+    encoder, and drop the plain weights. `quantize`: quantises states on the model's
     device. Raises `ValueError` where a layer is already packed, and so has no plain weight."""
     stage = cast("Stage", model.vision.tower.stages[STAGE])
     with torch.no_grad():
