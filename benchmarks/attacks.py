@@ -1,12 +1,12 @@
-"""What requests that look valid and cost too much do to a service, and to its other callers.
+"""Measure the effect of valid-looking requests that cost too much on a service and on its other callers.
 
     python benchmarks/attacks.py [--only SUBSTRING,SUBSTRING] [--scale 0.01]
 
-Starts `bentoml serve` with the demo checkpoint in float32 for each group of attacks, and attacks it from a
-process of its own. Prints of each attack: how long it took, the service's CPU seconds meanwhile, how far its
-memory (proportional set size) rose, the longest wait of a health probe over new connections and of another
-caller's caption, bytes of the log, and what the attack got. What is above a bound of those that the service
-keeps for two requests at once is marked; some of these send thousands.
+It starts `bentoml serve` with the demo checkpoint in float32 for each group of attacks, and attacks it from a
+separate process. For each attack it prints the duration, the service's CPU seconds meanwhile, the growth of
+its memory (proportional set size), the longest wait of a health probe over new connections and of another
+caller's caption, bytes of the log, and the attack's answers. A figure above the limit that the service keeps
+for two concurrent requests is marked; some attacks send thousands.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ GROUPS: tuple[tuple[Mapping[str, str], Mapping[str, Attack]], ...] = (
     ),
     ({"FLORENCE_API_KEYS": f"caller:{'k' * 64}"}, doors.KEYS),
 )
-"""Settings of a service, with the port of the host of `image_url` as {web}, and what it is attacked with."""
+"""Settings of a service, with {web} for the port of the host of `image_url`, and its attacks."""
 
 
 def main() -> None:
+    """Run the attacks."""
     parser = parser_of(__doc__)
     parser.add_argument("--only", default="", help="attacks whose names contain one of these")
     parser.add_argument("--scale", type=float, default=1.0, help="of numbers of clients and requests")
@@ -78,14 +79,14 @@ def main() -> None:
 
 
 def row(name: str, figures: Mapping[str, float], said: object) -> str:
-    """One attack's line."""
+    """The line of one attack."""
     marks = {name: "!" if value > BOUNDS.get(name, value) else "" for name, value in figures.items()}
     told = [f"{name} {value:.2f}{marks[name]}" for name, value in figures.items()]
     return f"{name:40} {' '.join(told)}  {str(said)[:200]}"
 
 
 def measured(server: Server, target: Target, attack: Attack) -> tuple[dict[str, float], object]:
-    """The figures of `BOUNDS`, and what the attack got."""
+    """The figures of `BOUNDS`, and the attack's summary."""
     said: Any = FORK.SimpleQueue()
     attacker = FORK.Process(target=lambda: said.put(attack(target)))
     with waiting(
@@ -110,13 +111,13 @@ def measured(server: Server, target: Target, attack: Attack) -> tuple[dict[str, 
 
 
 class Processes:
-    """A process and all below it, those that end among them."""
+    """A process and its descendants, including those that have ended."""
 
     def __init__(self, root: psutil.Process) -> None:
         self._root, self._spent = root, dict[tuple[int, float], float]()
 
     def memory(self) -> float:
-        """MiB now."""
+        """The memory now, in MiB."""
         total = 0
         for process in [self._root, *self._root.children(recursive=True)]:
             try:
@@ -128,23 +129,24 @@ class Processes:
         return total / 2**20
 
     def cpu(self) -> float:
-        """Seconds so far."""
+        """CPU seconds so far."""
         self.memory()
         return sum(self._spent.values())
 
 
 def probe(port: int) -> None:
-    """A health probe over a new connection."""
+    """Send a health probe over a new connection."""
     _ask(port, "GET", "/v2/health/live", None)
 
 
 def call(port: int) -> None:
-    """Another caller's caption."""
+    """Ask for another caller's caption."""
     body = {"image": as_text(small_picture()), "max_new_tokens": 3, "num_beams": 1}
     _ask(port, "POST", "/caption", json.dumps(body))
 
 
 def _ask(port: int, method: str, path: str, body: str | None) -> None:
+    """Send a request and read the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     try:
         connection.request(method, path, body, dict(CALLER))

@@ -2,10 +2,10 @@
 
     python benchmarks/attention.py [--requests 16] [--beams 3] [--dtype bfloat16] [--threads 2]
 
-Every way attends 12 layers of memory of their own, more than caches hold, with the sizes of Florence-2-large;
-rounds take turns. Beams are query rows over their request's one copy of the keys for all ways. `read` is the
-time in which PyTorch finds the greatest of the same bytes: a bound for what reads them once. `mixed` is the
-decoder's two attentions between linear layers, as a step does them, to show what threads do to each other.
+Each way attends to 12 layers of separate memory, more than caches hold, with the sizes of Florence-2-large;
+rounds take turns. In all ways, beams are query rows over their request's single copy of the keys. `read` is
+the time in which PyTorch finds the maximum of the same bytes: a lower bound for reading them once. `mixed` is
+the decoder's two attentions between linear layers, as in a step, to show the interaction of threads.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ ROUNDS = 9
 
 @dataclass(frozen=True)
 class Work:
-    """What a decoder step attends to."""
+    """The inputs of a decoder step's attention."""
 
     queries: Tensor  # [requests * beams, heads * head_dim]
     cross: list[tuple[Tensor, Tensor]]  # layers x (keys, values): [requests, heads, encoded, head_dim]
-    own: list[tuple[Tensor, Tensor]]  # the same of [requests * beams, heads, generated, head_dim]
+    own: list[tuple[Tensor, Tensor]]  # the same, [requests * beams, heads, generated, head_dim]
     linear: list[Tensor]  # layers x [d_model, d_model]
     slots: Tensor
     starts: Tensor
     lengths: Tensor
-    sources: Tensor  # [requests * beams, generated]: beams part every ten positions or so
+    sources: Tensor  # [requests * beams, generated]: beams diverge about every ten positions
     own_lengths: Tensor
     visible: Tensor  # [requests, 1, beams, generated * beams]: the sources as a mask
     beams: int
 
 
 def make_work(requests: int, beams: int, dtype: torch.dtype) -> Work:
-    """Random numbers."""
+    """Random inputs."""
     torch.manual_seed(0)
     rows = requests * beams
 
@@ -78,25 +78,30 @@ def make_work(requests: int, beams: int, dtype: torch.dtype) -> Work:
 
 
 def kernel_cross(work: Work, kernel: CpuAttention, layer: int) -> Tensor:
+    """Cross-attention by the kernel."""
     return kernel.cross_attention(work.queries, *work.cross[layer], work.slots, work.starts, work.lengths)
 
 
 def kernel_own(work: Work, kernel: CpuAttention, layer: int) -> Tensor:
+    """Self-attention by the kernel."""
     return kernel.self_attention(work.queries, *work.own[layer], work.sources, work.own_lengths)
 
 
 def split_heads(rows: Tensor, beams: int) -> Tensor:
+    """Rows as [requests, heads, beams, dim]."""
     return rearrange(
         rows, "(requests beams) (heads dim) -> requests heads beams dim", beams=beams, heads=HEADS
     )
 
 
 def sdpa_cross(work: Work, layer: int) -> Tensor:
+    """Cross-attention by PyTorch's SDPA."""
     mixed = F.scaled_dot_product_attention(split_heads(work.queries, work.beams), *work.cross[layer])
     return rearrange(mixed, "requests heads beams dim -> (requests beams) (heads dim)")
 
 
 def products_cross(work: Work, layer: int) -> Tensor:
+    """Cross-attention by products and softmax."""
     keys, values = work.cross[layer]
     scores = split_heads(work.queries, work.beams) @ keys.transpose(2, 3) * HEAD_DIM**-0.5
     mixed = scores.float().softmax(dim=-1).to(values.dtype) @ values
@@ -104,7 +109,8 @@ def products_cross(work: Work, layer: int) -> Tensor:
 
 
 def sdpa_own(work: Work, layer: int) -> Tensor:
-    """Over the keys of all beams of a request, as if they lay together, with those of others masked."""
+    """Self-attention over the keys of all beams of a request, as if they were contiguous, with those of other
+    beams masked."""
     keys, values = (pool.view(-1, HEADS, work.beams * GENERATED, HEAD_DIM) for pool in work.own[layer])
     mixed = F.scaled_dot_product_attention(
         split_heads(work.queries, work.beams), keys, values, attn_mask=work.visible
@@ -113,19 +119,20 @@ def sdpa_own(work: Work, layer: int) -> Tensor:
 
 
 def read(pools: list[tuple[Tensor, Tensor]], layer: int) -> None:
+    """Read all bytes of a layer's memory."""
     for pool in pools[layer]:
         pool.view(torch.int32).max()
 
 
 def mixed(work: Work, attend: Callable[[int], Tensor], layer: int) -> None:
-    """A linear layer, cross-attention, and another two."""
+    """A linear layer, cross-attention, and two more linear layers."""
     rows = F.linear(work.queries, work.linear[layer])
     rows = F.linear(attend(layer) + rows, work.linear[layer])
     F.linear(rows, work.linear[layer])
 
 
 def measure(ways: dict[str, Callable[[int], object]]) -> dict[str, Cost]:
-    """(CPU, wall) milliseconds of a layer: medians of rounds that take turns."""
+    """(CPU, wall) milliseconds of a layer: medians of rounds in turns."""
     times: dict[str, list[Cost]] = {name: [] for name in ways}
     for turn in range(ROUNDS + 1):
         for name, run in ways.items():
@@ -141,6 +148,7 @@ def measure(ways: dict[str, Callable[[int], object]]) -> dict[str, Cost]:
 
 @torch.inference_mode()
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--beams", type=int, default=3)

@@ -1,4 +1,5 @@
-"""BentoML with one bare route, which `light_path.py` compares the service with. Knows nothing of florence."""
+"""BentoML with one bare route, for comparison with the service in `light_path.py`. Knows nothing about
+florence."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from starlette.routing import Route
 
 
 async def _read(request: Request) -> Response:
-    """All that the route does."""
+    """Read the body and return its length."""
     return Response(str(len(await request.body())))
 
 
 @bentoml.service(http={"port": 8000})
 class Bare:
-    """With a mounted route that reads the body."""
+    """A service with a mounted route that reads the body."""
 
 
 Bare.mount_asgi_app(Starlette(routes=[Route("/bare", _read, methods=["POST"])]))

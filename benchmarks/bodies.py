@@ -1,4 +1,4 @@
-"""Requests that benchmarks send to a service: a small picture, and bodies over v2, gRPC and as a form."""
+"""Requests that benchmarks send to a service: a small picture, and bodies for v2, for gRPC and as a form."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ FORM = {"Content-Type": f"multipart/form-data; boundary={EDGE.decode()}"}
 
 
 def small_picture() -> bytes:
-    """A PNG."""
+    """A small PNG."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(file, "PNG")
     return file.getvalue()
 
 
 def as_text(picture: bytes) -> str:
-    """As base64."""
+    """The picture as base64."""
     return base64.b64encode(picture).decode()
 
 
 def v2_request(image: str, task: str = "<CAPTION>", text: str | None = None) -> dict[str, Any]:
-    """A request for `INFER`, as the replaced deployment's users send it. `image`: base64."""
+    """A request for `INFER` as the users of the replaced deployment send it. `image`: base64."""
     values = {"INPUT_IMAGE": image, "TASK_PROMPT": task} | ({} if text is None else {"TEXT_PROMPT": text})
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": "BYTES", "data": [value]}
@@ -37,7 +37,7 @@ def v2_request(image: str, task: str = "<CAPTION>", text: str | None = None) -> 
 
 
 def grpc_request(picture: bytes) -> Any:
-    """A caption of the picture, its bytes as a binary tensor."""
+    """A gRPC request for a caption, with the picture's bytes as a binary tensor."""
     from tritonclient.grpc import service_pb2
 
     request = service_pb2.ModelInferRequest(model_name="florence2")
@@ -48,6 +48,6 @@ def grpc_request(picture: bytes) -> Any:
 
 
 def form(picture: bytes) -> bytes:
-    """A form with the picture as its file."""
+    """A multipart form with the picture as its file."""
     head = b'Content-Disposition: form-data; name="image"; filename="a"'
     return b"--%b\r\n%b\r\n\r\n%b\r\n--%b--\r\n" % (EDGE, head, picture, EDGE)

@@ -2,8 +2,8 @@
 
     python benchmarks/bulk.py --pictures 100000
 
-In each round the service's own rate is measured with as little work on the client's side as can be, before
-and after `florence bulk` asks about so many small pictures, each a file of its own. Prints the rates, the
+In each round the service's own rate is measured with as little client work as possible, before and after
+`florence bulk` asks about `--pictures` small pictures, each in a file of its own. Prints the rates, the
 medians of their means and of the ratio, and the memory of the last command at a quarter, a half, three
 quarters and the end.
 """
@@ -28,7 +28,7 @@ SIDE = 64  # pixels
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--at-once", type=int, default=1, help="pictures that the echo answers side by side")
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def make_pictures(folder: Path, count: int) -> bytes:
-    """So many files with one content, which is returned."""
+    """Write `count` files with the same content, and return it."""
     folder.mkdir()
     file = io.BytesIO()
     Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(file, "JPEG")
@@ -70,7 +70,7 @@ def make_pictures(folder: Path, count: int) -> bytes:
 
 
 def own_rate(server: Server, picture: bytes, seconds: float, connections: int) -> float:
-    """Requests a second of clients that send one body over and over, each over its connection."""
+    """Requests per second of clients that send one body repeatedly, each over its own connection."""
     body, kind = form(picture), FORM["Content-Type"]
     count, taken = answered(
         [http_sender(server, "/caption", body, kind) for _ in range(connections)], seconds
@@ -79,7 +79,8 @@ def own_rate(server: Server, picture: bytes, seconds: float, connections: int) -
 
 
 def bulk_rate(server: Server, folder: Path, count: int, concurrency: int) -> tuple[float, list[int]]:
-    """Pictures a second from the first answer to the last, and the command's memory (RSS) each second."""
+    """Pictures per second from the first answer to the last, and the command's memory (RSS) at each
+    second."""
     out = folder / "r.jsonl"
     command = [
         sys.executable, "-m", "florence.cli", "bulk", str(folder / "in"), "--out", str(out),
@@ -110,7 +111,7 @@ def bulk_rate(server: Server, folder: Path, count: int, concurrency: int) -> tup
 
 
 def count_lines(file: Path) -> int:
-    """Answers that are in it."""
+    """The number of answers in the file."""
     return file.read_bytes().count(b"\n")
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/bulk_on_ray.py --size base --pictures 300
 
-Both commands load the same model on all cores, one after the other in each round. Each is run with a quarter
-of the pictures and with all: a rate is that of the other three quarters, by the difference of the two times,
-so that neither imports nor loading are in it, nor how many answers come at once. Then actors that answer at
-once show what a batch costs to schedule, and what a picture takes in Ray's object store: a name and an
-answer, or with an archive the picture too.
+Both commands load the same model on all cores, one after the other in each round. Each runs with a quarter of
+the pictures and with all: the rate is that of the other three quarters, from the difference of both times,
+and so contains neither imports nor loading. Then actors that answer immediately show the cost of scheduling a
+batch, and the size of a picture in Ray's object store: a name and an answer, or with an archive the picture
+too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", default="base", help="of random weights, or demo")
     parser.add_argument("--pictures", type=int, default=300)
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def bulk_command(model: str, concurrency: int) -> list[str]:
-    """A caption of each picture."""
+    """The command that asks for a caption of each picture."""
     return [
         sys.executable, "-m", "florence.cli", "bulk", "--task", "caption", "--model", model,
         "--concurrency", str(concurrency), "--no-progress", "--max-new-tokens", "20",
@@ -82,7 +82,7 @@ def bulk_command(model: str, concurrency: int) -> list[str]:
 
 
 def draw_pictures(folder: Path, count: int) -> None:
-    """So many JPEGs of 640 x 480, all different."""
+    """Write `count` different JPEGs of 640 x 480."""
     folder.mkdir()
     gradient = Image.radial_gradient("L").resize((640, 480)).convert("RGB")
     for number in range(count):
@@ -91,14 +91,15 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 
 def rate_of(command: Sequence[str], folder: Path, count: int) -> float:
-    """Pictures a second of the last three quarters; of fewer than four, of all with the start."""
+    """Pictures per second of the last three quarters; with fewer than four pictures, of all including the
+    start."""
     few = count // 4
     seconds = [seconds_of(command, folder, number) if number else 0.0 for number in (few, count)]
     return (count - few) / max(seconds[1] - seconds[0], 1e-9)
 
 
 def seconds_of(command: Sequence[str], folder: Path, count: int) -> float:
-    """What the whole command takes for the first `count` pictures."""
+    """The seconds of the whole command for the first `count` pictures."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     out, names = folder / "answers.jsonl", folder / "names.txt"
     out.unlink(missing_ok=True)
@@ -110,7 +111,7 @@ def seconds_of(command: Sequence[str], folder: Path, count: int) -> float:
 
 
 def answer_at_once(item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
-    """A caption of fifty letters."""
+    """A caption of fifty letters, at once."""
     answer: QuestionOutcome = TaskAnswer(
         task=QUESTION.task.token,
         result=Text(text="a red circle, a blue square and the word TAXI here", score=0.9),
@@ -124,12 +125,13 @@ def answer_at_once(item: PictureItem, questions: Sequence[PictureQuestion]) -> l
 
 
 def make_ask() -> Ask:
-    """What an actor makes of nothing."""
+    """The function with which an actor answers."""
     return answer_at_once
 
 
 def print_overheads(count: int, address: str) -> None:
-    """Milliseconds a batch and a picture, and bytes a picture, of one actor that answers at once."""
+    """Print milliseconds per batch and per picture, and bytes per picture, of one actor that
+    answers at once."""
     names = [f"in/{number:08}.jpg" for number in range(count)]
     jobs = [Job(PictureItem(name, f"/data/{name}"), (QUESTION,)) for name in names]
     seconds: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""Requests of set lengths, and a number of them always under way: what the throughput benchmarks share."""
+"""Requests of given lengths, with a constant number of them in flight, for the throughput benchmarks."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ TASKS = {  # tokens generated
     "OCR": 20,
     "OCR_WITH_REGION": 60,
 }
-"""What the nine tasks of the replaced deployment generate on photographs."""
+"""Tokens that the nine tasks of the replaced deployment generate for photographs."""
 
 BEAMS, PROMPT_TOKENS = 3, 12
 
 
 def options(tokens: int, beams: int = BEAMS) -> GenerationOptions:
+    """Options of a search that generates exactly this number of tokens."""
     return GenerationOptions(beams, tokens, tokens, 3, True, 1.0)
 
 
 def requests(size: str, tokens: int, count: int = 64) -> list[Request]:
-    """Requests of different pictures."""
+    """Requests with different pictures."""
     dice = np.random.default_rng(0)
     shape = (SIDE[size], SIDE[size], 3)
     prompt = (0, *range(100, 98 + PROMPT_TOKENS), 2)
@@ -55,7 +56,7 @@ def requests(size: str, tokens: int, count: int = 64) -> list[Request]:
 
 
 def unseen(asked: Sequence[Request]) -> Iterator[Request]:
-    """These requests over and over; no picture was seen before, whatever its pixels are."""
+    """Repeat these requests without end, each with a digest of its own, so that its picture counts as new."""
     numbered = enumerate(cycle(asked))
     return (replace(request, digest=number.to_bytes(8, "big")) for number, request in numbered)
 
@@ -86,10 +87,10 @@ def measure(
     window_s: float,
     patience_s: float = math.inf,
 ) -> Rates:
-    """Answers a second, and how long they take, with so many requests always under way.
+    """Answers per second and latencies, with `concurrency` requests in flight.
 
-    The `first` answers do not count; then at least `count` do, and as many more as come in `window_s`. Raises
-    `TimeoutError` where that takes longer than `patience_s`.
+    The `first` answers do not count; then at least `count` do, and all others that come within `window_s`.
+    Raises `TimeoutError` after `patience_s`.
     """
     lock, over, done = threading.Lock(), threading.Event(), list[float]()
     failed: list[BaseException] = []
@@ -106,7 +107,7 @@ def measure(
 
     def finish(sent: float, future: Future[Generation]) -> None:
         nonlocal under_way
-        if (error := future.exception()) is not None:  # raised in the thread that measures
+        if (error := future.exception()) is not None:  # it is raised in the measuring thread
             failed.append(error)
             over.set()
         done.append(time.perf_counter())
@@ -147,7 +148,8 @@ def generate_static(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """One static batch through transformers: all decode until the longest is done."""
+    """Run one static batch through transformers; pixels are uploaded as bytes and normalised there, and all
+    requests decode until the longest is done."""
     tokens = max(request.options.max_new_tokens for request in asked)
     native.generate(
         **native_inputs(asked, device, dtype),

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: a parser, the cost of a piece of work, medians."""
+"""Shared parts of the benchmarks' commands: a parser, the cost of some work, and medians."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Cost = tuple[float, float]
 
 
 def parser_of(text: str | None) -> argparse.ArgumentParser:
-    """A parser that shows a script's docstring as it stands there."""
+    """A parser that shows a script's docstring with its line breaks."""
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def now() -> Cost:
-    """What this process has taken so far."""
+    """The CPU and wall time of this process."""
     return time.process_time(), time.perf_counter()
 
 
 def since(began: Cost) -> Cost:
-    """What it has taken since a reading of `now`."""
+    """The CPU and wall time that passed since a reading of `now`."""
     return time.process_time() - began[0], time.perf_counter() - began[1]
 
 
 def cost(run: Callable[[], object]) -> Cost:
-    """What a piece of work takes."""
+    """Run some work and return the CPU and wall time that it took."""
     began = now()
     run()
     return since(began)

@@ -1,4 +1,5 @@
-"""How long after its time limit a request fails, behind pictures that take seconds to read, on every door."""
+"""Measure how long after its time limit a request fails, behind pictures that take seconds to read, on every
+interface."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ from PIL import Image
 from serving import Server, serving
 from tritonclient.grpc import service_pb2_grpc
 
-SLOW = 8  # pictures before the one that is measured: several for each reader
+SLOW = 8  # pictures before the measured one: several for each reader
 ANSWER_S = 120.0
 Door = Callable[[bytes], object]
-"""Sends one picture and waits for the answer, whatever it is."""
+"""A function that sends one picture and returns the answer's status."""
 
 
 def slow_picture(side: int) -> bytes:
@@ -31,7 +32,7 @@ def slow_picture(side: int) -> bytes:
 
 
 def measure(limit_s: float, side: int) -> Iterator[tuple[str, float, str]]:
-    """Of each door: its name, the seconds from a request to its answer, and the answer's status.
+    """For each interface: its name, the seconds from a request to its answer, and the answer's status.
 
     `limit_s`: the time limit of every request. `side`: pixels of the slow pictures' sides.
     """
@@ -53,6 +54,7 @@ def measure(limit_s: float, side: int) -> Iterator[tuple[str, float, str]]:
 
 
 def _library(limit_s: float, slow: bytes) -> Iterator[tuple[str, float, str]]:
+    """The measurement for the library."""
     from florence import Florence2
 
     with Florence2.load("demo", device="cpu") as model:
@@ -65,6 +67,8 @@ def _library(limit_s: float, slow: bytes) -> Iterator[tuple[str, float, str]]:
 
 
 def _doors(server: Server, client: httpx.Client) -> dict[str, Door]:
+    """A function for each interface that sends one picture."""
+
     def v2(picture: bytes) -> object:
         return client.post(f"{server.url}{INFER}", json=v2_request(as_text(picture))).status_code
 
@@ -83,7 +87,7 @@ def _doors(server: Server, client: httpx.Client) -> dict[str, Door]:
             try:
                 service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(grpc_request(picture))
             except grpc.RpcError as error:
-                return error.code().name  # type: ignore[attr-defined]  # of a call's error
+                return error.code().name  # type: ignore[attr-defined]  # an error of a call has a code
             return "OK"
 
     return {
@@ -96,4 +100,5 @@ def _doors(server: Server, client: httpx.Client) -> dict[str, Door]:
 
 
 def _typed(client: httpx.Client, server: Server) -> Door:
+    """A function that sends a picture to a typed endpoint."""
     return lambda picture: client.post(f"{server.url}/caption", files={"image": picture}).status_code

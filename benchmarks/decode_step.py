@@ -3,18 +3,18 @@
     python benchmarks/decode_step.py [--size large|base|tiny] [--requests 16] [--beams 3] [--dtype bfloat16]
                                      [--scores | --adapters N [--rank R]]
 
-Both decode the same random weights from encoder states of the same length, with beam search, the n-gram rule
-and forced tokens, in turns; a figure is the median over the steps of all turns. transformers runs one static
-batch, its best case; the engine runs requests that could join and leave. Beside them: the best matrix product
-on this machine, of the rows of the step, and what the step's own products would take at that rate.
+Both decode with the same random weights from encoder states of the same length, with beam search, the n-gram
+rule and forced tokens, in turns; a figure is the median over the steps of all turns. transformers runs one
+static batch, its best case; the engine runs requests that could join and leave. The script also prints the
+rate of the best matrix product on this machine, and the time of the step's own products at that rate.
 
-`--scores` measures, in place of transformers, what the window sums for scores add to a step in which every
-beam writes a location; a step in which none does skips them.
+`--scores` measures, in place of transformers, the cost of the window sums for scores in a step in which every
+beam writes a location; a step without locations skips them.
 
-`--adapters` measures, in place of transformers, what N adapters of rank R add to a step in which every
-request has one, and to an encode: on q, k, v and the second feed-forward layer of the language model, that of
-the tower, and the head, which is what the usual trainings of Florence-2 adapt. Its figures are those of
-the fastest turn of each side, the median over that turn's steps: other work on the machine only adds to them.
+`--adapters` measures, in place of transformers, the cost of N adapters of rank R in a step in which every
+request has one, and in an encode. They adapt q, k, v and the second feed-forward layer of the language model,
+that of the tower, and the head, as usual trainings of Florence-2 do. Each figure is the median over the steps
+of the fastest turn, since other work on the machine can only add to it.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from florence.model.florence2 import Florence2Model
 
 ENCODER_LENGTH = 590
 PICTURES = 4
-"""Of an encode, as many as the service encodes together on a CPU."""
+"""The pictures of an encode, as many as the service encodes together on a CPU."""
 SIZE = 0.02
-"""Of an adapter's numbers: as small as those of a trained one, so that states stay as they are."""
+"""The scale of an adapter's numbers, as small as in a trained one, so that states change little."""
 ADAPTED = re.compile(r"^language.*(q_proj|k_proj|v_proj|fc2)$|^vision.*fc2$|lm_head$")
 
 FIRST, LAST = 8, 24
-"""Steps that count: the first ones warm up."""
+"""The range of steps that count; the first ones warm up."""
 
 
 class Clock(StoppingCriteria):
-    """Looks at the time after each step and never stops anything."""
+    """Records the time after each step and never stops the generation."""
 
     def __init__(self) -> None:
         self.marks: list[Cost] = []
@@ -64,6 +64,7 @@ class Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
     def costs(self) -> list[Cost]:
+        """The costs of the steps that count."""
         pairs = zip(self.marks[FIRST:LAST], self.marks[FIRST + 1 : LAST + 1], strict=False)
         return [(after[0] - before[0], after[1] - before[1]) for before, after in pairs]
 
@@ -72,7 +73,7 @@ class Clock(StoppingCriteria):
 def steps_of_transformers(
     native: Florence2ForConditionalGeneration, encoded: Tensor, beams: int
 ) -> list[Cost]:
-    """`generate` over a static batch."""
+    """The costs of the steps of `generate` over a static batch."""
     clock = Clock()
     native.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
@@ -94,7 +95,7 @@ def steps_of_transformers(
 def steps_of_engine(
     runner: Runner, encoded: Tensor, beams: int, adapters: Sequence[EngineAdapter | None] = (None,)
 ) -> list[Cost]:
-    """The engine's step, the searches of all requests in it, which have these adapters in turn."""
+    """The costs of the engine's steps, including all searches; requests use these adapters in turn."""
     options = GenerationOptions(beams, LAST + 2, LAST + 2, 3, True, 1.0)
     request = Request(np.zeros((32, 32, 3), np.uint8), (0, 2), options)
     taken = [runner.slots.take(beams) for _ in encoded]
@@ -146,6 +147,7 @@ def encode_cost(model: Florence2Model, side: int, index: Tensor) -> Cost:
 
 
 def _print_adapters(runner: Runner, encoded: Tensor, arguments: argparse.Namespace) -> None:
+    """Print what adapters add to a step and to an encode."""
     plain, adapted = list[list[Cost]](), list[list[Cost]]()
     adapters = make_adapters(runner.model, arguments.adapters, arguments.rank)
     for _ in range(arguments.turns):
@@ -161,6 +163,7 @@ def _print_adapters(runner: Runner, encoded: Tensor, arguments: argparse.Namespa
 
 
 def _print_share(name: str, plain: list[list[Cost]], adapted: list[list[Cost]]) -> None:
+    """Print the costs without and with adapters."""
     best = [min(map(medians, turns)) for turns in (plain, adapted)]
     for which, (cpu, wall) in zip(("without", "with"), best, strict=True):
         print(f"{name} {which:8} {1e3 * cpu:9.2f} CPU-ms {1e3 * wall:9.2f} ms wall")
@@ -170,7 +173,7 @@ def _print_share(name: str, plain: list[list[Cost]], adapted: list[list[Cost]]) 
 
 @torch.inference_mode()
 def scores_of_step(runner: Runner, requests: int, beams: int) -> Cost:
-    """What the window sums of one step take: the median of many, the first ones left out."""
+    """The cost of a step's window sums: the median of many, without the first ones."""
     state, text = runner.state, runner.model.config.text
     ordered, window_sums = runner.rules.ordered, state.window_sums
     if ordered is None or window_sums is None:
@@ -190,8 +193,8 @@ def scores_of_step(runner: Runner, requests: int, beams: int) -> Cost:
 
 
 def rate_of_products(rows: int, width: int, dtype: torch.dtype) -> float:
-    """FLOP a CPU-second of the best product of that many rows with a matrix of 4 * width by width, and of a
-    large one."""
+    """FLOP per CPU-second of the best product of `rows` rows with a matrix of 4 * width by width, and of a
+    large product."""
     best = 0.0
     for count, inner, outer in ((rows, width, 4 * width), (4096, 4096, 4096)):
         left, right = torch.randn(count, inner).to(dtype), torch.randn(outer, inner).to(dtype)
@@ -205,7 +208,7 @@ def rate_of_products(rows: int, width: int, dtype: torch.dtype) -> float:
 
 
 def flops_of_step(model: Florence2Model, rows: int) -> float:
-    """Of the products with weights; attention is a twentieth of that."""
+    """FLOP of the products with weights; attention needs a twentieth of that."""
     config = model.config.text
     width, decoder = config.d_model, config.decoder
     layer = 6 * width * width + 2 * width * decoder.ffn_dim
@@ -213,6 +216,7 @@ def flops_of_step(model: Florence2Model, rows: int) -> float:
 
 
 def _print_scores(steps: list[Cost], scores: Cost) -> None:
+    """Print the costs of a step and of its window sums."""
     step = medians(steps)
     print(f"{'step':13} {1e3 * step[0]:8.2f} CPU-ms {1e3 * step[1]:8.2f} ms wall")
     print(f"{'scores':13} {1e3 * scores[0]:8.2f} CPU-ms {1e3 * scores[1]:8.2f} ms wall")
@@ -220,6 +224,7 @@ def _print_scores(steps: list[Cost], scores: Cost) -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--requests", type=int, default=16)
@@ -235,7 +240,7 @@ def main() -> None:
     model = convert(native, torch.device("cpu"), dtype)
     if arguments.adapters:
         model.adapters = make_bank(model, arguments.adapters, fixed_shapes=False)
-    ordered = range(100, 1100)  # a thousand ids, wherever they are
+    ordered = range(100, 1100)  # any thousand ids
     runner = Runner(model, arguments.requests, backend=backend_of(model), ordered=ordered)
     width = SIZES[arguments.size][0]
     encoded = torch.randn(arguments.requests, ENCODER_LENGTH, width).to(dtype)

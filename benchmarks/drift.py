@@ -1,8 +1,8 @@
-"""What a precision changes in the answers: `python benchmarks/drift.py --dtypes float32 bfloat16 int8`.
+"""Measure how a precision changes answers: `python benchmarks/drift.py --dtypes float32 bfloat16 int8`.
 
-The same questions about the same held-out scenes in each precision; each is compared with the first: answers
-whose whole text is the same, answers with the same words (locations left out), how far locations moved, and
-how each figure of `florence.demo.evaluate` changes. Knows nothing about why.
+The same questions about the same held-out scenes are asked in each precision and compared with the first: the
+share of answers with the same whole text, and with the same words (without locations), the differences of
+locations, and the change of each figure of `florence.demo.evaluate`. Knows nothing about causes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SPECIAL = re.compile(r"</?s>|<pad>")
 
 
 def compare(first: Sequence[str], second: Sequence[str]) -> Figures:
-    """Two lists of generated texts, pair by pair; nan where there is nothing to compare.
+    """Compare two lists of generated texts pair by pair; nan where there is nothing to compare.
 
-    same_text: share of the same whole text. same_words: of the answers that have words, the share with the
-    same ones, between whatever locations. comparable: of the answers that have locations, the share with as
-    many on both sides; of their locations, bins_same is the share that is the same, bins_mean and bins_p95
-    are the mean and the 95th percentile of how far they are apart, in bins of 1/1000 of the picture's side.
+    same_text: share of equal whole texts. same_words: among answers with words, the share with the same words
+    between locations. comparable: among answers with locations, the share with equally many on both sides; of
+    their locations, bins_same is the share that is equal, bins_mean and bins_p95 are the mean and the 95th
+    percentile of their distance, in bins of 1/1000 of the picture's side.
     """
     pairs = list(zip(first, second, strict=True))
     words = [(_words(one), _words(two)) for one, two in pairs]
@@ -56,16 +56,17 @@ def compare(first: Sequence[str], second: Sequence[str]) -> Figures:
 
 
 def _mean(values: Sequence[float]) -> float:
+    """The mean, or nan of nothing."""
     return float(np.mean(values)) if values else math.nan
 
 
 def _words(text: str) -> list[str]:
-    """What stands before, between and after runs of locations."""
+    """The text before, between and after runs of locations."""
     return [part.strip() for part in _LOCATIONS.split(_SPECIAL.sub("", text))]
 
 
 def changes(first: Mapping[str, Grade], second: Mapping[str, Grade]) -> dict[str, Figures]:
-    """By task, how far each figure went up: in points (hundredths), but for CIDEr, which is out of ten."""
+    """The change of each figure by task, in points (hundredths), except CIDEr, which is out of ten."""
     return {
         task: {
             name: (second[task].figures[name] - value) * (1 if name == "CIDEr" else 100)
@@ -77,7 +78,7 @@ def changes(first: Mapping[str, Grade], second: Mapping[str, Grade]) -> dict[str
 
 
 def compare_tasks(exam: Exam, answers: Sequence[Answer], others: Sequence[Answer]) -> dict[str, Figures]:
-    """`compare` by task and over all tasks, of two lists of answers to the same questions."""
+    """`compare` by task and over all tasks, for two lists of answers to the same questions."""
     rows = list(zip(exam.items, answers, others, strict=True))
     by_task = {task: [row for row in rows if row[0][1] == task] for task in exam.tasks}
     return {
@@ -87,7 +88,7 @@ def compare_tasks(exam: Exam, answers: Sequence[Answer], others: Sequence[Answer
 
 
 def table(compared: Mapping[str, Figures], changed: Mapping[str, Figures]) -> str:
-    """A line a task: how alike the answers are, then how far each figure went up or down."""
+    """A line for each task: how alike the answers are, then the change of each figure."""
     lines = [
         f"{'':38} {'answers':>7} {'text':>6} {'words':>6} {'bins':>6} {'mean':>6} {'p95':>6}  "
         "change in points (of CIDEr: out of ten)"
@@ -103,7 +104,7 @@ def table(compared: Mapping[str, Figures], changed: Mapping[str, Figures]) -> st
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = exam_parser(__doc__)
     parser.add_argument(
         "--dtypes", nargs="+", default=["float32", "bfloat16"], help="the first is what others differ from"
@@ -112,6 +113,7 @@ def main() -> None:
 
 
 def _drift(arguments: argparse.Namespace, exam: Exam) -> None:
+    """Compare the dtypes and print the tables."""
     began = time.monotonic()
     answers, grades = {}, {}
     for dtype in dict.fromkeys(arguments.dtypes):

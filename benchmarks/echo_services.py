@@ -1,4 +1,4 @@
-"""The real service before an echo: of 0 ms for `light_path.py`, of 10 ms for `bulk.py`."""
+"""The real service in front of an echo: of 0 ms for `light_path.py`, of 10 ms for `bulk.py`."""
 
 from __future__ import annotations
 
@@ -30,21 +30,27 @@ ANSWER = OriginalAnswer(
 
 
 class EchoModel:
-    """Stands for `florence.Florence2`: each request is answered at once. Where it asks for <OCR>, its picture
-    is decoded from base64 first, here on the event loop; the real one does that where it reads pictures."""
+    """A stand-in for `florence.Florence2` that answers each request at once.
+
+    For <OCR> it first decodes the picture from base64, here on the event loop; the real model does that where
+    it reads pictures.
+    """
 
     ready = alive = True
     tasks = TASKS
 
     def info(self) -> dict[str, str]:
+        """The facts that the service shows."""
         return {"checkpoint": "echo", "device": "cpu", "dtype": "float32", "encode_stream": "off"}
 
     def memory(self) -> dict[str, int]:
+        """No memory is reported."""
         return {}
 
     def submit_original(
         self, image: Callable[[], bytes], task: str, text: Any = None, **options: Any
     ) -> Future[OriginalAnswer]:
+        """The canned answer, at once."""
         if task == "<OCR>":
             image()
         future: Future[OriginalAnswer] = Future()
@@ -52,11 +58,12 @@ class EchoModel:
         return future
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
 
 class SlowEcho(EchoModel):
-    """Answers a caption 10 ms after the one before it; with ECHO_AT_ONCE so many side by side."""
+    """An echo that answers a caption 10 ms after the previous one; ECHO_AT_ONCE: captions at the
+    same time."""
 
     def __init__(self) -> None:
         self._device = ThreadPoolExecutor(int(os.environ.get("ECHO_AT_ONCE", "1")))
@@ -78,11 +85,13 @@ class SlowEcho(EchoModel):
         return self._device.submit(self._take)
 
     def _take(self) -> Answer:
+        """Take the time of one answer."""
         time.sleep(0.01)
         return self._answer
 
 
 def _service(make: Callable[[], EchoModel]) -> Any:
+    """The service in front of this echo."""
     return service.build_service(
         read_settings(), 0, lambda settings, device, observer: make(), lambda settings: None
     )

@@ -3,9 +3,9 @@
     python benchmarks/encode.py [--size large|base|tiny] [--pictures 1] [--dtype bfloat16] [--threads 2]
 
 In one run and in turns: the best matrix product of this machine (plain and packed, several shapes), this
-package's model, and transformers' own Florence-2 with the same random weights. Medians of the rounds. The
-share is what the model computes, counted by PyTorch's FLOP counter, over what the best product would have
-computed in that CPU time. The prompt has 13 tokens, so that the encoder sees 590.
+package's model, and transformers' own Florence-2 with the same random weights. Prints medians of the rounds.
+The share is the model's FLOP, counted by PyTorch's FLOP counter, divided by what the best product would
+compute in that CPU time. The prompt has 13 tokens, so the encoder gets 590.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def count_flop(folder: Path, normalize: Normalize, pixels: Tensor, prompts: Tens
 
 
 def encode_natively(native: Florence2ForConditionalGeneration, values: Tensor, prompts: Tensor) -> Tensor:
-    """What `generate` runs before its first step."""
+    """The encode that `generate` runs before its first step."""
     language = native.model.language_model
     features = native.model.get_image_features(pixel_values=values).pooler_output
     embeddings = torch.cat([features, language.get_input_embeddings()(prompts)], dim=1)
@@ -68,6 +68,7 @@ def encode_natively(native: Florence2ForConditionalGeneration, values: Tensor, p
 
 @torch.inference_mode()
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--pictures", type=int, default=1)

@@ -1,11 +1,11 @@
-"""Whether a long queue or many requests cost anything: throughput and memory of the demo checkpoint.
+"""Measure the cost of a long queue and of many requests: throughput and memory of the demo checkpoint.
 
     python benchmarks/endurance.py
 
-Throughput with 256 requests under way against 32, in turns, and the process's memory after 2,000 requests
-against after 200: drawn scenes, the tasks in turn, through the Python library, the engine's memory taken at
-the start as the service does. `--picture-cache-bytes` bounds the memory for pictures, which else fills up to
-its own limit for as long as new ones come; here it is so small that 200 requests fill it.
+It compares throughput with 256 requests in flight and with 32, in turns, and the process's memory after 2,000
+requests and after 200. Requests ask about drawn scenes, with the tasks in turn, through the Python library;
+the engine reserves its memory at the start, as in the service. `--picture-cache-bytes` limits the memory for
+pictures, which otherwise grows to its own limit while new ones come; by default 200 requests fill it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Ask = tuple[Image.Image, str, str | None]
 
 
 def questions() -> Iterator[Ask]:
-    """All questions about sixty scenes, over and over."""
+    """All questions about sixty scenes, repeated without end."""
     asked = [
         (image, question.task, question.text)
         for _, image, questions in held_out(7, 60, Limits())
@@ -45,7 +45,7 @@ def questions() -> Iterator[Ask]:
 
 
 def run(model: Florence2, asked: Iterable[Ask], under_way: int) -> tuple[int, float]:
-    """Answer all of them, so many at once; how many, and in how many seconds."""
+    """Answer all questions, `under_way` at once; return their number and the seconds."""
     waiting: deque[Future[Answer]] = deque()
     started, count = time.perf_counter(), 0
     for ask in asked:
@@ -59,12 +59,13 @@ def run(model: Florence2, asked: Iterable[Ask], under_way: int) -> tuple[int, fl
 
 
 def resident_bytes() -> int:
-    """Memory of this process."""
+    """The memory of this process, in bytes."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * 4096
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--few", type=int, default=200)

@@ -2,15 +2,15 @@
 
     python benchmarks/exactness.py [--size base|large|small|tiny] [--tokens 20] [--beams 1 3 5] [--seed 0]
 
-float32 on a CPU. Fifteen requests, one for each task, with a picture of its own and a prompt as long as the
-task's, each with every number of beams, 3-gram rule, forced tokens and early stopping as in Microsoft's
-checkpoints. The engine takes them all at once, by the way in which the service runs them here; transformers
-takes one after the other. Both choose by sums of float32 numbers that they add up in different orders, so
-where two searches are as good as each other either may be right: such a pair is printed with its scores.
-Weights as a training starts from give each picture one list of likely tokens, whatever was generated; here
-they are drawn so that picture, prompt and former tokens decide, and some sequences end before their limit
-(`decide` in `random_models.py` says how; `--as-drawn` leaves them). How far apart the two likeliest tokens of
-greedy search are is printed beside how far the two programs' numbers are.
+It runs in float32 on a CPU. Fifteen requests, one for each task, each with its own picture, a prompt of the
+task's length, and every number of beams; 3-gram rule, forced tokens and early stopping are those of
+Microsoft's checkpoints. The engine gets all of them together, configured as in the service; transformers gets
+them one by one. Both add float32 numbers in different orders, so of two equally good searches either may win:
+such a pair is printed with its scores. The initial weights of a training give each picture one list of likely
+tokens, independent of the generated ones; here weights are drawn so that picture, prompt and earlier tokens
+determine the next one, and some sequences end before their limit (see `decide` in `random_models.py`;
+`--as-drawn` keeps the initial weights). The gap between the two likeliest tokens of greedy search is printed
+with the difference between the two programs' numbers.
 """
 
 from __future__ import annotations
@@ -66,15 +66,17 @@ PROMPT_TOKENS = {
     "REGION_TO_DESCRIPTION": 13,
     "REGION_TO_OCR": 14,
 }
-"""What the tokenizer of Microsoft's checkpoints makes of each task's prompt, with its usual example."""
+"""Tokens of each task's prompt with its usual example, by the tokenizer of Microsoft's checkpoints."""
 
 SLOTS = 16
 
 
 @dataclass(frozen=True)
 class Theirs:
-    """What transformers generated: ids without padding, their log-probabilities and score; `gaps`: how much
-    likelier each step's best token is than the second, of a greedy search."""
+    """transformers' result: ids without padding, their log-probabilities and score.
+
+    `gaps`: in a greedy search, the log-probability of each step's best token minus that of the second.
+    """
 
     token_ids: tuple[int, ...]
     token_logprobs: tuple[float, ...]
@@ -83,7 +85,8 @@ class Theirs:
 
 
 def requests(size: str, tokens: int, beams: Sequence[int], seed: int) -> list[tuple[str, Request]]:
-    """Every task with every number of beams, in random order; those of one task share picture and prompt."""
+    """Every task with every number of beams, in random order; requests of one task share picture
+    and prompt."""
     dice = np.random.default_rng(seed)
     shape = (SIDE[size], SIDE[size], 3)
     asked = []
@@ -99,7 +102,7 @@ def requests(size: str, tokens: int, beams: Sequence[int], seed: int) -> list[tu
 
 
 def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> list[Generation]:
-    """All at once through the engine, as the service sets it up on this CPU."""
+    """Answer all requests together with the engine, as the service sets it up on this CPU."""
     keep_freed_memory()
     bound_kernel_caches()
     config = EngineConfig(
@@ -114,7 +117,7 @@ def run_engine(model: Florence2Model, size: str, asked: Sequence[Request]) -> li
 
 @torch.inference_mode()
 def generate_alone(native: Florence2ForConditionalGeneration, request: Request) -> Theirs:
-    """One request through transformers' own `generate`."""
+    """Answer one request with transformers' own `generate`."""
     options = request.options
     search = {"early_stopping": True, "length_penalty": options.length_penalty}
     found = native.generate(
@@ -141,11 +144,12 @@ def generate_alone(native: Florence2ForConditionalGeneration, request: Request) 
         tuple(token_ids[:length]),
         tuple(logprobs),
         sum(logprobs) / len(logprobs) ** options.length_penalty,
-        tuple(first - second for first, second in best if second > -torch.inf),  # no forced ones
+        tuple(first - second for first, second in best if second > -torch.inf),  # without forced tokens
     )
 
 
 def main() -> None:
+    """Run the comparison."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--tokens", type=int, default=20, help="most tokens of an answer")
@@ -174,6 +178,7 @@ def main() -> None:
 def report(
     asked: Sequence[tuple[str, Request]], ours: Sequence[Generation], theirs: Sequence[Theirs]
 ) -> None:
+    """Print the comparison."""
     same: dict[int, list[bool]] = {}
     apart, lengths, gaps = [0.0], set(), []
     for (task, request), our, their in zip(asked, ours, theirs, strict=True):

@@ -57,13 +57,13 @@ from on_gpu.sections import Lost, Report, Section, Sections, go_on, watch
 from random_models import SIZES
 
 STOP_S = 480.0
-GRACE_S = 20.0  # after which the process ends whatever it does
+GRACE_S = 20.0  # seconds after which the process is ended
 CLOCKS = "clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu,utilization.gpu"
 PACKAGES = ("torch", "triton", "transformers", "timm", "einops", "safetensors", "numpy", "Pillow")
 
 
 def sections_of(bench: Bench, ends_at: float, window_s: float, traces: Path | None) -> list[Section]:
-    """In the order of what must be known first."""
+    """The sections, the most important ones first."""
 
     def smoke(add: Any) -> None:
         add("versions", versions(bench))
@@ -89,7 +89,7 @@ def sections_of(bench: Bench, ends_at: float, window_s: float, traces: Path | No
 
 
 def versions(bench: Bench) -> dict[str, Any]:
-    """What is installed, and on what it runs."""
+    """The versions of the packages, and the device."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "size": bench.size,
@@ -120,7 +120,7 @@ def clocks() -> list[str] | None:
 
 
 def is_lost(bench: Bench) -> bool:
-    """Whether the device takes no work any more: an illegal access stays until the process ends."""
+    """True if the device accepts no more work: an illegal access remains until the process ends."""
     if not bench.on_gpu:
         return False
     try:
@@ -130,6 +130,7 @@ def is_lost(bench: Bench) -> bool:
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = parser_of(__doc__)
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--size", choices=sorted(set(SIZES) - {"tiny"}), default="large")
@@ -141,7 +142,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="sections to run, by name")
     parser.add_argument("--json", type=Path, help="write the figures here as they come")
     parser.add_argument("--traces", type=Path, help="write the profiler's traces into this folder")
-    parser.add_argument("--ends-at", type=float, help=argparse.SUPPRESS)  # of a run that goes on
+    parser.add_argument("--ends-at", type=float, help=argparse.SUPPRESS)  # for a continued run
     arguments = parser.parse_args(words)
     if not (arguments.rehearse or torch.cuda.is_available()):
         parser.error("no CUDA device; --rehearse runs tiny sizes on the CPU")
@@ -149,8 +150,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the sections and print the table."""
     arguments = parse()
-    gc.freeze()  # each section looks for garbage: not among what is imported
+    gc.freeze()  # sections collect garbage, which need not scan the imports
     resumed = arguments.ends_at is not None
     ends_at = arguments.ends_at if resumed else time.time() + arguments.stop_s
     watch(ends_at - time.time() + GRACE_S)
@@ -161,7 +163,7 @@ def main() -> None:
         bench = Bench(arguments.size, torch.device("cuda:0"), getattr(torch, arguments.dtype))
     report = Report.resumed(arguments.json) if resumed else Report(arguments.json)
     sections = sections_of(bench, ends_at, arguments.window_s, arguments.traces)
-    if arguments.rehearse:  # on a machine that may do other work too
+    if arguments.rehearse:  # the machine may be busy
         sections = [replace(section, limit_s=arguments.stop_s) for section in sections]
     names = [section.name for section in sections]
     if unknown := set(arguments.only or ()) - set(names):

@@ -1,4 +1,4 @@
-"""What the GPU path dispatches, counted without a GPU, and the time that it would take: reckoned, not
+"""Count the operations that the GPU path dispatches, without a GPU, and estimate their time; nothing is
 measured.
 
     python benchmarks/gpu_ledger.py [--card h100|a100|l4|4090] [--size large|base]
@@ -6,12 +6,12 @@ measured.
         [--json FILE]
 
 A decode step and an encode run on fake CUDA tensors of real sizes, as a CUDA graph would capture them, and
-each operation that is dispatched is written down with its kernels, bytes and FLOP. `ledger/costs.py` has the
-one table of what they cost, with sources; measured figures change it, nothing else does. The nine tasks are
-reckoned by the engine's own scheduler in a closed loop. `--length`: positions of the longest sequences;
-`--crowds`: random crowds with which graphs are counted, 0 to leave that out. `--fp8` reckons a setting that
-is off until a GPU has decided, `--encode-stream` encodes beside steps or between them, `--adapters` a step
-with so many adapters of rank 16 beside the linear layers of the language model.
+each dispatched operation is recorded with its kernels, bytes and FLOP. `ledger/costs.py` has the one table of
+their costs, with sources, which only measurements change. The nine tasks are estimated with the engine's own
+scheduler in a closed loop. `--length`: positions of the longest sequences; `--crowds`: the number of random
+batches with which graphs are counted, 0 to leave that out. `--fp8`: with a setting that is off by default;
+`--encode-stream`: encodes beside steps or between them; `--adapters`: the number of adapters of rank 16
+beside the linear layers of the language model.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from random_models import SIZES
 
 
 def main() -> None:
+    """Print the estimates."""
     parser = parser_of(__doc__)
     parser.add_argument("--card", choices=CARDS, default="h100")
     parser.add_argument("--size", choices=SIZES, default="large")

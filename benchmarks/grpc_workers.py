@@ -1,10 +1,10 @@
-"""How two workers share the requests of gRPC clients in one process.
+"""Measure how two workers share the requests of gRPC clients in one process.
 
     python benchmarks/grpc_workers.py [--clients 8] [--requests 15]
 
-Clients of Triton's, each in a thread, ask for captions with the demo checkpoint: with their usual options,
-with which they share one connection, and with a pool of connections each. Prints the requests a second, and
-the CPU seconds that each worker took for them.
+Triton's clients, each in a thread, ask for captions with the demo checkpoint: with their default options,
+which share one connection, and with a connection pool for each. Prints requests per second, and the CPU
+seconds of each worker.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ BOTH_S = 120.0
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=15, help="of each client, one after the other")
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def wait_for_both(server: Server) -> None:
-    """Until each worker has said that it is ready."""
+    """Wait until each worker has logged that it is ready."""
     end = time.monotonic() + BOTH_S
     while server.log.read_text(errors="replace").count("ready: demo") < 2:
         if time.monotonic() > end:
@@ -49,7 +50,7 @@ def wait_for_both(server: Server) -> None:
 def share(
     server: Server, options: list[tuple[str, int]] | None, clients: int, requests: int
 ) -> tuple[float, list[float]]:
-    """Requests a second, and each worker's CPU seconds."""
+    """Requests per second, and each worker's CPU seconds."""
     inputs = caption_inputs()
     address = f"127.0.0.1:{server.grpc_port}"
 
@@ -66,12 +67,13 @@ def share(
 
 
 def cpu_seconds(server: Server) -> list[float]:
-    """Of each worker, without its readers."""
+    """The CPU seconds of each worker, without its readers."""
     times = [worker.cpu_times() for worker in psutil.Process(server.process.pid).children()]
     return [each.user + each.system for each in times]
 
 
 def caption_inputs() -> list[triton.InferInput]:
+    """The inputs of a request for a caption."""
     values = {"INPUT_IMAGE": (ROOT / "data" / "scene_02.png").read_bytes(), "TASK_PROMPT": b"<CAPTION>"}
     inputs = []
     for name, value in values.items():

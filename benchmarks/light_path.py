@@ -1,10 +1,10 @@
-"""What the way to the model costs: the service before an echo of 0 ms, against BentoML with one bare route.
+"""Measure the cost of the way to the model: the service in front of an echo, and BentoML with one bare route.
 
     python benchmarks/light_path.py --seconds 4 --rounds 5
 
 Each round sends the same picture of 240 KB for some seconds to a mounted route that only reads the body, to
-the v2 endpoint as base64 in JSON, and to the v2 endpoint over gRPC as a binary tensor. Prints requests a
-second (median of the rounds), their ratio to the bare route's, and the server's CPU time for one request.
+the v2 endpoint as base64 in JSON, and to the v2 endpoint over gRPC as a binary tensor. Prints requests per
+second (median of the rounds), their ratio to the bare route's, and the server's CPU time per request.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tritonclient.grpc import service_pb2_grpc
 
 PICTURE = b"\x89PNG" + os.urandom(240 * 1024)  # no service here decodes it
 Sender = Callable[[float], Awaitable[int]]
-"""Sends requests one after the other until that reading of `time.perf_counter()`; gives their number."""
+"""A function that sends requests until this value of `time.perf_counter()` and returns their number."""
 
 
 @dataclass
 class Row:
-    """One way, and what was measured in each round. sender: makes a sender for one connection."""
+    """One way to the service, and the figures of each round. sender: makes a sender for one connection."""
 
     name: str
     server: Server
@@ -48,12 +48,12 @@ def start(target: str) -> contextlib.AbstractContextManager[Server]:
 
 
 def json_body(task: str) -> bytes:
-    """The request as the replaced deployment's users send it."""
+    """A request as the users of the replaced deployment send it."""
     return json.dumps({"id": "1", **v2_request(as_text(PICTURE), task)}).encode()
 
 
 def http_sender(server: Server, path: str, body: bytes, content_type: str = "application/json") -> Sender:
-    """Plain HTTP/1.1 over one connection, with as little work here as can be."""
+    """A sender of plain HTTP/1.1 over one connection, with little work of its own."""
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
     request = head.encode() + b"\r\n\r\n" + body
 
@@ -76,7 +76,7 @@ def http_sender(server: Server, path: str, body: bytes, content_type: str = "app
 
 
 def grpc_sender(server: Server) -> Sender:
-    """Unary calls over one channel, the picture's bytes as a binary tensor."""
+    """A sender of unary calls over one channel, with the picture's bytes as a binary tensor."""
     request = grpc_request(PICTURE)
 
     async def send(end: float) -> int:
@@ -93,7 +93,7 @@ def grpc_sender(server: Server) -> Sender:
 
 
 def answered(senders: Sequence[Sender], seconds: float) -> tuple[int, float]:
-    """How many requests all of them get answered at once, and in how many seconds."""
+    """Run all senders at the same time; return the number of answered requests and the seconds taken."""
 
     async def all_of_them() -> int:
         end = time.perf_counter() + seconds
@@ -104,7 +104,7 @@ def answered(senders: Sequence[Sender], seconds: float) -> tuple[int, float]:
 
 
 def measure(row: Row, seconds: float, connections: int) -> None:
-    """One round of one row."""
+    """Measure one row in one round."""
     used = cpu_seconds(row.server.process.pid)
     count, taken = answered([row.sender() for _ in range(connections)], seconds)
     row.rates.append(count / taken)
@@ -112,7 +112,7 @@ def measure(row: Row, seconds: float, connections: int) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each row in each round")
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,10 +1,11 @@
-"""How far a precision is from float32 inside the model, at real sizes with random weights.
+"""Measure the difference of a precision from float32 inside the model, at real sizes with random weights.
 
     python benchmarks/logits.py [--size large|base|tiny] [--precisions bfloat16 fp8 int8] [--threads 2]
 
-The same pictures, prompts and forced tokens in each precision: how far picture tokens, encoder states and
-logits are from those in float32, as a part of their spread, and how often the likeliest token is the same. A
-CPU emulates fp8. What a precision changes in answers, `drift.py` measures on the demo checkpoint.
+With the same pictures, prompts and forced tokens in each precision, it prints the differences of picture
+tokens, encoder states and logits from those in float32, relative to their standard deviation, and how often
+the likeliest token is the same. A CPU emulates fp8. `drift.py` measures changes of answers on the demo
+checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PICTURES, TOKENS = 2, 24
 
 @torch.inference_mode()
 def states_of(model: Florence2Model, size: str) -> dict[str, Tensor]:
-    """What the model makes of random pictures and forced random tokens, in float32 on the CPU."""
+    """The model's states for random pictures and forced random tokens, in float32 on the CPU."""
     dice, device = torch.Generator().manual_seed(0), model.device
     pixels = torch.from_numpy(np.stack([each.pixels for each in requests(size, 1, PICTURES)])).to(device)
     ids = torch.randint(100, VOCAB - 1100, (PICTURES, TOKENS), generator=dice).to(device)
@@ -41,8 +42,8 @@ def states_of(model: Florence2Model, size: str) -> dict[str, Tensor]:
 
 
 def apart(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
-    """Root of the mean square of each difference over that of what is exact about its mean, and the share of
-    equal first choices."""
+    """The root mean square of each difference, divided by the standard deviation of the exact values, and the
+    share of equal first choices."""
     parts = {
         name: float((found[name] - values).square().mean().sqrt() / values.std())
         for name, values in exact.items()
@@ -52,6 +53,7 @@ def apart(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str,
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["bfloat16", "fp8", "int8"])

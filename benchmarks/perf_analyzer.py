@@ -3,9 +3,9 @@
     FLORENCE_MODEL=demo make serve                             # in another terminal
     python benchmarks/perf_analyzer.py PATH_OF_PERF_ANALYZER   # windows of 20 s, 30 at once, HTTP and gRPC
 
-perf_analyzer is on PyPI, and in NVIDIA's container of Triton's SDK. Each row has what the clients saw and,
-from the service's own statistics, where a request's time went: waiting, reading its picture, in the model,
-making the reply. What perf_analyzer fails on has its words in place of numbers; the status is 1 then.
+perf_analyzer is on PyPI, and in NVIDIA's container of Triton's SDK. Each row has the clients' figures and,
+from the service's own statistics, the parts of a request's time: waiting, reading its picture, in the model,
+making the reply. Where perf_analyzer fails, its message stands in place of numbers, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from florence.types.tasks import TRITON_TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = tuple(token.strip("<>") for token in TRITON_TASKS)
-# As perf_analyzer says it, after its name for it; times in microseconds.
+# perf_analyzer's lines for each figure; times are in microseconds.
 NUMBERS = {
     "Throughput": r"Throughput: ([\d.]+) infer/sec",
     "Avg latency": r"Avg latency: (\d+) usec",
@@ -37,7 +37,7 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One task over one protocol. milliseconds: by the names of NUMBERS, but the first."""
+    """The figures of one task over one protocol. milliseconds: by the names of NUMBERS, except the first."""
 
     task: str
     protocol: str
@@ -50,7 +50,7 @@ class Row:
 
 
 def run(arguments: argparse.Namespace, task: str, protocol: str) -> Row | None:
-    """One run of perf_analyzer; None where it failed, which is printed."""
+    """Run perf_analyzer once; print the failure and return None if it fails."""
     command = [
         arguments.perf_analyzer, "-m", "florence2", "-v",
         "--measurement-mode", "time_windows",
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, task: str, protocol: str) -> Row | None:
 
 
 def read(task: str, protocol: str, printed: str) -> Row:
-    """What perf_analyzer printed."""
+    """The figures in perf_analyzer's output."""
     summary = printed[printed.index("  Client:") :]
     found = {name: re.search(pattern, summary) for name, pattern in NUMBERS.items()}
     values = {name: float(match.group(1)) for name, match in found.items() if match}
@@ -80,7 +80,7 @@ def read(task: str, protocol: str, printed: str) -> Row:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("perf_analyzer", help="the program, or a script that runs it with its arguments")
     parser.add_argument("more", nargs="*", help="more options of perf_analyzer's, after --")

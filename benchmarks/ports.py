@@ -1,4 +1,4 @@
-"""A port for a service that a benchmark or a test starts."""
+"""Free ports for services of benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import socket
 
 
 def free_port() -> int:
-    """A port that nothing listens on now, below those of outgoing connections: one of these could be taken
-    before a server has it."""
+    """A port at which no program listens now, below the range of outgoing connections, which could take it
+    before a server does."""
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
         with socket.socket() as listener, contextlib.suppress(OSError):

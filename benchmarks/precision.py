@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py [--size large|base|tiny] [--tokens 12] [--threads 2]
 
-Random weights, one request of 3 beams with a fixed number of tokens, by the plain search that defines exact;
-precisions take turns, medians of the rounds. What a precision costs in answers is measured by
-`python benchmarks/drift.py` on the demo checkpoint.
+With random weights, one request of 3 beams generates a fixed number of tokens by the plain search that
+defines exact; precisions take turns, and medians of the rounds are printed. `python benchmarks/drift.py`
+measures the changes of answers on the demo checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRECISIONS = (*TIMED, "fp8")
 
 
 def load(folder: Path, precision: str) -> Florence2Model:
-    """A model as the service would run it on a CPU; int8 with float32 around it, and fp8 emulated, with
+    """A model as the service would run it on a CPU. int8 is used within float32, and fp8, emulated, within
     bfloat16."""
     dtype = torch.bfloat16 if precision in ("bfloat16", "fp8") else torch.float32
     quantized: Any = precision if precision in ("fp8", "int8") else ""
@@ -38,6 +38,7 @@ def load(folder: Path, precision: str) -> Florence2Model:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--tokens", type=int, default=12)
@@ -58,7 +59,7 @@ def main() -> None:
         for precision, model in models.items():
             began = time.process_time()
             generate_alone(model, request, RULES)
-            if round_:  # the first makes kernels and touches memory
+            if round_:  # the first round compiles kernels and touches memory
                 costs[precision].append(time.process_time() - began)
     medians = {precision: statistics.median(found) for precision, found in costs.items()}
     print(f"{arguments.size}, {arguments.tokens} tokens x 3 beams, {arguments.threads} threads")

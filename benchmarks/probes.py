@@ -1,7 +1,7 @@
-"""How long a health probe waits while the service is asked much, or for something large.
+"""Measure how long a health probe waits while the service gets many requests, or large ones.
 
-Probes come over connections that stay and over new ones, from processes of their own, so that they don't wait
-for the load's Python.
+Probes use lasting and new connections, each in a process of its own, so that they do not wait for the load's
+Python.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Body = tuple[str, bytes, dict[str, str]]
 
 
 def measure(server: Server, burst: int, mib: int) -> Iterator[tuple[str, float, str]]:
-    """Of each load: its name, the longest wait of a probe in seconds, and what the load got as answers.
+    """For each load: its name, the longest wait of a probe in seconds, and the load's answers.
 
-    burst: requests at once; mib: of each large body.
+    burst: requests at once; mib: the size of each large body.
     """
     yield _probed(server, "nothing", lambda: time.sleep(CALM_S) or "")
     for name, make in BODIES.items():
@@ -45,6 +45,7 @@ def measure(server: Server, burst: int, mib: int) -> Iterator[tuple[str, float, 
 
 
 def _probed(server: Server, name: str, load: Callable[[], str]) -> tuple[str, float, str]:
+    """Run a load and measure the probes meanwhile."""
     address = server.url.removeprefix("http://")
     connections = {
         keep: http.client.HTTPConnection(address, timeout=ANSWER_S) for keep in ("kept", "new each time")
@@ -56,6 +57,7 @@ def _probed(server: Server, name: str, load: Callable[[], str]) -> tuple[str, fl
 
 
 def _probe(connection: http.client.HTTPConnection, keep: bool) -> None:
+    """Send one probe over this connection; close the connection afterwards unless `keep`."""
     connection.request("GET", "/v2/health/live")
     connection.getresponse().read()
     if not keep:
@@ -64,8 +66,10 @@ def _probe(connection: http.client.HTTPConnection, keep: bool) -> None:
 
 @contextlib.contextmanager
 def waiting(asks: Mapping[str, Callable[[], object]], every_s: float) -> Iterator[dict[str, float]]:
-    """A context in which each of these is asked again and again, in a process of its own. Gives the longest
-    wait of each in seconds, which are there once the context is left."""
+    """A context in which each of these is called repeatedly, in a process of its own.
+
+    Yields the longest wait of each in seconds, which is filled in when the context ends.
+    """
     begun, over, told = FORK.Event(), FORK.Event(), FORK.SimpleQueue()
     longest: dict[str, float] = {}
     processes = [
@@ -86,6 +90,7 @@ def waiting(asks: Mapping[str, Callable[[], object]], every_s: float) -> Iterato
 def _ask_on(
     name: str, ask: Callable[[], object], every_s: float, begun: Event, over: Event, told: Any
 ) -> None:
+    """Call `ask` every `every_s` seconds until `over`; put the longest wait in `told`."""
     longest = 0.0
     while not over.is_set():
         started = time.perf_counter()
@@ -97,6 +102,7 @@ def _ask_on(
 
 
 def _post(server: Server, path: str, body: bytes, headers: Mapping[str, str]) -> str:
+    """Post a body and return the status."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=ANSWER_S)
     with contextlib.closing(connection):
         connection.request("POST", path, body, dict(headers))
@@ -104,7 +110,7 @@ def _post(server: Server, path: str, body: bytes, headers: Mapping[str, str]) ->
 
 
 async def _burst(server: Server, count: int) -> str:
-    """The statuses of so many requests whose connections are opened at the same time."""
+    """The statuses of `count` requests whose connections are opened at the same time."""
     body = json.dumps({"image": as_text(small_picture()), "num_beams": 1}).encode()
     head = f"POST /caption HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
     host, port = server.url.removeprefix("http://").split(":")
@@ -121,10 +127,12 @@ async def _burst(server: Server, count: int) -> str:
 
 
 def _text(mib: int) -> str:
+    """A large picture as base64."""
     return as_text(small_picture() + os.urandom(mib * MIB * 3 // 4))
 
 
 def _lines(mib: int) -> Body:
+    """A JSON body with base64 in lines."""
     text = base64.encodebytes(os.urandom(mib * MIB * 5 // 7)).decode()
     return "/caption", json.dumps({"image": text}).encode(), {}
 
@@ -144,4 +152,4 @@ BODIES: Mapping[str, Callable[[int], Body]] = MappingProxyType(
         "many objects": lambda mib: (INFER, b'{"inputs":[' + b"{}," * (mib * MIB // 3) + b"0]}", {}),
     }
 )
-"""Large bodies: by name, what makes one of so many MiB."""
+"""Name -> a function that makes a body of this number of MiB."""

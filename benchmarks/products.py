@@ -2,9 +2,9 @@
 
     python benchmarks/products.py [--width 1024] [--dtype bfloat16] [--rows 3 12 48 590] [--threads 2]
 
-The layers are those of a decoder: width to width, to four times that, and back. There are so many of each
-that no cache holds their weights (`--weight-bytes`), as in a model. Rates are GFLOP a CPU-second, and what is
-read of weights in GB/s of wall time; the best of three turns.
+The layers are those of a decoder: width to width, to four times that, and back. There are enough of each that
+no cache holds their weights (`--weight-bytes`), as in a model. Prints the best of three turns, in GFLOP per
+CPU-second, and the rate at which weights are read in GB/s of wall time.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ TURNS = 3
 def make_layers(
     pack: Callable[[Tensor, Tensor], PackedWeight], inner: int, outputs: int, dtype: torch.dtype, in_all: int
 ) -> list[PackedWeight]:
-    """As many layers as have `in_all` bytes."""
+    """Layers with `in_all` bytes of weights together."""
     count = max(1, in_all // (inner * outputs * dtype.itemsize))
     bias = torch.randn(outputs).to(dtype)
     return [pack((torch.randn(outputs, inner) * inner**-0.5).to(dtype), bias) for _ in range(count)]
 
 
 def multiply(layers: list[PackedWeight], states: Tensor) -> None:
-    """All layers, one after the other."""
+    """Multiply by all layers, one after the other."""
     for layer in layers:
         layer.product(states)
 
 
 @torch.inference_mode()
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")

@@ -1,7 +1,6 @@
 """Florence-2 with random weights at real sizes, as transformers' own class and as this package's model.
 
-What the benchmarks compare. Nothing is downloaded: sizes are those of Microsoft's checkpoints, values are
-drawn from a seed.
+Nothing is downloaded: sizes are those of Microsoft's checkpoints, and values come from a seed.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
 MEAN, STD, RESCALE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 1 / 255
 
 GAINS = {"q_proj": 2.0, "k_proj": 2.0, "out_proj": 0.3, "fc1": 0.7, "fc2": 0.7}
-"""How wide `decide` draws the language model's weights; others 1.5, all over the root of what they sum."""
+"""Factors of the spread of weights in `decide`; others have 1.5. All are divided by sqrt(inputs)."""
 
 
 def picture_tokens(size: str) -> int:
-    """Tokens that a picture becomes."""
+    """The number of tokens of a picture."""
     return 1 + (SIDE[size] // 32) ** 2
 
 
@@ -81,7 +80,7 @@ def make_native(
 def convert(
     native: Florence2ForConditionalGeneration, device: torch.device, dtype: torch.dtype
 ) -> Florence2Model:
-    """The same weights in this package's model, through its own loading code."""
+    """This package's model with the same weights, loaded by its own code."""
     with tempfile.TemporaryDirectory() as folder:
         native.save_pretrained(folder)
         return load_saved(Path(folder), device, dtype)
@@ -90,8 +89,8 @@ def convert(
 def load_saved(
     folder: Path, device: torch.device, dtype: torch.dtype, quantized: Literal["", "fp8", "int8"] = ""
 ) -> Florence2Model:
-    """This package's model of weights that transformers has saved. `quantized`: with what multiplies in that;
-    a CPU emulates fp8."""
+    """This package's model of weights that transformers has saved, or that model quantized; a CPU
+    emulates fp8."""
     config, normalize = read_config(folder), Normalize(MEAN, STD, RESCALE)
     model = load_model(folder, config, normalize, VOCAB, device, dtype)
     if quantized == "fp8":
@@ -119,19 +118,19 @@ def native_inputs(
 
 
 def backend_of(model: Florence2Model, encode_stream: EncodeStreamChoice = "off") -> Backend:
-    """How the service would run the model on its device, with this setting for encodes."""
+    """The backend that the service would choose for this model, with this setting for encodes."""
     sizes, config = model.config, EngineConfig(encode_stream=encode_stream)
     return Backend.for_device(model.device, model.dtype, sizes.text.decoder_head_dim, sizes.vision, config)
 
 
 @torch.no_grad()
 def decide(native: Florence2ForConditionalGeneration, seed: int = 0) -> None:
-    """Draw the weights anew, so that picture, prompt, and former tokens decide what comes next.
+    """Draw the weights again, so that picture, prompt and earlier tokens determine the next token.
 
-    Wide weights alone give each picture one list of likely tokens, the same at every step: attention that
-    looks everywhere and strong layers make all states alike. So here attention is narrow, its result and the
-    layers are weak, and the head is not tied to the embedding, which would have each token repeat itself. The
-    end token's row is three times as long as others, so that it is the likeliest now and then.
+    With widely spread weights alone, each picture has one list of likely tokens, the same at every step:
+    attention to everything and strong layers make all states alike. So attention is narrow here, its result
+    and the layers are weak, and the head is not tied to the embedding, which would repeat each token. The end
+    token's row is three times as long as others, so that it is sometimes the likeliest.
     """
     native.config.tie_word_embeddings = native.config.text_config.tie_word_embeddings = False
     native.lm_head.weight = torch.nn.Parameter(native.lm_head.weight.clone())

@@ -3,9 +3,9 @@
     python benchmarks/reading.py [--readers 1,2] [--pictures 60] [--rounds 3] [--tiny]
 
 The pictures are drawn: smooth colours with noise, as JPEG of 0.7 and 12 megapixels and PNG of 0.7. Each is
-resized to 768 x 768. `ms` are CPU times of one thread. Pictures a second are the medians of the rounds, in
-which the kinds of readers take turns; four pictures for each reader wait at any time. CPU ms a picture are of
-this process and its readers together. Memory is that of one reader process after all rounds.
+resized to 768 x 768. `ms` are CPU times of one thread. Pictures per second are medians of the rounds, in
+which the kinds of readers take turns; four pictures for each reader wait at any time. CPU ms per picture are
+those of this process and its readers together. Memory is that of one reader process after all rounds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIDE = 768
 
 
 def draw(width: int, height: int, format: str) -> bytes:
-    """Large soft shapes, finer ones over them, and grain."""
+    """A picture file with large soft shapes, finer ones over them, and grain."""
     random = np.random.default_rng(0)
     picture = np.zeros((height, width, 3), np.float32)
     for cells, weight in ((6, 110), (60, 40), (400, 12)):
@@ -60,7 +60,7 @@ def milliseconds(run: Callable[[], object], times: int) -> float:
 
 
 def print_parts(name: str, data: bytes, size: InputSize, times: int) -> None:
-    """Decoding and resizing in one thread, and what `fast_jpeg` makes of them."""
+    """Print the times of decoding and resizing in one thread, and the effect of `fast_jpeg`."""
     header = inspect(data, DEFAULT_LIMITS)
     image, (width, height) = decode(header, ORIGINAL)
     fast = InputSize(size.height, size.width, size.resample, fast_jpeg=True)
@@ -85,7 +85,7 @@ def print_parts(name: str, data: bytes, size: InputSize, times: int) -> None:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """User and system time of this process and the readers'."""
+    """User and system time of this process and the readers."""
     ticks = 0
     for pid in [os.getpid(), *pids]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -94,7 +94,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def rate(readers: Readers, pids: list[int], data: bytes, pictures: int) -> tuple[float, float]:
-    """(pictures a second, CPU ms a picture)."""
+    """Pictures per second, and CPU milliseconds per picture."""
     start, cpu = time.perf_counter(), cpu_seconds(pids)
     waiting: deque[Future[ReadPicture]] = deque()
     for _ in range(pictures):
@@ -107,7 +107,7 @@ def rate(readers: Readers, pids: list[int], data: bytes, pictures: int) -> tuple
 
 
 def memory(pid: int) -> str:
-    """USS and PSS of a process."""
+    """The USS and PSS of a process."""
     found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M))
     private = int(found["Private_Clean"]) + int(found["Private_Dirty"])
     return f"{private / 1024:.0f} MiB private (USS), {int(found['Pss']) / 1024:.0f} MiB PSS"
@@ -116,7 +116,7 @@ def memory(pid: int) -> str:
 def print_rates(
     name: str, data: bytes, size: InputSize, counts: list[int], pictures: int, rounds: int
 ) -> None:
-    """All kinds and numbers of readers in turns."""
+    """Print the rates of all kinds and numbers of readers, which take turns."""
     threads = {count: ThreadReaders(size, count=count) for count in counts}
     processes = {count: ProcessReaders(size, count=count) for count in counts}
     measured: dict[tuple[str, int], tuple[Readers, list[int]]] = {}
@@ -143,6 +143,7 @@ def print_rates(
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--readers", default="1,2", help="numbers of readers, with commas")
     parser.add_argument("--pictures", type=int, default=60, help="of 0.7 megapixels a round; a fifth of 12")

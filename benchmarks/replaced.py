@@ -1,4 +1,4 @@
-"""The Triton ensemble that this service replaces, as it was measured: one RTX 4090, float16, three beams, one
+"""Measured rates of the Triton ensemble that this service replaces: one RTX 4090, float16, three beams, one
 picture for all requests."""
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ REPLACED: Mapping[int, Mapping[str, float]] = MappingProxyType(
         },
     }
 )
-"""Requests at once -> task -> answers a second."""
+"""Concurrent requests -> task -> answers per second."""

@@ -1,4 +1,4 @@
-"""A service in a process of its own, for the benchmarks that ask one over HTTP or gRPC."""
+"""A service in a process of its own, for the benchmarks over HTTP or gRPC."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ STOP_S = 60.0
 
 @dataclass(frozen=True)
 class Server:
-    """A running `bentoml serve`. url: without a slash at its end; grpc_port: where gRPC listens; log: what it
-    writes."""
+    """A running `bentoml serve`. url: without a final slash; grpc_port: the port of gRPC; log: the file of
+    its output."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -34,12 +34,13 @@ class Server:
 
 @contextlib.contextmanager
 def serving(target: str, folder: Path = ROOT, **environment: str) -> Iterator[Server]:
-    """`bentoml serve target` in a folder, once it is ready, with these variables on top of this process's."""
+    """Run `bentoml serve target` in a folder, with these variables added to the environment; yield it when
+    ready."""
     port, grpc_port = free_port(), free_port()
     with tempfile.TemporaryDirectory() as home:
         variables = {
             **os.environ,
-            "BENTOML_HOME": home,  # two services under one clear each other's metrics
+            "BENTOML_HOME": home,  # two services with one home delete each other's metrics
             "BENTOML_DO_NOT_TRACK": "true",
             "FLORENCE_GRPC_HOST": "127.0.0.1",
             "FLORENCE_GRPC_PORT": str(grpc_port),
@@ -61,16 +62,16 @@ def serving(target: str, folder: Path = ROOT, **environment: str) -> Iterator[Se
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU seconds that a process and all below it have used."""
+    """CPU seconds used by a process and its descendants."""
     parent = psutil.Process(pid)
     times = [member.cpu_times() for member in (parent, *parent.children(recursive=True))]
     return float(sum(used.user + used.system for used in times))
 
 
 def wait_ready(server: Server) -> None:
-    """Until /readyz answers 200; ends the benchmark with the service's log where it does not."""
+    """Wait until /readyz answers 200, or end the benchmark with the service's log."""
     end = time.monotonic() + START_S
-    with httpx.Client(trust_env=False) as client:  # one for all: making one takes 20 ms of CPU time
+    with httpx.Client(trust_env=False) as client:  # made once: it takes 20 ms of CPU time
         while time.monotonic() < end and server.process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
                 if client.get(f"{server.url}/readyz").status_code == httpx.codes.OK:

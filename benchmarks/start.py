@@ -1,10 +1,10 @@
-"""How long it takes from a command until it answers, phase by phase, with the demo checkpoint.
+"""Measure the time from a command until it answers, phase by phase, with the demo checkpoint.
 
     python benchmarks/start.py --rounds 5
 
 Each phase runs in new processes: imports, the library's load, `florence run`, and `florence serve` until it
-is ready; the last three with the compiled kernels of an earlier process, and with none. Prints medians of the
-seconds, and of the CPU seconds of all processes.
+is ready. The last three run with the compiled kernels of an earlier process, and without. Prints medians of
+the seconds, and of the CPU seconds of all processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PICTURE = str(Path(__file__).resolve().parents[1] / "data" / "scene_02.png")
 CLI = ["-c", "import sys; from florence.cli import main; sys.exit(main())"]
 RUN = [*CLI, "run", PICTURE, "caption", "--model", "demo"]
 LOAD = ["-c", "from florence import Florence2; m = Florence2.load('demo'); m.warm_up(); m.close()"]
-STEPS = [  # name, arguments of Python, whether compiled kernels are there
+STEPS = [  # name, arguments of Python, whether compiled kernels exist
     ("Python", ["-c", "pass"], True),
     ("import torch", ["-c", "import torch"], True),
     ("import the service, BentoML in it", ["-c", "from florence.server.entry import service"], True),
@@ -43,12 +43,13 @@ Times = tuple[float, float]
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="phases whose name has this in it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run(LOAD, f"{folder}/kept")  # bytecode, the disk's cache, kernels
+        run(LOAD, f"{folder}/kept")  # fill the caches: bytecode, disk, kernels
         print("| | s | CPU-s |\n|---|---|---|")
         for number, (name, arguments, warm) in enumerate(STEPS):
             if options.only not in name:
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def run(arguments: list[str], cache: str) -> Times:
-    """A program from its start to its end."""
+    """The times of a program from its start to its end."""
     began, before = time.perf_counter(), os.times()
     command = [sys.executable, *arguments]
     subprocess.run(command, env=environment(cache), check=True, stdout=subprocess.DEVNULL)
@@ -70,7 +71,7 @@ def run(arguments: list[str], cache: str) -> Times:
 
 
 def serve(cache: str) -> Times:
-    """The service from its start until it is ready; its end is not measured."""
+    """The times of the service from its start until it is ready; its end is not measured."""
     port = free_port()
     began = time.perf_counter()
     command = [sys.executable, *CLI, "serve", "--model", "demo", "--port", str(port)]
@@ -89,6 +90,7 @@ def serve(cache: str) -> Times:
 
 
 def is_ready(port: int) -> bool:
+    """True if the service is ready."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as reply:
             return bool(reply.status == 200)
@@ -97,7 +99,7 @@ def is_ready(port: int) -> bool:
 
 
 def environment(cache: str) -> dict[str, str]:
-    """This one, with a cache, and so with kernels or none, of its own."""
+    """This environment with its own cache, which has compiled kernels or none."""
     settings = {"XDG_CACHE_HOME": cache, "TMPDIR": f"{cache}-tmp"}
     Path(settings["TMPDIR"]).mkdir(parents=True, exist_ok=True)
     return {**os.environ, **settings, "FLORENCE_GRPC_PORT": "0", "BENTOML_DO_NOT_TRACK": "true"}

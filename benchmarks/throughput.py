@@ -3,16 +3,16 @@
     python benchmarks/throughput.py [--size base] [--dtype bfloat16] [--concurrency 30] [--only caption ...]
     python benchmarks/throughput.py --size small --only latency
 
-Weights are random, pictures differ from request to request, and outputs have the lengths that the tasks have
-on photographs. The engine keeps `--concurrency` requests under way; transformers runs full static batches of
-several sizes, of which the best counts: no request waits for a batch to fill, and what the batches of a
-server would cost is left out. Each side has a process of its own, so that transformers runs as it comes; for
-each figure they run one after the other, the other asleep.
+Weights are random, pictures differ from request to request, and outputs have the lengths of the tasks on
+photographs. The engine keeps `--concurrency` requests in flight. transformers runs full static batches of
+several sizes, of which the best counts: no request waits for a batch to fill, and a server's cost of batching
+is left out. Each side has its own process, so that transformers runs unchanged; only one of them works at a
+time.
 
 caption, od: one task. mixed: nine tasks on different pictures; in a static batch all decode until the longest
-is done. one-picture: nine tasks on one picture. latency: 4 captions beside 12 detections under way, the
-captions' 95th percentile. Each client asks again as soon as it is answered; its first answer, after a
-cold start, does not count on either side.
+is done. one-picture: nine tasks on one picture. latency: the 95th percentile of captions, with 4 captions and
+12 detections in flight. Each client sends the next request after each answer; its first answer, which
+includes the cold start, does not count on either side.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SLOTS = 16
 
 @dataclass
 class Bench:
-    """What is measured, and on what."""
+    """The settings of a measurement."""
 
     size: str
     dtype: torch.dtype
@@ -61,7 +61,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison. `theirs` and `ours` measure; `rate`: whether more is better, else it is a time."""
+    """One comparison. `theirs` and `ours` measure; `rate`: True if more is better, False for a time."""
 
     theirs: Callable[[Bench, Florence2ForConditionalGeneration], float]
     ours: Callable[[Bench, Florence2Model], float]
@@ -69,6 +69,7 @@ class Part:
 
 
 def start_engine(bench: Bench, model: Florence2Model, feature_bytes: int = 0) -> Engine:
+    """An engine as the service configures it."""
     runner = Runner(model, SLOTS, feature_bytes=feature_bytes, backend=backend_of(model))
     config = EngineConfig(
         max_batch_size=SLOTS, max_queue=512, max_prompt_tokens=1024 - picture_tokens(bench.size)
@@ -84,7 +85,7 @@ def run_static(bench: Bench, native: Florence2ForConditionalGeneration, asked: S
 
 
 def compare(asked_of: Callable[[Bench], list[Request]]) -> Part:
-    """Pictures/s with many under way, against the best static batch."""
+    """A comparison of pictures per second with many requests in flight and in the best static batch."""
 
     def theirs(bench: Bench, native: Florence2ForConditionalGeneration) -> float:
         asked = asked_of(bench)
@@ -104,7 +105,7 @@ def compare(asked_of: Callable[[Bench], list[Request]]) -> Part:
 
 
 def nine_lengths(bench: Bench) -> list[Request]:
-    """Different pictures, the tasks in turn."""
+    """Requests with different pictures, the tasks in turn."""
     lengths = [*TASKS.values()]
     return [
         replace(request, options=options(lengths[number % len(lengths)]))
@@ -119,6 +120,7 @@ def nine_of_one(bench: Bench) -> list[Request]:
 
 
 def one_picture_theirs(bench: Bench, native: Florence2ForConditionalGeneration) -> float:
+    """transformers' seconds for the nine tasks on one picture."""
     together = run_static(bench, native, nine_of_one(bench))
     apart = sum(run_static(bench, native, [request]) for request in nine_of_one(bench))
     print(f"  transformers: {together:.1f} s as one batch, {apart:.1f} s one by one")
@@ -126,6 +128,7 @@ def one_picture_theirs(bench: Bench, native: Florence2ForConditionalGeneration) 
 
 
 def one_picture_ours(bench: Bench, model: Florence2Model) -> float:
+    """The engine's seconds for the nine tasks on one picture."""
     engine = start_engine(bench, model, feature_bytes=2**27)
     started = time.perf_counter()
     for future in [generate(engine, request) for request in nine_of_one(bench)]:
@@ -136,8 +139,8 @@ def one_picture_ours(bench: Bench, model: Florence2Model) -> float:
 
 
 def latency_theirs(bench: Bench, native: Florence2ForConditionalGeneration) -> float:
-    """One batch of 4 captions and 12 detections: a client that is answered asks again at once and waits for
-    the next batch, so each caption takes as long as a batch."""
+    """Seconds of a batch of 4 captions and 12 detections: each client waits for the next batch, so a caption
+    takes as long as a batch."""
     captions = requests(bench.size, TASKS["CAPTION"], 4)
     asked = [*captions, *requests(bench.size, TASKS["OD"], 12)]
     run_static(bench, native, asked)
@@ -145,7 +148,7 @@ def latency_theirs(bench: Bench, native: Florence2ForConditionalGeneration) -> f
 
 
 def latency_ours(bench: Bench, model: Florence2Model) -> float:
-    """The 95th percentile of a caption's latency, 4 of them under way beside 12 detections."""
+    """The 95th percentile of a caption's latency, with 4 captions and 12 detections in flight."""
     asked = {name: requests(bench.size, TASKS[name], 48) for name in ("CAPTION", "OD")}
     engine, over, lock = start_engine(bench, model), threading.Event(), threading.Lock()
     taken: dict[str, list[float]] = {name: [] for name in asked}
@@ -186,27 +189,30 @@ PARTS = {
 
 @cache
 def native_of(size: str, dtype: torch.dtype) -> Florence2ForConditionalGeneration:
-    """transformers' model, made once in a process."""
+    """transformers' model, made once per process."""
     return make_native(size, dtype)
 
 
 @cache
 def model_of(size: str, dtype: torch.dtype) -> Florence2Model:
     """The same weights in this package's model."""
-    keep_freed_memory()  # as the library does on loading
+    keep_freed_memory()  # the library does this too when it loads
     bound_kernel_caches()
     return convert(make_native(size, dtype), torch.device("cpu"), dtype)
 
 
 def measure_theirs(bench: Bench, name: str) -> float:
+    """transformers' figure of a comparison."""
     return PARTS[name].theirs(bench, native_of(bench.size, bench.dtype))
 
 
 def measure_ours(bench: Bench, name: str) -> float:
+    """The engine's figure of a comparison."""
     return PARTS[name].ours(bench, model_of(bench.size, bench.dtype))
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")

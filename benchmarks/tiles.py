@@ -1,8 +1,8 @@
-"""What tiles find that a whole picture loses, on the demo checkpoint's own drawings, and what they cost.
+"""Measure what tiles find that a whole picture misses, on the demo checkpoint's own drawings, and their cost.
 
 `python benchmarks/tiles.py`: pages of 60 words, 24 to 40 pixels high, whole, with `tiles=auto` alone, and at
-other scales; then scenes of 40 things. Each line says how many tiles, what was found and right, and the
-seconds. Knows the demo world and the library.
+other scales; then scenes of 40 things. Each line gives the number of tiles, the shares found and right, and
+the seconds. Knows the demo world and the library.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from florence.demo.world.scenes import MOST_CROWDED, Limits, Scene, Split, Thing
 from florence.demo.world.typeface import Typeface
 from florence.engine.config import EngineConfig
 
-INPUT = 160  # of the demo checkpoint, pixels
+INPUT = 160  # input size of the demo checkpoint in pixels
 CROWD = Limits((MOST_CROWDED, MOST_CROWDED), word_share=0.5, side=(1250, 1250), aspect=1.5, scale=0.26)
-MOST = 1024  # tiles, and requests that wait
-MOST_OVERLAP = 0.9  # of a request
+MOST = 1024  # limit for tiles and for waiting requests
+MOST_OVERLAP = 0.9  # the limit of a request
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = parser_of(__doc__)
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--count", type=int, default=5, help="pages, and scenes")
@@ -61,13 +61,13 @@ def main() -> None:
 
 
 def overlap_of(scale: float) -> float:
-    """The least overlap, to a hundredth, that holds the longest word; a half where a tile does not."""
+    """The least overlap, to a hundredth, that contains the longest word; 0.5 if a tile does not."""
     share = math.ceil(100 * LONGEST / (scale * INPUT)) / 100
     return share if share <= MOST_OVERLAP else 0.5
 
 
 def crowd(rng: Any, typeface: Typeface) -> Scene:
-    """A scene of as many things as there is room for, up to 40."""
+    """A scene with up to 40 things, as many as there is room for."""
     return make_scene(rng, typeface, CROWD)
 
 
@@ -85,7 +85,7 @@ def measure(
     label: Callable[[Thing], str],
     cut: dict[str, Any],
 ) -> None:
-    """Ask about each picture, one after the other, and print what came out."""
+    """Ask about each picture in turn and print the result."""
     whole, tiles, tokens, began = Findings(), 0, 0, time.perf_counter()
     for scene, picture in drawn:
         answer: Answer = model.run(picture, task, **cut)

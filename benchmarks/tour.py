@@ -25,7 +25,7 @@ from florence.types.tasks import TASKS, TRITON_TASKS
 SERVICE = "florence.server.entry:service"
 REQUEST_S = 120.0
 WIDTH = 100
-"""Characters of an answer that are printed."""
+"""The number of printed characters of an answer."""
 
 NEXT = """
 To go on: `FLORENCE_MODEL=demo make serve` keeps it running, with a page at http://localhost:8000/;
@@ -37,7 +37,7 @@ class TourError(Exception):
 
 
 def main() -> int:
-    """The exit status: 0 when every request was answered."""
+    """Run the tour; return exit status 0 if every request was answered."""
     print(f"$ FLORENCE_MODEL=demo bentoml serve {SERVICE}", flush=True)
     began = time.monotonic()
     with (
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _ask(client: httpx.Client, base_url: str, number: int, task: str) -> int:
-    """Ask one task through both kinds of endpoint; the number of answers."""
+    """Ask one task through both kinds of endpoint; return the number of answers."""
     picture, text = _question(task, number)
     wanted = task if text is None else f'{task} "{text}"'
     print(f"\n{picture.name}  {wanted}", flush=True)
@@ -84,18 +84,20 @@ def _question(task: str, number: int) -> tuple[Path, str | None]:
 
 
 def _answer(response: httpx.Response) -> Any:
+    """The JSON of a successful response."""
     if not response.is_success:
         raise TourError(f"{response.request.url} answered {response.status_code}: {response.text}")
     return response.json()
 
 
 def _show(endpoint: str, result: object) -> None:
+    """Print a shortened answer."""
     text = result if isinstance(result, str) else json.dumps(_rounded(result), ensure_ascii=False)
     print(f"  {endpoint:>30}  {textwrap.shorten(text, WIDTH, placeholder=' ...')}", flush=True)
 
 
 def _rounded(value: Any) -> Any:
-    """The same with numbers short enough to read."""
+    """The value with rounded numbers."""
     if isinstance(value, float):
         return round(value, 3 if abs(value) < 2 else 1)
     if isinstance(value, list):

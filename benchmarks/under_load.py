@@ -1,25 +1,25 @@
-"""Whether HTTP slows the engine: the same requests through the library alone, and through the service.
+"""Measure whether HTTP slows the engine: the same requests through the library alone and through the service.
 
     python benchmarks/under_load.py [--size base] [--dtype bfloat16] [--pictures 24] [--concurrency 16]
 
 A checkpoint with random weights (and the demo checkpoint's tokenizer) is written to a temporary folder. The
-library captions JPEGs, so many under way at once; then `bentoml serve` gets the same JPEGs as base64 in JSON
-over v2 from as many threads of this process. Both read and resize the pictures, none comes twice. Pictures a
-second, in turns; `--spin` leaves OpenMP's waiting as it is, for comparison.
+library captions JPEGs with `--concurrency` in flight; then `bentoml serve` gets the same JPEGs as base64 in
+JSON over v2 from as many threads of this process. Both read and resize the pictures, and no picture is sent
+twice. Prints pictures per second, in turns; `--spin` keeps OpenMP's own way of waiting, for comparison.
 
     python benchmarks/under_load.py --deadline 0.2 [--side 7600]
 
-instead prints how long after a request its time limit is told on each door, while pictures of so many pixels
-a side wait to be read, and
+instead prints for each interface how long after a request its expired time limit is reported, while pictures
+with sides of this many pixels wait to be read, and
 
     python benchmarks/under_load.py --health [--burst 2000] [--mib 60]
 
-how long a health probe waits for its answer, at most, beside large bodies and many requests at once.
+the longest wait of a health probe during large bodies and many concurrent requests.
 
     python benchmarks/under_load.py --playground 60 [--turns 2] [--rate 4] [--pause 15]
 
-With `--playground` it prints the 95th percentile of v2 requests alone, and beside ten people at the
-playground, in turns of so many seconds; with `--health` too, both of one service.
+With `--playground` it prints the 95th percentile of v2 requests alone, and during playground use by ten
+people, in turns of this many seconds; with `--health` too, both for one service.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ DEMO = ROOT / "florence" / "demo" / "checkpoint"
 
 
 def write_checkpoint(directory: Path, size: str, dtype: torch.dtype) -> None:
-    """Random weights of that size for the demo checkpoint's tokenizer."""
+    """Write random weights of this size for the demo checkpoint's tokenizer."""
     config = json.loads((DEMO / "config.json").read_text())
     native = make_native(size, dtype, vocab=config["text_config"]["vocab_size"])
     native.save_pretrained(directory)
@@ -74,7 +74,7 @@ def write_checkpoint(directory: Path, size: str, dtype: torch.dtype) -> None:
 
 
 def draw_pictures(count: int, seed: int) -> list[bytes]:
-    """JPEGs of some 240 KB, all different."""
+    """Different JPEGs of some 240 KB."""
     dice = np.random.default_rng(seed)
     pictures = []
     for _ in range(count):
@@ -86,7 +86,7 @@ def draw_pictures(count: int, seed: int) -> list[bytes]:
 
 
 def rate(answer: Callable[[bytes], object], pictures: list[bytes], concurrency: int) -> float:
-    """Pictures a second with so many under way."""
+    """Pictures per second with `concurrency` in flight."""
     with ThreadPoolExecutor(concurrency) as pool:
         started = time.perf_counter()
         for _ in pool.map(answer, pictures):
@@ -95,11 +95,13 @@ def rate(answer: Callable[[bytes], object], pictures: list[bytes], concurrency: 
 
 
 def body_of(picture: bytes) -> dict[str, object]:
+    """The body of a v2 request."""
     parameters = {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS}
     return {**v2_request(as_text(picture)), "parameters": parameters}
 
 
 def through_library(directory: Path, dtype: str, pictures: list[bytes], concurrency: int) -> float:
+    """Pictures per second through the library."""
     from florence import Florence2
 
     with Florence2.load(str(directory), dtype=dtype) as model:
@@ -114,6 +116,7 @@ def through_library(directory: Path, dtype: str, pictures: list[bytes], concurre
 def through_service(
     directory: Path, dtype: str, pictures: list[bytes], concurrency: int, environment: dict[str, str]
 ) -> float:
+    """Pictures per second through the service."""
     settings = {"FLORENCE_MODEL": str(directory), "FLORENCE_DTYPE": dtype, **environment}
     with serving("service:service", **settings) as server, httpx.Client(timeout=ANSWER_S) as client:
 
@@ -125,12 +128,14 @@ def through_service(
 
 
 def beside_playground(server: Server, arguments: argparse.Namespace) -> str:
+    """The summary of v2 requests during playground use."""
     return summary(
         *measure_beside(server, arguments.playground, arguments.turns, arguments.rate, arguments.pause)
     )
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")

@@ -199,6 +199,12 @@ class DeadlineExceeded(FlorenceError):
 
     status = 504
 
+    @classmethod
+    def of_request(cls, timeout_s: float | None = None) -> DeadlineExceeded:
+        """The error of a request that is late. `timeout_s`: its time limit in seconds, where it is known."""
+        limit = "the time given for it" if timeout_s is None else f"{timeout_s:g} s"
+        return cls(f"the request was not finished within {limit}")
+
 
 class EngineError(FlorenceError):
     """The device or the model failed on this request."""

@@ -1,4 +1,4 @@
-"""A GPU that is not there: tensors are fake ones of PyTorch, with shapes and dtypes but without values."""
+"""A simulated GPU: its tensors are PyTorch's fake tensors, with shapes and dtypes but without values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,7 +18,7 @@ from florence.model.florence2 import Florence2Model
 
 
 class OnTheDevice(TorchDispatchMode):
-    """Every input and output of an operation is a tensor of the device."""
+    """Check that every input and output of an operation is a tensor on the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,14 +34,15 @@ class OnTheDevice(TorchDispatchMode):
 
 
 class Capture:
-    """Runs work that a CUDA graph would capture, and refuses operations that it could not hold."""
+    """Run work that a CUDA graph would capture, and refuse operations that a graph can't hold."""
 
     def __init__(self) -> None:
         self.captured = 0
         self.operations: set[str] = set()
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
-        # Not in inference mode, in which a composite operation hides those that it consists of.
+        """Run the work once and record its operations."""
+        # Inference mode is off: with it, a composite operation hides the operations that it consists of.
         with torch.inference_mode(False), torch.no_grad(), OnTheDevice() as watched:
             results = work()
         self.captured += 1
@@ -47,19 +50,24 @@ class Capture:
         return lambda: None, results
 
     def reset(self) -> None:
+        """Do nothing."""
         pass
 
 
 class AbsentMemory(DeviceMemory):
-    """Memory of a GPU that isn't there: uploads are fake tensors, and no download arrives."""
+    """Memory of the simulated GPU: uploads give fake tensors, and a download fails."""
 
     def upload(self, values: Tensor) -> Tensor:
+        """A fake tensor of the values' shape."""
         return torch.empty(values.shape, dtype=values.dtype, device="cuda")
 
     def store(self, values: Tensor, buffer: Tensor) -> None:
+        """Check the shapes."""
         assert values.shape == buffer.shape
 
     def download(self, values: Tensor) -> Download:
+        """A download that fails when it is waited for."""
+
         def never() -> Tensor:
             raise AssertionError("the host waits for a copy")
 
@@ -67,7 +75,8 @@ class AbsentMemory(DeviceMemory):
 
 
 def move(model: Florence2Model, dtype: torch.dtype) -> None:
-    """Onto the device."""
+    """Replace the model's parameters and buffers by fake tensors on the GPU."""
+    # Public methods would copy values, which fake tensors do not have.
     for module in model.modules():
         for owned in (module._parameters, module._buffers):
             for name, value in owned.items():

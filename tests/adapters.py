@@ -1,4 +1,4 @@
-"""LoRA adapters made by peft itself, with random weights, and what peft makes of them."""
+"""LoRA adapters with random weights, written by peft, and peft's own results with them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from transformers import Florence2ForConditionalGeneration
 WEIGHTS = "adapter_model.safetensors"
 LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "qkv", "lm_head", "image_projection")
 ROBOFLOW = ("q_proj", "o_proj", "k_proj", "v_proj", "linear", "Conv2d", "lm_head", "fc2")
-"""What maestro and the largest platform target by default."""
+"""The default target layers of maestro and of the largest training platform."""
 
-# From transformers' names to those of Microsoft's modules, in order.
+# Replacements, applied in order, that turn transformers' names into those of Microsoft's modules.
 _TO_ORIGINAL = (
     (r"\bmodel\.language_model\.", "language_model.model."),
     (r"\.lm_head\.", ".language_model.lm_head."),
@@ -32,7 +32,7 @@ _TO_ORIGINAL = (
 
 
 def random_config(seed: int) -> LoraConfig:
-    """Any mixture of what an adapter may say."""
+    """Draw a LoRA configuration with random settings."""
     rng = random.Random(seed)
     targets = rng.sample([*LINEAR, "conv"], rng.randint(1, 6))
     pattern = {"decoder.layers.1.self_attn.q_proj": 5, ".*encoder.*fc1": 2} if rng.random() < 0.5 else {}
@@ -64,10 +64,9 @@ def make_adapter(
     seed: int = 0,
     size: float = 0.05,
 ) -> PeftModel:
-    """Save an adapter with random numbers of this size added to all that is trained, and return peft's model
-    of it."""
+    """Save an adapter whose trained tensors have random numbers of this size added; return peft's model."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tied weights, which are none here
+        warnings.simplefilter("ignore")  # about tied weights: `untied` has separated them
         torch.manual_seed(seed)
         adapted = get_peft_model(untied(model), config)
         with torch.no_grad():
@@ -81,13 +80,14 @@ def make_adapter(
 
 
 def save_merged(adapted: PeftModel, directory: Path) -> None:
-    """The checkpoint that peft's own merge gives."""
+    """Save the checkpoint that peft's own merge makes."""
     merged: Any = adapted.merge_and_unload()
     merged.save_pretrained(directory)
 
 
 def rename(directory: Path, target: Path, *, original: bool = False, raw: bool = False) -> Path:
-    """The adapter under Microsoft's names (`original`), or as a state dict that was saved whole (`raw`)."""
+    """Copy the adapter with Microsoft's names (`original`), or with the keys of a whole state dict
+    (`raw`)."""
     target.mkdir()
     (target / "adapter_config.json").write_bytes((directory / "adapter_config.json").read_bytes())
     tensors = load_file(directory / WEIGHTS)

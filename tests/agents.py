@@ -1,4 +1,4 @@
-"""What asks the tools for agents in tests: the SDK's client in this process, over a fake that answers."""
+"""Tests of the tools for agents: the SDK's client in this process, and a fake that answers it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Work = Callable[[Client], Any]
 
 
 class FakeAsk:
-    """Notes what is asked and answers with the canned result of the task's kind, or as `outcome` says."""
+    """Record each question and answer it with the canned result of the task's kind, or as `outcome` says."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[bytes, PictureQuestion]] = []
@@ -55,7 +55,7 @@ class FakeAsk:
 
 
 def with_client(ask: Ask, work: Work, *folders: Path, local: bool = True) -> Any:
-    """What the work gives, which gets the SDK's client."""
+    """Run the work with the SDK's client and return its result."""
 
     async def run() -> Any:
         server = PictureServer(ask, Roots(folders, local=local))
@@ -66,10 +66,12 @@ def with_client(ask: Ask, work: Work, *folders: Path, local: bool = True) -> Any
 
 
 def call(ask: FakeAsk, tool: str, *folders: Path, local: bool = True, **arguments: Any) -> Any:
+    """Call a tool through the SDK's client and return its result."""
     return with_client(ask, lambda client: client.call_tool(tool, arguments), *folders, local=local)
 
 
 def told(result: types.CallToolResult) -> str:
+    """The text of a tool's result."""
     (content, *_) = result.content
     assert isinstance(content, types.TextContent)
     return content.text

@@ -1,5 +1,5 @@
-"""What the plain search gives for a request alone, computed once for each model: several ways to decode are
-compared with it."""
+"""The plain search's result for a request alone, computed once for each model: several decoders are compared
+with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KNOWN: WeakKeyDictionary[Florence2Model, dict[Any, Hypothesis]] = WeakKeyDictio
 
 
 def alone(model: Florence2Model, request: Request, rules: TokenRules) -> Hypothesis:
-    """Of a model whose weights stay as they are."""
+    """The plain search's result for a request. The model's weights must not change between calls."""
     known = _KNOWN.setdefault(model, {})
     asked = request.digest, request.prompt_ids, request.options, rules
     if asked not in known:

@@ -26,7 +26,7 @@ TRIANGLE: Final = [99, 97, 127, 124]
 
 
 def small_picture() -> bytes:
-    """`SCENE` at `SIZE`, as JPEG."""
+    """`SCENE` resized to `SIZE`, as a JPEG."""
     file = BytesIO()
     with Image.open(SCENE) as scene:
         scene.resize(SIZE, Image.Resampling.LANCZOS).save(file, "JPEG", quality=60, optimize=True)
@@ -34,7 +34,7 @@ def small_picture() -> bytes:
 
 
 def request_of(task: Task) -> dict[str, Any]:
-    """What a request of the task holds beside the picture."""
+    """The fields of a request for this task, without the picture."""
     if task.input is Input.TEXT:
         return {"text": TEXTS.get(task.token, TEXT)}
     if task.input is Input.REGION:
@@ -57,7 +57,7 @@ def answers(model: Florence2, picture: bytes) -> dict[str, Any]:
 
 
 def body(answer: Any) -> dict[str, Any]:
-    """An answer as its endpoint sends it, with rounded numbers."""
+    """The answer as its endpoint sends it, with rounded numbers."""
     content = json.loads(
         task_answer(answer).model_dump_json(), parse_float=lambda text: round(float(text), 4)
     )
@@ -66,6 +66,7 @@ def body(answer: Any) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Write the picture and the demo checkpoint's answers."""
     PICTURE_PATH.write_bytes(small_picture())
     with Florence2.load("demo", device="cpu", dtype="float32") as model:
         made = answers(model, PICTURE_PATH.read_bytes())

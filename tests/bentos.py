@@ -1,4 +1,4 @@
-"""Bentos for tests: `bentoml build` into a home of their own, and `bentoml serve` of what it made."""
+"""Bentos for tests: `bentoml build` into a BENTOML_HOME of their own, and `bentoml serve` of the result."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class Bento:
     path: Path
 
     def serving(self, directory: Path, **environment: str) -> contextlib.AbstractContextManager[Server]:
-        """`bentoml serve` of it, in a directory that has no source of the service."""
+        """Run `bentoml serve` of this Bento in a directory without the service's source."""
         return serving(str(self.path), directory, BENTOML_HOME=str(self.home), PYTHONPATH="", **environment)
 
 
 def run_build(
     home: Path, arguments: Sequence[str] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
+    """Run `bentoml build` and return the finished process."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLORENCE_")}
     variables = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
@@ -50,6 +51,7 @@ def run_build(
 
 
 def build(home: Path, arguments: Sequence[str] = (), **environment: str) -> Bento:
+    """Build a Bento; fail if the build fails."""
     built = run_build(home, arguments, **environment)
     assert built.returncode == 0, built.stderr
     (path,) = (found.parent for found in home.glob("bentos/florence2/*/bento.yaml"))
@@ -57,7 +59,7 @@ def build(home: Path, arguments: Sequence[str] = (), **environment: str) -> Bent
 
 
 def export(bento: Bento, folder: Path) -> None:
-    """The Bento as a folder, its packed models in it: what `bentoml containerize` builds an image from."""
+    """Export the Bento as a folder with its models, from which `bentoml containerize` builds an image."""
     program = "import bentoml, sys; bentoml.export_bento(sys.argv[1], sys.argv[2], output_format='folder')"
     tag = f"florence2:{bento.path.name}"
     variables = {**os.environ, "BENTOML_HOME": str(bento.home), "BENTOML_DO_NOT_TRACK": "true"}

@@ -1,4 +1,4 @@
-"""Adapters beside a tiny model, and the models into which each one is merged."""
+"""Adapters kept beside a tiny model, and models with one adapter merged in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from florence.model.kernels.linear import pack
 
 VOCAB, SIDE, ROOM = 1100, 64, 12
 WHOLE_VECTORS = {"text_config": {"encoder_ffn_dim": 48, "decoder_ffn_dim": 80}}
-"""Sizes that the project's kernel for products takes in every layer."""
+"""Layer sizes that the project's matrix product kernel supports."""
 CONFIGS = {
     "usual": LoraConfig(r=8, lora_alpha=8, use_rslora=True, target_modules=[*ROBOFLOW]),
     "everywhere": LoraConfig(r=3, lora_alpha=7, target_modules=[*LINEAR]),
@@ -42,7 +42,7 @@ CONFIGS = {
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """`adapters` for `base`; `directories` of both. `merged`: models that `alone` has loaded."""
+    """`adapters` for `base`, and the `directories` of both. `merged`: the models that `alone` has loaded."""
 
     base: Path
     directories: Mapping[str, Path]
@@ -50,13 +50,13 @@ class Sides:
     merged: dict[str | None, Florence2Model] = field(default_factory=dict)
 
     def model(self, name: str | None = None, dtype: torch.dtype = torch.float32) -> Florence2Model:
-        """The base, with an adapter merged into it."""
+        """The base model, with this adapter merged in if a name is given."""
         merged = None if name is None else (name, self.directories[name])
         config, cpu = read_config(self.base), torch.device("cpu")
         return load_model(self.base, config, imagenet_normalize(), VOCAB, cpu, dtype, merged)
 
     def alone(self, name: str | None, request: Request, rules: TokenRules) -> Hypothesis:
-        """What the base with an adapter merged into it gives for a request alone."""
+        """The plain search's result for a request alone, with this adapter merged into the base."""
         if name not in self.merged:
             self.merged[name] = self.model(name)
         return alone(self.merged[name], request, rules)
@@ -71,7 +71,8 @@ class Sides:
         room: bool = True,
         kernels: LowRankKernels | None = None,
     ) -> Florence2Model:
-        """The base with slots for adapters; `room`: in the layers and of the rank that they need."""
+        """The base model with slots for adapters. `room`: reserve the layers and the rank that the adapters
+        need."""
         model = self.model(dtype=dtype)
         if packed:
             pack(model)
@@ -83,11 +84,12 @@ class Sides:
 
 
 def base_of(directory: Path, max_rank: int = 64) -> AdapterBase:
+    """The base checkpoint's facts against which adapters are read."""
     return AdapterBase(directory, read_config(directory), imagenet_normalize(), VOCAB, max_rank)
 
 
 def make_sides(directory: Path) -> Sides:
-    """A base of random weights and one adapter of each of `CONFIGS`, as peft writes them."""
+    """A base with random weights, and one adapter, written by peft, for each of `CONFIGS`."""
     native = make_native(directory / "base", **WHOLE_VECTORS)
     base, found, directories = base_of(directory / "base"), {}, {}
     for seed, (name, config) in enumerate(CONFIGS.items()):
@@ -100,7 +102,7 @@ def make_sides(directory: Path) -> Sides:
 
 
 def random_request(dice: random.Random, adapter: EngineAdapter | None, most_beams: int = 4) -> Request:
-    """One of four pictures, any prompt, any number of beams."""
+    """A request with one of four pictures, a random prompt and a random number of beams."""
     beams = dice.randint(1, most_beams)
     options = GenerationOptions(beams, dice.randint(2, ROOM), 0, dice.choice([0, 3]), True, 1.0)
     pixels = np.random.default_rng(dice.randrange(4)).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -111,8 +113,8 @@ def random_request(dice: random.Random, adapter: EngineAdapter | None, most_beam
 def run_crowd(
     runner: Runner, requests: Sequence[Request], dice: random.Random, together: int = 3
 ) -> list[Hypothesis | EngineError]:
-    """The outcomes of requests that join whenever there is room, in their order, up to so many encoded
-    together."""
+    """Run requests in order, each joining as soon as there is room, at most `together` in one encode; return
+    their outcomes."""
     waiting, decoding, order = list(requests), list[SequenceState](), list[SequenceState]()
     outcomes: dict[int, Hypothesis | EngineError] = {}
     while waiting or decoding:

@@ -1,4 +1,4 @@
-"""A real browser for tests, Chromium driven by Playwright; what a page asks for and complains of."""
+"""Chromium, driven by Playwright, and a record of a page's requests and errors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from programs import program
 from serving import ROOT
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
-"""Where a page is kept, as it looked when its test failed."""
+"""The folder for screenshots of pages whose tests failed."""
 PATIENCE_MS = 60_000
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The browser; the test is skipped without it, but for FLORENCE_CI."""
+    """Start Chromium. Without the program the test is skipped, or fails under FLORENCE_CI."""
     path = program("chromium", "chromium", "CHROMIUM_PROGRAM")
     expect.set_options(timeout=PATIENCE_MS)
-    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # it has none for root
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root can't use the sandbox
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=sandbox)
         yield browser
@@ -32,21 +32,21 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Seen:
-    """What a page did. allowed: texts of complaints that a test expects."""
+    """A page's requests and console messages. allowed: parts of the messages that a test expects."""
 
     urls: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     allowed: tuple[str, ...] = ()
 
     def check(self, url: str) -> None:
-        """It asked no other host, and the console has no error."""
+        """Check that all requests went to this host, and that the console shows only allowed messages."""
         hosts = {urlsplit(each).netloc for each in self.urls if not each.startswith(("data:", "blob:"))}
         assert hosts == {urlsplit(url).netloc}
         complaints = [each for each in self.complaints if not any(text in each for text in self.allowed)]
         assert complaints == []
 
     def asked(self, ending: str) -> int:
-        """How many requests had a path with this ending."""
+        """The number of requests whose path has this ending."""
         return sum(urlsplit(each).path.endswith(ending) for each in self.urls)
 
 
@@ -54,8 +54,8 @@ class Seen:
 def open_page(
     browser: Browser, url: str, path: str, *, allowed: tuple[str, ...] = (), **options: Any
 ) -> Iterator[tuple[Page, Seen]]:
-    """A page of a service in a context of its own, and what it did, which is checked at the end. On failure
-    a screenshot stays in `SCREENSHOTS`. options: of the context, such as `viewport`."""
+    """Open a page in a browser context of its own and check its record at the end. On failure a screenshot is
+    saved in `SCREENSHOTS`. options: of the context, such as `viewport`."""
     context = browser.new_context(**options)
     context.set_default_timeout(PATIENCE_MS)
     page, seen = context.new_page(), Seen(allowed=allowed)
@@ -76,5 +76,6 @@ def open_page(
 
 
 def _note(seen: Seen, kind: str, text: str) -> None:
+    """Record a console message if it is an error or a warning."""
     if kind in ("error", "warning"):
         seen.complaints.append(text)

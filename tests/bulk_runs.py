@@ -1,6 +1,7 @@
-"""What the tests of `florence bulk` ask: answers that say what was asked, at once or after a while.
+"""A fake for tests of `florence bulk`: it answers with the picture's name, at once or after a delay.
 
-As a program, `florence` with that in place of a service: `python tests/bulk_runs.py SECONDS bulk ...`.
+As a program it runs `florence` with that fake in place of a service: `python tests/bulk_runs.py SECONDS bulk
+...`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from florence.types.tasks import Kind, Task
 
 
 def answer(task: Task, said: str = "", size: tuple[int, int] = (48, 32)) -> TaskAnswer[Any]:
-    """An answer of the task's kind: a text says `said`, boxes are of two labels."""
+    """An answer of the task's kind: texts contain `said`, boxes have two labels."""
     results = {
         Kind.TEXT: Text(text=said, score=0.5),
         Kind.TAGS: Tags(tags=["a", said], text=f"a, {said}"),
@@ -43,12 +44,12 @@ def answer(task: Task, said: str = "", size: tuple[int, int] = (48, 32)) -> Task
 
 
 def echo(item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
-    """Answers at once, with the picture's name."""
+    """Answer at once, with the picture's name."""
     return [answer(each.task, item.picture) for each in questions]
 
 
 def main() -> int:
-    """`florence` with an echo that takes so many seconds."""
+    """Run `florence` with a fake that takes the first argument's number of seconds for an answer."""
     from florence.cli import bulk, main
 
     wait_s = float(sys.argv[1])

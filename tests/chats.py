@@ -1,4 +1,4 @@
-"""The chat routes behind the service's middleware, and the `openai` client that asks them."""
+"""The chat routes behind the service's middleware, and an `openai` client for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_BYTES = 200_000
 def chat_client(
     model: FakeModel, *, any_prompt: bool = False, loaded: bool = True, fetcher: PictureFetcher | None = None
 ) -> TestClient:
-    """The service's middleware with the chat routes; a key is needed."""
+    """A client for the chat routes behind the service's middleware; requests need the key."""
     inference = Inference(5.0, any_prompt=any_prompt)
     inference.model = model if loaded else None
     repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
@@ -41,23 +41,28 @@ def chat_client(
 
 
 async def _fails(_request: Any) -> Response:
+    """Answer every other path with a 400."""
     return JSONResponse({"error": "not of this API"}, 400)
 
 
 def client_of(http: TestClient, key: str = KEY) -> openai.OpenAI:
+    """An `openai` client that sends its requests to this test client."""
     return openai.OpenAI(base_url="http://testserver/v1", api_key=key, http_client=http, max_retries=0)
 
 
 def messages(text: str, url: str = DATA_URI) -> list[Any]:
+    """A chat with one text and one picture."""
     parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
     return [{"role": "user", "content": parts}]
 
 
 def ask(client: openai.OpenAI, text: str, **options: Any) -> Any:
+    """Send a chat with this text and a picture."""
     return client.chat.completions.create(model="florence2", messages=messages(text), **options)
 
 
 def refusal(client: openai.OpenAI, text: str = "<CAPTION>", **options: Any) -> openai.APIStatusError:
+    """The error that a chat with this text gets."""
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, text, **options)
     return caught.value

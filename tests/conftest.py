@@ -41,25 +41,25 @@ if TYPE_CHECKING or HAS_SERVICE:
     from florence.server.v2.inference import Inference, ModelRepository
     from florence.settings import Settings
 
-    # No test's outcome hangs on how busy the machine is: no example has a time limit.
+    # Examples have no time limit, so a busy machine does not change a test's outcome.
     hypothesis.settings.register_profile(
         "florence", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
     hypothesis.settings.load_profile("florence")
-else:  # a machine with a GPU and little else: the tests for it are those of the model and the engine
+else:  # a GPU machine without the service's packages runs only the GPU tests
     _here = Path(__file__).parent
     collect_ignore = [path.name for path in _here.glob("test_*.py") if "test_gpu" not in path.name]
 
 
 def pytest_configure() -> None:
-    """Children can be interrupted, also where a shell started the tests in the background, with SIGINT
+    """Let child processes be interrupted, even where a shell started the tests in the background with SIGINT
     ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Output that is not text, as some tests make it, is marked: xdist's workers can't send it as it is."""
+    """Replace characters that can't be encoded in a test's output, since xdist's workers can't send them."""
     report = yield
     report.sections = [(name, text.encode(errors="replace").decode()) for name, text in report.sections]
     return report
@@ -67,7 +67,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What is loaded by now stays: Python's collector of cycles need not go through it again and again."""
+    """Exclude what is loaded by now from garbage collection, which would scan it again and again."""
     gc.disable()
     found = yield
     gc.collect()
@@ -77,20 +77,20 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with slow tests come first: no worker has one left when the others have ended."""
+    """Run modules with slow tests first, so that no worker still has one when the others have finished."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Small models run faster, and sums come out the same everywhere, on one thread."""
+    """Use one thread: small models run faster on it, and sums are the same on every machine."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def freed_memory() -> Iterator[None]:
-    """What a module's models have left goes back to the system: glibc would keep gigabytes of it."""
+    """Return the memory that a module's models have freed to the system; glibc would keep gigabytes of it."""
     yield
     CDLL(None).malloc_trim(0)
 
@@ -106,39 +106,39 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def goldens(shared: Path) -> Goldens:
-    """What Microsoft's own code gave on the small random checkpoint."""
+    """The results of Microsoft's own code on the small random checkpoint."""
     return Goldens(shared / "goldens" / "A")
 
 
 @pytest.fixture(scope="session")
 def evaluators() -> None:
-    """The packages that measure answers; `make install` has them."""
+    """Skip a test if the packages that measure answers are absent; `make install` installs them."""
     for package in ("pycocotools", "pycocoevalcap"):
         pytest.importorskip(package, reason='answers are measured with the extra "evaluate"')
 
 
 @pytest.fixture(scope="session")
 def library(goldens: Goldens) -> Iterator[Florence2]:
-    """That checkpoint as a Python object."""
+    """The goldens' checkpoint, loaded as a library object."""
     with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", threads=1) as loaded:
         yield loaded
 
 
 @pytest.fixture
 def picture(goldens: Goldens) -> Path:
-    """One of the goldens' pictures."""
+    """The path of one of the goldens' pictures."""
     return goldens.path("a0_rgb_640x480.png")
 
 
 @pytest.fixture
 def runner() -> FakeRunner:
-    """A device for `engine`, or for an engine that a test makes."""
+    """The fake device of `engine`, or of an engine that a test makes."""
     return FakeRunner()
 
 
 @pytest.fixture
 def engine(runner: FakeRunner) -> Iterator[Engine]:
-    """It decodes one request at a time, and four may wait."""
+    """An engine that decodes one request at a time and lets four wait."""
     limits = config(max_batch_size=1, max_queue=4)
     engine = Engine(runner, limits, clock=runner.clock)
     yield engine
@@ -148,19 +148,19 @@ def engine(runner: FakeRunner) -> Iterator[Engine]:
 
 @pytest.fixture
 def gauges() -> Gauges:
-    """What `dispatcher` counts."""
+    """The counters that `dispatcher` reports to."""
     return Gauges()
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """The dispatcher's and the engine's: no request expires unless a test moves it."""
+    """The clock of the dispatcher and the engine: no request expires unless a test moves it."""
     return Clock()
 
 
 @pytest.fixture
 def dispatcher(library: Florence2, runner: FakeRunner, gauges: Gauges, clock: Clock) -> Iterator[Dispatcher]:
-    """Before an engine that decodes one request at a time, and lets four wait."""
+    """A dispatcher with an engine that decodes one request at a time and lets four wait."""
     limits = EngineConfig(max_batch_size=1, max_queue=MAX_QUEUE)
     engine = Engine(runner, limits, observer=gauges, clock=clock)
     pipeline = library.pipeline
@@ -172,7 +172,7 @@ def dispatcher(library: Florence2, runner: FakeRunner, gauges: Gauges, clock: Cl
 
 @pytest.fixture
 def slow(picture: Path) -> Iterator[SlowPicture]:
-    """`picture`, which no reader has read before the test lets it."""
+    """`picture`, whose bytes no reader gets before the test releases them."""
     made = SlowPicture(picture.read_bytes())
     yield made
     made.release.set()
@@ -180,7 +180,7 @@ def slow(picture: Path) -> Iterator[SlowPicture]:
 
 @pytest.fixture
 def model() -> Iterator[FakeModel]:
-    """A fake model, for the modules that test what stands before a model and have none of their own."""
+    """A fake model, for modules that test the code in front of a model."""
     fake = FakeModel()
     yield fake
     fake.close()
@@ -188,7 +188,7 @@ def model() -> Iterator[FakeModel]:
 
 @pytest.fixture
 def app(model: FakeModel) -> Starlette:
-    """The v2 routes before `model`."""
+    """The v2 routes in front of `model`."""
     inference = Inference(timeout_s=5.0)
     inference.model = model
     return V2App(ModelRepository([inference]), 10_000_000)
@@ -196,18 +196,20 @@ def app(model: FakeModel) -> Starlette:
 
 @pytest.fixture(scope="session")
 def shared_model() -> FakeModel:
-    """Behind the one service that a process can have: BentoML claims its metrics' names for ever."""
+    """The model of the one service that a process can have: BentoML registers its metrics once per
+    process."""
     return FakeModel()
 
 
 @pytest.fixture(scope="session")
 def web() -> FakeWeb:
-    """The hosts that the one service can reach."""
+    """The fake hosts that the one service can reach."""
     return FakeWeb()
 
 
 @pytest.fixture(scope="session")
 def shared_client(shared_model: FakeModel, web: FakeWeb) -> Iterator[TestClient]:
+    """An HTTP client of the one service."""
     from florence.server import service
 
     settings = Settings(max_body_bytes=200_000, grpc_port=0)
@@ -220,7 +222,7 @@ def shared_client(shared_model: FakeModel, web: FakeWeb) -> Iterator[TestClient]
 
 @pytest.fixture
 def served(shared_model: FakeModel) -> FakeModel:
-    """The model of the one service, as if nothing had been asked yet."""
+    """The model of the one service, reset to its first state."""
     shared_model.calls.clear()
     shared_model.error = None
     shared_model.own = []
@@ -229,13 +231,13 @@ def served(shared_model: FakeModel) -> FakeModel:
 
 @pytest.fixture
 def client(shared_client: TestClient, served: FakeModel) -> TestClient:
-    """HTTP to the one service, with `served` behind it."""
+    """An HTTP client of the one service, whose model is `served`."""
     return shared_client
 
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forker]:
-    """Programs in forks of a process that has imported torch and transformers; see `forked`."""
+    """Runs programs in forks of a process that has imported torch and transformers; see `forked`."""
     with forker() as started:
         yield started
 
@@ -257,7 +259,7 @@ def fake_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium; for one module, since Playwright's loop runs in this thread until it ends."""
+    """Chromium, for one module, since Playwright's loop runs in this thread until it ends."""
     from browser import chromium
 
     with chromium() as started:
@@ -266,7 +268,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def florence(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """A `florence` command line's exit status, and what it prints on stdout and stderr."""
+    """Run a `florence` command line; return its exit status, stdout and stderr."""
 
     def ran(*argv: object) -> tuple[int, str, str]:
         try:

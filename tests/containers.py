@@ -1,7 +1,7 @@
-"""Images and containers for `make image-check`: a Docker engine's, or those of a folder with two scripts.
+"""Images and containers for `make image-check`, by a Docker engine or by a folder with two scripts.
 
-The folder's `build.sh BENTO_DIR TAG` makes an image and `run.sh TAG NAME=VALUE... serve --port N` runs its
-entrypoint in the host's network, both with buildah, where no engine runs.
+The folder's `build.sh BENTO_DIR TAG` makes an image, and `run.sh TAG NAME=VALUE... serve --port N` runs its
+entrypoint in the host's network, both with buildah, where no Docker engine runs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ENTRYPOINT = "/home/bentoml/bento/env/docker/entrypoint.sh"
 SERVE = "/app/.venv/bin/bentoml"
 OTHER_UID = 12345
 
-# The image's root as its container would have it, but read-only, and entered as another user: buildah's
-# chroot isolation has no options for either. Arguments: the image, the user, then the command.
+# Runs a command in the image's root, read-only and as another user, since buildah's
+# chroot isolation has options for neither. Arguments: the image, the user, then the command.
 _CONFINED = """
 set -euo pipefail
 image=$1 user=$2; shift 2
@@ -47,13 +47,13 @@ unshare --mount bash -c '
 
 @dataclass
 class Container(Server):
-    """A running container. started_at: when its command was given, on the monotonic clock."""
+    """A running container. started_at: the monotonic time at which its command was started."""
 
     name: str
     started_at: float
 
     def service(self) -> psutil.Process:
-        """The process that `bentoml serve` is in the container, as the host sees it."""
+        """The container's `bentoml serve` process, as the host sees it."""
         if self.name:
             asked = ["docker", "inspect", "--format", "{{.State.Pid}}", self.name]
             return psutil.Process(int(subprocess.check_output(asked, text=True)))
@@ -65,34 +65,35 @@ class Container(Server):
         return found
 
     def terminate(self) -> None:
-        """SIGTERM to the service, as an engine that stops a container sends it."""
+        """Send SIGTERM to the service, as an engine does to stop a container."""
         self.service().terminate()
 
 
 class Engine(ABC):
-    """What builds an image of an exported Bento, and runs it."""
+    """Build an image of an exported Bento, and run it."""
 
     @abstractmethod
     def build(self, bento: Path, tag: str) -> None:
-        """The image of that tag from the Bento's own Dockerfile."""
+        """Build an image with this tag from the Bento's own Dockerfile."""
 
     @abstractmethod
     def size(self, tag: str) -> float:
-        """Bytes of the image."""
+        """The size of the image in bytes."""
 
     @abstractmethod
     def command(self, tag: str, name: str, variables: dict[str, str], serve: list[str]) -> list[str]:
-        """What runs the service as the image has it."""
+        """The command that runs the service in the image."""
 
     @abstractmethod
     def confined(self, tag: str, name: str, variables: dict[str, str], serve: list[str]) -> list[str]:
-        """What runs it as OTHER_UID, on a root that can't be written and with an empty /tmp."""
+        """The command that runs the service as OTHER_UID, with a read-only root and an empty /tmp."""
 
     named = True
 
     @contextlib.contextmanager
     def running(self, tag: str, *, confined: bool = False, **environment: str) -> Iterator[Container]:
-        """A container that serves on a free port, without a hub; ended at the end if it still runs."""
+        """Run a container that serves on a free port, without access to a hub; stop it at the end if it still
+        runs."""
         port = free_port()
         variables = {"HF_HUB_OFFLINE": "1", "FLORENCE_GRPC_PORT": "0", **environment}
         name = f"florence-{uuid.uuid4().hex[:8]}"
@@ -134,6 +135,7 @@ class Docker(Engine):
 
     @staticmethod
     def _run(name: str, variables: dict[str, str]) -> list[str]:
+        """The command that runs a container with these variables."""
         envs = [word for key, value in variables.items() for word in ("--env", f"{key}={value}")]
         return ["docker", "run", "--rm", "--name", name, "--network", "host", *envs]
 
@@ -162,4 +164,5 @@ class Scripts(Engine):
 
 
 def _words(variables: dict[str, str]) -> list[str]:
+    """The variables as NAME=VALUE words."""
     return [f"{key}={value}" for key, value in variables.items()]

@@ -1,4 +1,4 @@
-"""Checks of the Triton kernels on a CPU, in triton's interpreter: `test_model_cuda_kernels.py` runs them in a
+"""Checks of the Triton kernels on a CPU, in triton's interpreter. `test_model_cuda_kernels.py` runs them in a
 process of their own, since triton chooses the interpreter when it is imported."""
 
 from __future__ import annotations
@@ -38,24 +38,27 @@ from florence.model.attention import DecodeBatch
 from florence.model.cuda.attention import CUDA
 from florence.model.kernels.cuda import attention, candidates, norms, twins, windows
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns about infinities
 
 DTYPES = {
-    # Of results around 1 that are rounded once, and of softmax weights that are rounded before.
+    # Tolerances for results around 1 that are rounded once, and softmax weights that are rounded before.
     torch.float32: {"rtol": 1e-5, "atol": 2e-6},
     torch.bfloat16: {"rtol": 2**-7, "atol": 2**-7},
     torch.float16: {"rtol": 2**-10, "atol": 2**-10},
 }
 HEADS, HEAD_DIM, ROOM = 2, 16, 150
-"""Room for more than two blocks of keys."""
+"""More positions than two blocks of keys."""
 
 ROOM_OF_SEARCH = 12
 
 
 @pytest.fixture(scope="session", autouse=True)
 def language_patched_once() -> Iterator[None]:
-    """The interpreter patches triton's language for a kernel, and again for each function that a kernel
-    calls, which takes longer than what most of them compute. Here once for a kernel is enough."""
+    """Patch triton's language once for each kernel.
+
+    The interpreter patches it again for each function that a kernel calls, which takes longer than what most
+    of them compute. The patching function is private in triton; there is no public hook for it.
+    """
     patch, patched = interpreter._patch_lang, set[str]()
 
     def once(fn: Any) -> Any:
@@ -76,7 +79,7 @@ def language_patched_once() -> Iterator[None]:
 
 
 class Crowd(NamedTuple):
-    """Requests of a step, each with its own beams, places and lengths; some are padding."""
+    """Requests of a step, each with its own beams, cache rows and lengths; some are padding."""
 
     beams: Tensor
     rows: Tensor
@@ -87,13 +90,13 @@ class Crowd(NamedTuple):
 
     @property
     def present(self) -> Tensor:
-        """Which rows are some beam's."""
+        """True for the rows that belong to a beam."""
         width = len(self.rows) // len(self.beams)
         return (torch.arange(width) < self.beams[:, None]).flatten()
 
 
 def crowd(seed: int, width: int) -> Crowd:
-    """Beams from none to `width`, whose pasts are spread over the rows of their request."""
+    """Requests with 0 to `width` beams, whose pasts are spread over the rows of their request."""
     torch.manual_seed(seed)
     dice = random.Random(seed)
     counts = [width, 0, dice.randint(1, width)]
@@ -114,11 +117,12 @@ def crowd(seed: int, width: int) -> Crowd:
 
 
 def numbers(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor of random numbers."""
     return torch.randn(shape).to(dtype)
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
-    """A cache with more room than is used; what no request has written is not a number."""
+    """A cache with more room than is used, which has NaN wherever no request has written."""
     cache = torch.full(shape, torch.nan, dtype=dtype)
     cache[:, :, : ROOM + 1] = numbers(*cache[:, :, : ROOM + 1].shape, dtype=dtype)
     return cache
@@ -126,7 +130,7 @@ def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.fixture
 def splits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Whether one program reads all keys of a head, or several do."""
+    """The number of programs that share the keys of a head."""
     monkeypatch.setattr(attention, "splits_for", lambda *_: request.param)
     return int(request.param)
 
@@ -141,12 +145,13 @@ CROWDS = pytest.mark.parametrize(
     indirect=["splits"],
     ids=str,
 )
-"""Each width and each dtype, whole and divided: a kernel's way is that of its width and its splits."""
+"""Each width with 1 and with 8 splits, and each dtype: a kernel's code path depends on width and splits."""
 
 
 @CROWDS
 def test_self_attention_equals_its_twin(dtype: torch.dtype, width: int, splits: int) -> None:
-    """And writes the step's keys and values, at its position and nowhere else."""
+    """The self-attention kernel gives its reference's result, and writes the step's keys and values at its
+    position only."""
     step = crowd(width + splits, width)
     states = numbers(3 * width, 3 * HEADS * HEAD_DIM, dtype=dtype).chunk(3, dim=-1)
     caches = [poisoned(3 * width + 2, HEADS, ROOM + 9, HEAD_DIM, dtype=dtype) for _ in range(2)]
@@ -161,7 +166,8 @@ def test_self_attention_equals_its_twin(dtype: torch.dtype, width: int, splits: 
 
 @CROWDS
 def test_cross_attention_equals_its_twin(dtype: torch.dtype, width: int, splits: int) -> None:
-    """And reads no position after a request's length."""
+    """The cross-attention kernel gives its reference's result, and reads no position after a request's
+    length."""
     step = crowd(width + splits, width)
     queries = numbers(3 * width, HEADS * HEAD_DIM, dtype=dtype)
     caches = [numbers(5, HEADS, ROOM + 9, HEAD_DIM, dtype=dtype) for _ in range(2)]
@@ -176,7 +182,7 @@ def test_cross_attention_equals_its_twin(dtype: torch.dtype, width: int, splits:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [48, 64])
 def test_norms_equal_their_twins(dtype: torch.dtype, width: int) -> None:
-    """Of rows whose width is a power of two and of others."""
+    """The norm and embedding kernels equal their references, for widths that are powers of two and others."""
     torch.manual_seed(width)
     vectors = [numbers(width, dtype=dtype) for _ in range(3)]
     product, residual = numbers(5, width, dtype=dtype), numbers(5, width, dtype=dtype)
@@ -189,7 +195,8 @@ def test_norms_equal_their_twins(dtype: torch.dtype, width: int) -> None:
 
 
 def test_window_sums_equal_their_twin() -> None:
-    """Of tokens at both ends and in the middle, outside, and of beams that do not go on."""
+    """The window sums equal their reference for tokens at both ends, in the middle and outside, and for
+    finished beams."""
     torch.manual_seed(0)
     tokens = torch.tensor([[30, 49, 4], [-1, 50, 35]])  # the ordered ones are 30 to 49
     parents, rows = torch.randint(6, (2, 3)), torch.randperm(9)[:6]
@@ -209,7 +216,7 @@ CHECKED = (*STEP_KERNELS[:-2], LOW_RANK_KERNELS[0], QUANTIZE)
 
 @pytest.mark.parametrize("kernel", CHECKED, ids=lambda kernel: kernel.name)
 def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel[ExampleSizes]) -> None:
-    """And the check finds a kernel that gives something else."""
+    """The start-up check passes each kernel, and finds one with another result."""
     torch.manual_seed(0)
     smaller = replace(kernel, small=ExampleSizes(1, 3, 1, 16, 1100, 70, 70))
     smaller.check(torch.device("cpu"), torch.float32)
@@ -219,7 +226,7 @@ def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel[ExampleSiz
 
 
 def disturbed(case: Case) -> Case:
-    """The same with another result."""
+    """The same case, whose kernel gives another result."""
     return Case(lambda: [values + 1 for values in case.kernel()], case.twin)
 
 
@@ -231,13 +238,14 @@ class Searches(NamedTuple):
     width: int
 
     def batch(self, requests: int) -> DecodeBatch:
-        """With padding up to so many."""
+        """These requests as a batch, padded to this number of requests."""
         return grouped_batch(
             [StepSequence(slot=slot, encoder_length=1) for slot in self.placed], requests, self.width
         )
 
 
 def searches(seed: int) -> Searches:
+    """Two requests with random options, already started."""
     dice = random.Random(seed)
     width = dice.choice([1, 3, 8])
     rules = TokenRules(0, 2, dice.choice([None, None, 0]), dice.choice([None, 2]), range(20, 190))
@@ -263,8 +271,11 @@ def searches(seed: int) -> Searches:
 
 @pytest.mark.parametrize("seed", [0, 1, 5])  # widths of 3, 1 and 8
 def test_the_search_equals_its_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step by step to the end: any beams, n-grams, forced and early EOS, stopping, penalties, limits; padding
-    and all other slots stay as they are, and logits that are not numbers are found."""
+    """Each step of the search kernel equals its definition until all requests end.
+
+    The options are random: beams, n-grams, forced and early EOS, stopping, penalties, limits. Padding and all
+    other slots stay unchanged, and logits that are not numbers are reported.
+    """
     monkeypatch.setattr(candidates, "CHUNK", 128)
     dice, crowd = random.Random(seed), searches(seed)
     torch.manual_seed(seed)
@@ -273,7 +284,7 @@ def test_the_search_equals_its_definition(seed: int, monkeypatch: pytest.MonkeyP
     rows, used = len(crowd.placed) * crowd.width, [slot.index for slot in crowd.placed]
     for step in range(ROOM_OF_SEARCH):
         logits = torch.randn(rows + crowd.width, 210) * 3
-        if step == 0:  # the beams of a request are equal
+        if step == 0:  # in the first step all beams of a request are equal
             logits = logits[:: crowd.width].repeat_interleave(crowd.width, 0)
         logits[:, 2] += dice.choice([0.0, 0.0, 5.0])
         if dice.random() < 0.03:
@@ -293,7 +304,7 @@ def test_the_search_equals_its_definition(seed: int, monkeypatch: pytest.MonkeyP
 
 
 def test_the_engine_is_exact_with_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests with one to four beams, in one crowd, get the answers that they get alone."""
+    """Requests with one to four beams in one batch get the answers that they get alone."""
     monkeypatch.setattr(attention, "splits_for", lambda *_: 1)
     make_native(
         tmp_path, text_config={"d_model": 64, "decoder_layers": 1}, vision_config={"projection_dim": 64}

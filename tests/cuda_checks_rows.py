@@ -1,4 +1,4 @@
-"""Checks of the Triton kernels that work row by row, in triton's interpreter: rows to fp8, low-rank sums.
+"""Checks of the Triton kernels that work row by row, in triton's interpreter: rows to fp8, and low-rank sums.
 `test_model_cuda_kernels.py` runs them as it does `cuda_checks.py`."""
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ from florence.model.kernels.cuda import low_rank, quantize, twins
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rank", "parts"), [(16, 1), (48, 1), (32, 3)])
 def test_low_rank_sums_equal_their_twin(dtype: torch.dtype, rank: int, parts: int) -> None:
-    """Rows with different adapters and with none, in any order, of views with space between rows, for one
-    layer and for several; other adapters may hold anything."""
+    """The low-rank kernels equal their references for rows with different adapters, in any order.
+
+    Rows without an adapter stay unchanged; rows may be views with gaps; one or several layers are computed
+    together; adapters that no row uses may hold NaN.
+    """
     torch.manual_seed(rank)
     index = torch.tensor([3, 0, 1, 3, 0, 2, 1])
     down = numbers(parts * 4 * rank, 200, dtype=dtype)
     up = numbers(parts * 150, 4 * rank, dtype=dtype) / rank
-    down.view(parts, 4 * rank, 200)[:, 3 * rank :], up[:, 3 * rank :] = torch.nan, torch.nan  # no row's
+    down.view(parts, 4 * rank, 200)[:, 3 * rank :], up[:, 3 * rank :] = (
+        torch.nan,
+        torch.nan,
+    )  # unused
     states = numbers(7, 3 * 200, dtype=dtype)[:, 200:400] / 14
     made = numbers(7, (1 + parts) * 150, dtype=dtype)[:, 150:]
     expected, before = made.clone(), made.clone()
@@ -35,8 +41,10 @@ def test_low_rank_sums_equal_their_twin(dtype: torch.dtype, rank: int, parts: in
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_in_fp8_equal_their_definition(dtype: torch.dtype) -> None:
-    """Bit for bit but for the sign of zero: rows of any magnitude, of zeros, with one large number among
-    small ones, and with space between rows. NaN is in the scale of its row."""
+    """Rows in fp8 equal their definition bit for bit, except for the sign of zero.
+
+    Rows have any magnitude, only zeros, one outlier, or gaps between them. A row with NaN has a NaN scale.
+    """
     torch.manual_seed(0)
     rows = numbers(12, 100, dtype=torch.float32) * torch.logspace(-4, 4, 12)[:, None]
     rows[3], rows[4, 1:], rows[5, 7] = 0, rows[4, 1:] * 1e-3, torch.nan

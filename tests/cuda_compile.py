@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for a GPU that isn't there, as their launches would, and reads what they use."""
+"""Compile Triton kernels without a GPU, as their launches would, and read which resources they use."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a compiled kernel: registers of a thread, bytes of local memory (spills among them) of a thread,
-    bytes of shared memory of a program."""
+    """Resources of a compiled kernel: registers and bytes of local memory (spills included) per thread, and
+    bytes of shared memory per program."""
 
     name: str
     registers: int
@@ -32,25 +32,31 @@ class Usage:
 
 
 class AbsentDriver:
-    """Answers triton's questions about the device."""
+    """Answer triton's questions about the device."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self) -> GPUTarget:
+        """The target that kernels are compiled for."""
         return self._target
 
     def get_current_device(self) -> int:
+        """A number that stands for the device."""
         return self._target.arch
 
     def get_current_stream(self, device: int) -> int:
+        """A number that stands for the stream."""
         return 0
 
 
 @contextmanager
 def compiling(capability: int) -> Iterator[list[Usage]]:
-    """While this is entered, launches compile for `capability` (90: sm_90) and launch nothing; the list fills
-    with what they use."""
+    """In this block, launches compile for `capability` (90: sm_90) and launch nothing; the list gets the
+    resources that each uses.
+
+    The active driver is private in triton, which has no public function to restore it.
+    """
     used: list[Usage] = []
 
     def launcher(kernel: Any, grid: Any) -> Callable[..., None]:
@@ -70,7 +76,7 @@ def compiling(capability: int) -> Iterator[list[Usage]]:
 
 
 def usage(name: str, made: Any) -> Usage:
-    """Read by the tools that come with triton."""
+    """The resources of a compiled kernel, read by the tools that come with triton."""
     with TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(made.asm["cubin"])

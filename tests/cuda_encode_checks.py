@@ -1,4 +1,4 @@
-"""Checks of an encode's Triton kernels on a CPU, in triton's interpreter: `test_model_cuda_kernels.py` runs
+"""Checks of an encode's Triton kernels on a CPU, in triton's interpreter. `test_model_cuda_kernels.py` runs
 them in a process of their own, as it does `cuda_checks.py`."""
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ EACH = pytest.mark.parametrize(("dice", "dtype"), [*enumerate(DTYPES)], indirect
 
 @pytest.fixture
 def dice(request: pytest.FixtureRequest) -> random.Random:
+    """A random source; it seeds torch too."""
     torch.manual_seed(request.param)
     return random.Random(request.param)
 
 
 def same(kernel: Callable[..., Any], twin: Callable[..., Any], *arguments: Any) -> None:
-    """Both give the same for these arguments, within the rounding of their dtype."""
+    """Check that both functions give the same for these arguments, within the rounding of their dtype."""
     torch.testing.assert_close(kernel(*arguments), twin(*arguments), **DTYPES[arguments[0].dtype])
 
 
@@ -44,7 +45,7 @@ def same(kernel: Callable[..., Any], twin: Callable[..., Any], *arguments: Any) 
 def test_positions_and_norm_equal_their_twin(
     dice: random.Random, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of pictures of any sizes, in strips that end within them or are longer, with the next bias or none."""
+    """The kernel for positions and norm equals its reference, for any picture size, strip length and bias."""
     monkeypatch.setattr(positions, "PROGRAMS", dice.choice([1, 40]))
     monkeypatch.setattr(positions, "ROW_VALUES", dice.choice([64, 512]))
     dim, height, width = dice.choice([16, 48, 64]), dice.randint(1, 9), dice.randint(1, 9)
@@ -56,8 +57,10 @@ def test_positions_and_norm_equal_their_twin(
 
 @EACH
 def test_windows_equal_their_twin(dice: random.Random, dtype: torch.dtype) -> None:
-    """Windows of more cells than a block, and windows that reach beyond the picture, where cells of zeros
-    take part: with a bias, and with none."""
+    """Window attention equals its reference for windows of more cells than a block.
+
+    Windows may reach beyond the picture, where cells of zeros take part; there is a bias or none.
+    """
     heads, side = dice.choice([1, 2]), dice.choice([3, 6, 7])
     qkv = numbers(2, dice.randint(1, 9), dice.randint(1, 9), 3 * heads * 16, dtype=dtype)
     bias = dice.choice([numbers(qkv.shape[-1], dtype=dtype), None])
@@ -69,7 +72,7 @@ def test_windows_equal_their_twin(dice: random.Random, dtype: torch.dtype) -> No
 def test_channels_equal_their_twin(
     dice: random.Random, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One program for all cells, and several that have parts of them."""
+    """Channel attention equals its reference, whether one program reads all cells or several share them."""
     monkeypatch.setattr(tower_attention, "PROGRAMS", dice.choice([1, 100]))
     groups = dice.choice([1, 3])
     qkv = numbers(2, 13, dice.randint(9, 22), 3 * groups * 16, dtype=dtype)
@@ -84,7 +87,8 @@ def test_channels_equal_their_twin(
 def test_products_with_gelu_equal_their_twin(
     dice: random.Random, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows, columns and inner numbers that fill tiles, and others; the last group of tiles is smaller."""
+    """Products with GELU equal their reference, for sizes that fill whole tiles and for others; the last
+    group of tiles is smaller."""
     monkeypatch.setattr(gelu, "SMALL", gelu.Tile(16, 32, 16, 1, 1))
     monkeypatch.setattr(gelu, "GROUP", 2)
     inner, outputs = dice.choice([16, 40, 48]), dice.choice([32, 72])
@@ -95,7 +99,8 @@ def test_products_with_gelu_equal_their_twin(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_copies_equal_their_twins(dtype: torch.dtype) -> None:
-    """To the bit. Keys and values are written where they belong and nowhere else, one slot twice."""
+    """The copy kernels equal their references bit for bit; keys and values are written only where they
+    belong, even if a slot occurs twice."""
     torch.manual_seed(0)
     pixels = torch.randint(256, (2, 13, 11, 3), dtype=torch.uint8)
     table = numbers(768, dtype=dtype)
@@ -112,14 +117,14 @@ def test_copies_equal_their_twins(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_norm_without_a_residual_equals_its_twin(dtype: torch.dtype) -> None:
-    """As the stem has it."""
+    """The norm kernel without a residual, as the stem calls it, equals its reference."""
     product, vectors = numbers(5, 48, dtype=dtype), [numbers(48, dtype=dtype) for _ in range(3)]
     same(norms.add_norm, twins.add_norm, product, vectors[0], None, *vectors[1:], 1e-5)
 
 
 @pytest.mark.parametrize("kernel", ENCODE_KERNELS, ids=lambda kernel: kernel.name)
 def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel[EncodeSizes]) -> None:
-    """And the check finds a kernel that gives something else."""
+    """The start-up check passes each kernel, and finds one with another result."""
     torch.manual_seed(0)
     smaller = replace(kernel, small=EncodeSizes(1, 7, 48, 16, 4, 9))
     smaller.check(CPU, torch.float32)
@@ -132,8 +137,12 @@ def test_each_kernel_passes_the_check_of_the_start(kernel: CudaKernel[EncodeSize
 def test_an_encode_by_the_kernels_is_that_of_the_modules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Picture tokens, encoder states and the caches' keys and values, in float32."""
-    for size in ("WINDOW_QUERIES", "WINDOW_KEYS"):  # fewer steps, of which the interpreter's time consists
+    """The kernels and the plain modules give the same picture tokens, encoder states, and cached keys and
+    values, in float32."""
+    for size in (
+        "WINDOW_QUERIES",
+        "WINDOW_KEYS",
+    ):  # larger blocks: fewer steps
         monkeypatch.setattr(tower_attention, size, 256)
     for kernels in (positions, tower_attention):
         monkeypatch.setattr(kernels, "PROGRAMS", 1)

@@ -1,4 +1,5 @@
-"""What the tests of the dispatcher share: a slow picture, an observer that counts, a way to send requests."""
+"""Helpers for tests of the dispatcher: a slow picture, an observer that counts, a function that sends
+requests."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ MAX_QUEUE = 4
 
 
 class Gauges(Observer):
-    """How many requests wait for their pictures, and how requests ended."""
+    """Count the requests that wait for their pictures, and how requests ended."""
 
     def __init__(self) -> None:
         self.unread = 0
@@ -30,22 +31,24 @@ class Gauges(Observer):
         self._lock = threading.Lock()
 
     def reading(self, change: int) -> None:
+        """Count requests that wait for their pictures."""
         with self._lock:
             self.unread += change
 
     def ended(self, ending: FinishReason, tokens: int = 0, queue_s: float = 0.0) -> None:
+        """Count an ending."""
         with self._lock:
             self.endings[ending] += 1
 
 
 def input_size(library: Florence2) -> InputSize:
-    """Of the goldens' checkpoint."""
+    """The input size of the goldens' checkpoint."""
     height, width = library.info()["picture_size"]
     return InputSize(height, width, 3)
 
 
 class SlowPicture:
-    """Its bytes come when `release` is set; `asked` says that a reader waits for them."""
+    """A picture whose bytes come when `release` is set; `asked` is set when a reader waits for them."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -60,7 +63,7 @@ class SlowPicture:
 def ask(
     dispatcher: Dispatcher, image: PictureSource, *tasks: str, timeout_s: float | None = None
 ) -> list[Future[Answer]]:
-    """Send tasks on one picture: a caption, if none is given."""
+    """Send tasks on one picture; without tasks, a caption."""
     asked = [
         TaskRequest(task, None, RequestParameters(), timeout_s=timeout_s) for task in tasks or ("<CAPTION>",)
     ]
@@ -68,7 +71,7 @@ def ask(
 
 
 def occupy(dispatcher: Dispatcher, slow: SlowPicture) -> list[Future[Answer]]:
-    """Give every reader a picture that is not there yet."""
+    """Give every reader a picture whose bytes have not come yet."""
     futures = [future for _ in range(THREADS) for future in ask(dispatcher, slow)]
     assert slow.asked.wait(PATIENCE_S)
     return futures

@@ -1,5 +1,7 @@
-"""The parts of docs/ that are made from the code: `python tests/docs_tables.py` writes them anew, with
-`--reckoned` also those that take a minute, the reckoned figures of a GPU."""
+"""The parts of docs/ that are generated from the code: `python tests/docs_tables.py` writes them again.
+
+With `--reckoned` it also writes the estimated figures of a GPU, which take a minute.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,19 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import BaseModel
 from serving import ROOT
 
 from florence.cli import main
 from florence.settings import PREFIX, Settings
+from florence.types.filters import ItemFilter
+from florence.types.options import GenerationParameters, allowed_values
+from florence.types.tasks import TASKS, Input
+from florence.types.tiling import TileOptions
 
 DOCS = ROOT / "docs"
 COMMANDS = (
@@ -34,7 +42,7 @@ COMMANDS = (
 
 
 def settings_table() -> str:
-    """A row for each setting: its variable, its default, its description."""
+    """A table with a row for each setting: its variable, default and description."""
     rows = ["| variable | default | |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f"`{field.default}`"
@@ -43,7 +51,7 @@ def settings_table() -> str:
 
 
 def help_texts() -> str:
-    """What the program and each of its commands print."""
+    """The help texts of the program and of each command."""
     blocks = []
     for command in COMMANDS:
         words = " ".join(("florence", *command))
@@ -52,21 +60,46 @@ def help_texts() -> str:
 
 
 def printed_help(command: tuple[str, ...]) -> str:
-    """What `florence COMMAND --help` prints."""
+    """The output of `florence COMMAND --help`."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([*command, "--help"])
     return printed.getvalue()
 
 
+def tasks_table() -> str:
+    """The built-in tasks: token, name, what they take besides the picture, summary."""
+    rows = ["| token | name | besides the picture | answer |", "|---|---|---|---|"]
+    for task in TASKS.values():
+        given = "–" if task.input is Input.NONE else f"`{task.input}`"
+        rows.append(f"| `{task.token}` | `{task.name}` | {given} | {task.summary.removesuffix('.')} |")
+    return "\n".join(rows)
+
+
+def options_table(model: type[BaseModel]) -> str:
+    """The options that a model declares: name, allowed values, description."""
+    rows = ["| option | values | what |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        words = re.sub(r"\b(\w+_\w+(=\w+)?|tiles=auto)\b", r"`\1`", str(field.description).removesuffix("."))
+        rows.append(f"| `{name}` | {allowed_values(name)} | {words} |")
+    return "\n".join(rows)
+
+
 GENERATED: Mapping[str, tuple[str, Callable[[], str]]] = MappingProxyType(
-    {"settings": ("settings.md", settings_table), "help": ("command-line.md", help_texts)}
+    {
+        "settings": ("settings.md", settings_table),
+        "help": ("command-line.md", help_texts),
+        "tasks": ("tasks.md", tasks_table),
+        "options": ("tasks.md", partial(options_table, GenerationParameters)),
+        "filters": ("tasks.md", partial(options_table, ItemFilter)),
+        "tiles": ("tiles.md", partial(options_table, TileOptions)),
+    }
 )
-"""Name of a part -> its page, and what makes it."""
+"""Name of a part -> its page, and the function that makes it."""
 
 
 def reckoned_tables() -> str:
-    """What `python benchmarks/gpu_ledger.py` reckons for Florence-2-large on an H100."""
+    """The estimates of `python benchmarks/gpu_ledger.py` for Florence-2-large on an H100."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from ledger.reckoning import reckon
     from ledger.report import page
@@ -75,7 +108,7 @@ def reckoned_tables() -> str:
 
 
 def settings_tables() -> str:
-    """The same with other settings, and with adapters, also for Florence-2-base."""
+    """The estimates with other settings, and with adapters, also for Florence-2-base."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from ledger.reckoning import reckon, reckon_work
     from ledger.report import adapters_table, settings_table
@@ -100,7 +133,7 @@ RECKONED: Mapping[str, tuple[str, Callable[[], str]]] = MappingProxyType(
         "reckoned settings": ("performance.md", settings_tables),
     }
 )
-"""As `GENERATED`, of what takes long; `tests/test_ledger_figures.py` checks them."""
+"""The parts that take long to make, as in `GENERATED`; `tests/test_ledger_figures.py` checks them."""
 
 
 def with_part(page: str, name: str, part: str) -> str:

@@ -1,4 +1,4 @@
-"""A model that needs no checkpoint: it checks what it is sent as the real one does; its answers are canned.
+"""A model that needs no checkpoint: it checks requests as the real one does, and gives canned answers.
 
 `fake_service` puts it into a real server process.
 """
@@ -66,7 +66,7 @@ RESULT = {
 
 @dataclass
 class Call:
-    """One request as the model got it. task: its token; asked: the `Task`, where one was given."""
+    """One request as the model got it. task: its token; asked: the `Task`, if one was given."""
 
     image: Any
     task: str
@@ -80,12 +80,12 @@ class Call:
 
 @dataclass
 class FakeModel:
-    """Stands for `florence.Florence2` behind the endpoints. A stream gets the words of `PIECES`.
+    """A stand-in for `florence.Florence2` behind the endpoints. A stream gets the words of `PIECES`.
 
-    error: what every request fails with. held: requests stay open until `release` is set. delay_s: each takes
-    that long, one after the other. until: a folder; no request ends before a file of its task's name is
-    there. fails_late: `error` comes after a stream's text. trace: a file that gets a line for each event.
-    own: rows of declared tasks.
+    error: every request fails with it. held: requests stay open until `release` is set. delay_s: each takes
+    this long, one after the other. until: a folder; a request ends only when it holds a file with the task's
+    name. fails_late: `error` comes after a stream's text. trace: a file that gets a line for each event. own:
+    rows of declared tasks.
     """
 
     ready: bool = True
@@ -105,9 +105,11 @@ class FakeModel:
 
     @property
     def tasks(self) -> TaskTable:
+        """The built-in tasks and the declared ones."""
         return TASKS.extended(self._declared())
 
     def _declared(self) -> list[Task]:
+        """The declared tasks."""
         return declare(("row", row) for row in self.own)
 
     def submit(
@@ -119,6 +121,7 @@ class FakeModel:
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Future[Answer]:
+        """Record a request for a typed answer."""
         return self._submit(Call(image, *_names(task), text, options, Future(), on_text))
 
     def submit_original(
@@ -130,9 +133,11 @@ class FakeModel:
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Future[OriginalAnswer]:
+        """Record a request for the original's JSON."""
         return self._submit(Call(image, *_names(task), text, options, Future(), on_text, original=True))
 
     def _submit(self, call: Call) -> Future[Any]:
+        """Record a call and answer it in the pool."""
         parameters = call.options.pop("parameters", None)
         call.options.update(parameters.model_dump(exclude_none=True) if parameters else {})
         future = call.future
@@ -142,14 +147,16 @@ class FakeModel:
         return future
 
     def submit_all(self, image: bytes, asks: list[tuple[str, Any]], **options: Any) -> list[Future[Answer]]:
+        """Submit several tasks on one picture."""
         return [self.submit(image, task, text, **options) for task, text in asks]
 
     @property
     def adapters(self) -> list[str]:
+        """The names of the adapters: there are none."""
         return []
 
     def info(self) -> dict[str, Any]:
-        """Of the same shape as the real one's."""
+        """Information in the shape of the real model's."""
         return {
             "checkpoint": self.checkpoint,
             "revision": None,
@@ -168,20 +175,24 @@ class FakeModel:
         }
 
     def memory(self) -> dict[str, int]:
+        """Fixed numbers of bytes."""
         return {"caches": 3, "picture_cache": 2, "pixels": 1}
 
     def close(self, *, drain_s: float | None = None) -> None:
+        """Answer or fail the open requests, and accept no more."""
         self.note("close")
         self.closed = True
         self.release.set()
         self.pool.shutdown(wait=True)
 
     def note(self, event: str) -> None:
+        """Append an event to the trace file, if there is one."""
         if self.trace is not None:
             with self.trace.open("a") as file:
                 file.write(event + "\n")
 
     def _run(self, call: Call) -> None:
+        """Stream the words, wait as the fields say, and end the request."""
         self.note("start")
         if call.on_text is not None and (self.error is None or self.fails_late):
             for piece in PIECES:
@@ -203,6 +214,7 @@ class FakeModel:
             call.future.set_result(outcome)
 
     def _answer(self, call: Call) -> Answer:
+        """Check the call as the real model does, and return the canned answer."""
         if self.error is not None:
             raise self.error
         if callable(call.image):
@@ -233,6 +245,7 @@ class FakeModel:
 
 
 def _names(task: str | Task) -> tuple[str, Task | None]:
+    """The task's token, and the task itself if one was given."""
     return (task.token, task) if isinstance(task, Task) else (task, None)
 
 
@@ -250,8 +263,10 @@ def original_of(answer: Answer) -> OriginalAnswer:
 
 
 def load_fake(settings: Settings, device: str, observer: Observer) -> FakeModel:
-    """A fake as `FLORENCE_MODEL` describes it: JSON of its fields, `threads` of its pool, and
-    `load_until`, a file that ends its loading once it is there."""
+    """A fake with the fields that `FLORENCE_MODEL` gives as JSON.
+
+    `threads`: of its pool; `load_until`: a file whose appearance ends the loading.
+    """
     fields = json.loads(settings.model)
     loaded = Path(fields.pop("load_until", os.sep))
     while not loaded.exists():

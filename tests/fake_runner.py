@@ -1,4 +1,4 @@
-"""A device that the engine's tests command: it answers at once, at a gate's opening, or with a failure."""
+"""A fake device for the engine's tests: it answers at once, when a gate opens, or with a failure."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ SLOTS, ROWS = 8, 24
 
 
 def config(**changes: Any) -> EngineConfig:
-    """An engine's configuration, with room for short requests unless it says otherwise."""
+    """An engine's configuration with room for short requests, with these changes."""
     return EngineConfig(**{"max_new_tokens": 100, "max_prompt_tokens": 10, **changes})
 
 
 def request(number: int = 1, **changes: object) -> Request:
+    """A request whose prompt holds this number."""
     return replace(Request(PIXELS, (0, number, 2), OPTIONS), **changes)  # type: ignore[arg-type]
 
 
 @dataclass
 class Clock:
-    """Stands still unless it is moved."""
+    """A clock that stands still unless a test moves it."""
 
     now: float = 0.0
 
@@ -46,11 +47,12 @@ class Clock:
 
 
 class FakeRunner:
-    """Answers a request with its own number; steps wait at a gate, which is open unless a test shuts it.
+    """A fake device that answers a request with its own number; steps wait at a gate, which is open by
+    default.
 
-    `clock`: stands still, but each part of an encode takes `part_s`. `parts`: of one encode; each waits for
-    one of the `permits`, where there are any. `before`: called before the engine takes requests. `broken`:
-    steps fail, `blind`: encodes fail; `lost`: `prepare` and `reset` fail.
+    `clock`: moves by `part_s` with each part of an encode. `parts`: the number of parts of one encode; each
+    waits for one of the `permits`, if there are any. `before`: called before the engine takes requests.
+    `broken`: steps fail; `blind`: encodes fail; `lost`: `prepare` and `reset` fail.
     """
 
     def __init__(self) -> None:
@@ -73,23 +75,28 @@ class FakeRunner:
     chunks_ahead = 0
 
     def reset(self) -> None:
+        """Free all slots, or fail if the device is lost."""
         self.resets += 1
         if self.lost:
             raise RuntimeError("the device is gone")
         self.slots = SlotAllocator(SLOTS, ROWS)
 
     def prepare(self, threads: int | None = None) -> None:
+        """Call `before`, and fail if the device is lost."""
         self.before()
         if self.lost:
             raise RuntimeError("the device is gone")
 
     def fits(self, requests: Iterable[Request]) -> int:
+        """The number of requests for which there are slots."""
         return self.slots.fits(each.options.num_beams for each in requests)
 
     def rest(self) -> None:
+        """Do nothing."""
         pass
 
     def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[None, None, int]:
+        """Encode in parts; the last one gives the sequences their slots."""
         numbers = [sequence.request.prompt_ids[1] for sequence in sequences]
         for _ in range(self.parts - 1):
             self.events.append("part")
@@ -107,8 +114,8 @@ class FakeRunner:
     def step(
         self, sequences: Sequence[SequenceState]
     ) -> list[tuple[SequenceState, Hypothesis | EngineError]]:
-        """One step, after which all are finished; while the gate is shut, a short one that decides
-        nothing."""
+        """Run one step, which finishes all requests; while the gate is shut, it is short and
+        finishes none."""
         self.started.set()
         self.events.append("step")
         if self.broken:
@@ -123,19 +130,22 @@ class FakeRunner:
         return [(sequence, self.outcome(sequence.request.prompt_ids[1])) for sequence in sequences]
 
     def drop(self, sequence: SequenceState) -> None:
+        """Free the sequence's slot."""
         self.slots.give_back(sequence.slot)
 
     def was_cut(self, hypothesis: Hypothesis, request: Request) -> bool:
+        """False: no answer is cut."""
         return False
 
     def outcome(self, number: int) -> Hypothesis | EngineError:
+        """The answer with this number, or an error for POISON_STEP."""
         if number == POISON_STEP:
             return EngineError("not numbers")
         return Hypothesis([2, number, 2], [0.0, 0.0], 0.0)
 
 
 def hold(engine: Engine, runner: FakeRunner) -> Future[Generation]:
-    """A request that occupies the device until the gate opens."""
+    """Send a request that occupies the device until the gate opens."""
     runner.gate.clear()
     runner.started.clear()
     future = generate(engine, request(0))

@@ -1,4 +1,4 @@
-"""Hosts that are not there: names, addresses and HTTP answers for `PictureFetcher`, without a network."""
+"""Simulated hosts: names, addresses and HTTP answers for `PictureFetcher`, without a network."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from florence.server.fetching.allowed import read_allow_list
 from florence.server.fetching.fetcher import PictureFetcher
 
 HOST = "pictures.test"
-PUBLIC = "93.184.216.34"  # an address of the public internet, which no test asks
+PUBLIC = "93.184.216.34"  # a public address, to which no test connects
 PICTURE = saved(drawn(64, 48))
 
 Piece = bytes | Exception | asyncio.Event | Callable[[], Awaitable[bytes]]
-"""Bytes of an answer, an error in their place, an event to wait for, or what makes bytes."""
+"""Bytes of an answer, an error in their place, an event to wait for, or a function that makes bytes."""
 
 
 def answer(
     body: bytes = PICTURE, status: int = 200, headers: Mapping[str, str] | None = None, **more: str
 ) -> bytes:
-    """An HTTP answer; `more`: headers, with _ for -."""
+    """An HTTP answer; `more`: headers, with _ in place of -."""
     named = {name.replace("_", "-"): value for name, value in more.items()} | dict(headers or {})
     lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
     return f"HTTP/1.1 {status} Fine\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode("latin-1") + body
 
 
 def redirect(location: str, status: int = 302) -> bytes:
-    """An HTTP answer that leads elsewhere."""
+    """An HTTP answer that redirects to this location."""
     return answer(b"", status, location=location)
 
 
@@ -41,11 +41,11 @@ LIMITS: dict[str, Any] = {"max_bytes": 20 * 2**20, "arrive_s": 60.0, "most": 256
 
 @dataclass
 class FakeWeb(AsyncNetworkBackend):
-    """names: a host's addresses; pages: an answer's pieces by its URL, as scheme, Host header and target make
-    it; dead: addresses that take no connection.
+    """A simulated network.
 
-    `lookups`, `connections` (address, port), `greeted` (the names in TLS) and `requests` (the bytes) are what
-    happened.
+    names: the addresses of each host; pages: the pieces of an answer by its URL (scheme, Host header and
+    target); dead: addresses that accept no connection. `lookups`, `connections` (address, port), `greeted`
+    (server names in TLS) and `requests` (bytes) record what happened.
     """
 
     names: dict[str, Sequence[str]] = field(default_factory=lambda: {HOST: [PUBLIC]})
@@ -58,13 +58,14 @@ class FakeWeb(AsyncNetworkBackend):
     closed: int = 0
 
     def fetcher(self, hosts: str = HOST, networks: str | None = None, **limits: Any) -> PictureFetcher:
-        """Before these hosts, with these settings."""
+        """A fetcher that may reach these hosts, with these limits."""
         allowed = read_allow_list(hosts, networks)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         told = LIMITS | limits
         return PictureFetcher(allowed=allowed, resolve=self.resolve, connector=self, tls=tls, **told)
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
+        """The host's addresses, recorded in `lookups`."""
         self.lookups.append(host)
         if host not in self.names:
             raise OSError(f"no such name: {host}")
@@ -78,6 +79,7 @@ class FakeWeb(AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> AsyncNetworkStream:
+        """A connection, recorded in `connections`."""
         self.connections.append((host, port))
         if host in self.dead:
             raise ConnectError("secret reason")
@@ -86,7 +88,7 @@ class FakeWeb(AsyncNetworkBackend):
 
 @dataclass
 class FakeStream(AsyncNetworkStream):
-    """One connection: an answer for what was written."""
+    """One connection, which gives the answer for the request that was written to it."""
 
     web: FakeWeb
     scheme: str = "http"
@@ -95,9 +97,11 @@ class FakeStream(AsyncNetworkStream):
     closed: bool = False
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Keep the bytes of the request."""
         self.written += buffer
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """The next bytes of the answer."""
         if self.pieces is None:
             self.web.requests.append(self.written)
             self.pieces = list(self.web.pages.get(self._url(), [answer(b"", 404)]))
@@ -115,6 +119,7 @@ class FakeStream(AsyncNetworkStream):
         return b""
 
     def _url(self) -> str:
+        """The URL of the request."""
         lines = self.written.decode("ascii").split("\r\n")
         host = next(line.split(": ")[1] for line in lines if line.lower().startswith("host: "))
         return f"{self.scheme}://{host}{lines[0].split(' ')[1]}"
@@ -122,10 +127,12 @@ class FakeStream(AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> AsyncNetworkStream:
+        """A connection that counts as encrypted."""
         self.web.greeted.append(server_hostname)
         return FakeStream(self.web, "https")
 
     async def aclose(self) -> None:
+        """Count the closed connections."""
         self.web.closed += not self.closed
         self.closed = True
 

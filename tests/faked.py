@@ -1,4 +1,4 @@
-"""The service with a fake model; FLORENCE_MODEL says as JSON how the fake behaves."""
+"""The service with a fake model; FLORENCE_MODEL describes the fake as JSON."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from florence.settings import Settings, read_settings
 
 @dataclass
 class BreakingModel(FakeModel):
-    """Its device breaks at the first request."""
+    """A fake model whose device breaks at the first request."""
 
     def _answer(self, call: Call) -> Answer:
+        """End the worker as a broken device does."""
         end_worker()
         raise EngineError("the device is gone")
 
 
 def load(settings: Settings, device: str, observer: Observer) -> FakeModel:
-    """A fake, or for `"breaks"` the one that breaks."""
+    """A fake model; for `"breaks"`, one whose device breaks."""
     return BreakingModel() if settings.model == "breaks" else load_fake(settings, device, observer)
 
 
 def fake_service() -> Any:
-    """For the settings in BentoML's arguments and in the environment."""
+    """Build the service for the settings in BentoML's arguments and in the environment."""
     return real.build_service(read_settings(bentoml.use_arguments), 0, load, lambda settings: None)

@@ -1,9 +1,9 @@
-"""Programs in processes that are forked from one process, which has imported the libraries that take seconds.
+"""Run programs in forks of one process that has imported the slow libraries.
 
 A program runs as `python script.py` or `python -m module` would: its own modules and the project's are
-imported anew, and as `__main__` it has its folder before all others. Threads and functions for the exit are
-waited for; what is in memory is not taken apart. Other variables than its caller's: OpenMP has one thread,
-and no hub is asked.
+imported again, and as `__main__` it has its folder first in the path. Threads and exit functions are waited
+for; objects are not destroyed. Two variables differ from the caller's: OpenMP has one thread, and hubs are
+offline.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LIBRARIES = (
 
 
 class Forker:
-    """The first process, from which others are forked one after the other."""
+    """The first process, from which the others are forked one at a time."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -46,8 +46,8 @@ class Forker:
     def run(
         self, command: Sequence[str], limit_s: float, folder: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The end of a program, which is killed after `limit_s` seconds. `command`: what comes after
-        `python`. `folder`: where it runs; None: here."""
+        """Run a program and kill it after `limit_s` seconds. `command`: the words after `python`. `folder`:
+        its working directory; None: the current one."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with tempfile.TemporaryDirectory() as outputs:
@@ -61,7 +61,7 @@ class Forker:
 
 @contextmanager
 def forker() -> Iterator[Forker]:
-    """Started when this is entered."""
+    """Start the first process, and end it at the end of the block."""
     command = [sys.executable, __file__]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
@@ -71,7 +71,7 @@ def forker() -> Iterator[Forker]:
 
 
 def run(command: list[str], folder: str, stdout: str, stderr: str) -> None:
-    """As Python would run it in this process, in a folder, with its output in these files."""
+    """Run a Python command in this process, in this folder, with its output in these files."""
     for number, file in enumerate((stdout, stderr), start=1):
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
     os.chdir(folder)
@@ -84,11 +84,11 @@ def run(command: list[str], folder: str, stdout: str, stderr: str) -> None:
 
 
 def fork_each() -> None:
-    """Fork for each line of stdin and print the exit status."""
+    """Fork once for each line of stdin, and print each exit status."""
     for name in LIBRARIES:
         import_module(name)
     gc.collect()
-    gc.freeze()  # or each fork copies all of them to look for garbage
+    gc.freeze()  # otherwise each fork's garbage collection copies all pages
     for line in sys.stdin:
         command, folder, limit_s, *files = json.loads(line)
         child = get_context("fork").Process(target=run, args=(command, folder, *files))

@@ -25,6 +25,7 @@ PLACES = {"boxes": BOXES, "quads": QUADS, "polygons": POLYGONS}
 
 
 def answer(result: Any) -> TaskAnswer[Any]:
+    """An answer with this result."""
     return TaskAnswer[Any](
         task="<OD>",
         result=result,

@@ -1,11 +1,12 @@
 """The long form of the fuzzers: `make fuzz`, or `python tests/fuzz.py --help`.
 
-Inputs are numbered, so a run that was cut off goes on with `--start`. Function level: any other exception
-than the package's own ends the run, with the input's kind, seed and number. Over HTTP and gRPC: so does an
-answer that `fuzz_senders.wrong_answer` refuses, such as 500, none in time, and an error in the service's log.
+Inputs are numbered, so `--start` continues a run that was cut off. At function level, any exception other
+than the package's own ends the run and reports the input's kind, seed and number. Over HTTP and gRPC, so does
+an answer that `fuzz_senders.wrong_answer` refuses (such as a 500), a missing answer, and an error in the
+service's log.
 
-Prints by how much memory grew, beside what is kept to be used again: this process gives back what it has
-freed before it is measured; the service remembers few pictures, and its readers have decoded large ones.
+It prints by how much memory grew beside the memory that is kept for reuse: this process returns freed memory
+before it is measured; the service caches few pictures, and its readers have decoded large ones.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ from florence.checkpoint.hub import resolve_checkpoint
 WARM_UP = 1000  # or a quarter of all
 EVERY = 100  # inputs between two looks at the memory and the log
 TOLD = 10_000  # inputs between two lines
-KEPT_BYTES = 1_000_000  # of the latest pictures, so that a quarter of a run fills it
+KEPT_BYTES = 1_000_000  # of the picture cache; a quarter of a run fills it
 TOGETHER = 4  # requests at a time
 OVER_GRPC = ("grpc", "stream")
 ROLES = {"bentoml serve": "supervisor", "_bentoml_impl.worker": "worker", "readers.worker": "readers"}
 _ERRORS = re.compile(r".*(?:Traceback \(most|\bERROR\b|\bCRITICAL\b).*")
 
 Memory = Callable[[], Mapping[str, float]]
-"""What processes have taken for themselves now, MiB, by what they are."""
+"""The private memory of the processes now, in MiB, by role."""
 
 
 def main() -> int:
-    """0 where nothing was found."""
+    """Run the fuzzers; return 0 if they find nothing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,7 +75,7 @@ def main() -> int:
         return range(asked.start, asked.start + count)
 
     for kind in filter(None, asked.kinds.split(",")):
-        with quiet():  # libtiff writes of each damaged file
+        with quiet():  # libtiff prints a warning for each damaged file
             run(kind, function_feeder(kind, asked.seed), numbers(asked.inputs), own_memory, asked.seconds)
     if not asked.requests and not asked.examples:
         return 0
@@ -89,7 +90,7 @@ def main() -> int:
 
 
 def function_feeder(kind: str, seed: int) -> Send:
-    """What reads the input of a number."""
+    """A function that reads the input of a number."""
     target = fuzzing.TARGETS[kind]
 
     def feed(number: int) -> str:
@@ -101,7 +102,7 @@ def function_feeder(kind: str, seed: int) -> Send:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what C libraries write to stderr; an exception that comes out is shown after it."""
+    """Hide what C libraries write to stderr in this block."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -114,7 +115,8 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fuzzed_service() -> Iterator[tuple[Server, str]]:
-    """The demo checkpoint with an adapter, and the host from which it may fetch pictures."""
+    """Start the demo checkpoint with an adapter; yield the server and the host from which it may fetch
+    pictures."""
     with picture_host() as host, tempfile.TemporaryDirectory() as folder:
         adapter = write_lora(resolve_checkpoint("demo").directory, Path(folder) / ADAPTER)
         settings = {
@@ -128,7 +130,7 @@ def fuzzed_service() -> Iterator[tuple[Server, str]]:
 
 
 def read_large_pictures(server: Server) -> None:
-    """Let each reader take the memory that it keeps for its next pictures."""
+    """Send large pictures, so that each reader takes the memory that it keeps for later pictures."""
     upload = {"image": fuzzing.large_picture()}
     with ThreadPoolExecutor(4) as pool:
         sent = [
@@ -142,7 +144,7 @@ def read_large_pictures(server: Server) -> None:
 def over_network(
     server: Server, host: str, doors: list[str], seed: int, numbers: range, seconds: float
 ) -> None:
-    """Requests at these doors of a service in turn. host: of pictures that have a URL."""
+    """Send requests to these endpoints of a service in turn. host: of the pictures that have a URL."""
     name, port = server.url.removeprefix("http://").split(":")
     address = name, int(port)
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
@@ -163,7 +165,7 @@ def over_network(
 
 
 def by_document(server: Server, examples: int, seed: int) -> None:
-    """Requests that the service's OpenAPI document allows, and such that it forbids."""
+    """Send requests that the service's OpenAPI document allows, then requests that it forbids."""
     check = log_checker(server)
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
 
@@ -179,8 +181,7 @@ def by_document(server: Server, examples: int, seed: int) -> None:
 
 
 def log_checker(server: Server) -> Callable[[], None]:
-    """What raises AssertionError for an error in the service's log since the last time: no request may be the
-    cause of one."""
+    """A function that raises AssertionError if the service has logged an error since its last call."""
     read = server.log_path.stat().st_size
 
     def check() -> None:
@@ -196,7 +197,7 @@ def log_checker(server: Server) -> Callable[[], None]:
 
 
 def memory_of(server: Server) -> Memory:
-    """Of the service's processes together by what they are; not of those that draw one answer."""
+    """A function that measures the service's processes by role, without those that draw one answer."""
 
     def look() -> Mapping[str, float]:
         supervisor = psutil.Process(server.process.pid)
@@ -213,7 +214,7 @@ def memory_of(server: Server) -> Memory:
 
 
 def own_memory() -> Mapping[str, float]:
-    """This process's, once it has given back what it has freed, where glibc is the C library."""
+    """This process's memory, after glibc has returned freed memory to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -221,7 +222,8 @@ def own_memory() -> Mapping[str, float]:
 
 
 def own_mib(pid: int) -> float:
-    """What a process has taken for itself: pages of files come and go with the machine's other work."""
+    """The private memory of a process, in MiB. Pages of files are left out: they depend on the machine's
+    other work."""
     (line,) = re.findall(r"^RssAnon:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return int(line) / 1024
 
@@ -235,8 +237,8 @@ def run(
     together: int = 1,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Feed inputs, `together` at a time, for so many seconds, and say what came of them, how fast,
-    and how memory grew. check: raises what else is wrong."""
+    """Feed inputs, `together` at a time, for this number of seconds; print the outcomes, the speed and the
+    growth of memory. check: raises an error for anything else that is wrong."""
     said: Counter[str] = Counter()
     looks: list[tuple[int, Mapping[str, float]]] = []
 
@@ -268,7 +270,7 @@ def run(
 
 
 def growth(looks: list[tuple[int, Mapping[str, float]]]) -> str:
-    """The slope of each process's memory after the first quarter, with what it was then and at last."""
+    """The slope of each process's memory after the first quarter, with its first and last values."""
     looks, made = looks[len(looks) // 4 :], []
     for role in looks[0][1] if len(looks) > 2 else ():
         numbers, sizes = [at for at, _ in looks], [look.get(role, 0.0) for _, look in looks]

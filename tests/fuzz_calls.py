@@ -1,7 +1,7 @@
-"""Calls of the service over gRPC, made by a seed: inference with raw and plain contents of every datatype,
-whole and damaged, streams of them, and every other method.
+"""gRPC calls of the service made from a seed: inference with raw and typed contents of every datatype, whole
+and damaged, streams of them, and every other method.
 
-A call is told by its door, seed and number alone. Knows nothing about sending.
+A call is determined by its endpoint, seed and number alone. Knows nothing about sending.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CONTENTS: Final = (
 
 @dataclass(frozen=True)
 class Call:
-    """messages: of a stream, or the one of a unary call."""
+    """A gRPC call. messages: those of a stream, or the single one of a unary call."""
 
     method: str
     messages: tuple[bytes, ...]
@@ -43,7 +43,7 @@ class Call:
 
 
 def call_of(door: str, seed: int, number: int) -> Call:
-    """The call of that number: of the door `grpc` or `stream`."""
+    """The call with this number; `door` is `grpc` or `stream`."""
     source = random.Random(f"{door} {seed} {number}")
     metadata = _metadata(source)
     if door == "stream":
@@ -56,11 +56,12 @@ def call_of(door: str, seed: int, number: int) -> Call:
 
 
 def _maybe(source: random.Random, data: bytes) -> bytes:
+    """The data, changed in two of three cases."""
     return mutate(source, data) if source.randrange(3) else data
 
 
 def _infer(source: random.Random) -> bytes:
-    """A ModelInferRequest: its values odd at times, its bytes damaged in two of five."""
+    """A ModelInferRequest: some values are odd, and in two of five the bytes are damaged."""
     made, rows = Made(source, ""), source.randint(1, 3)
     columns = {"INPUT_IMAGE": [made.picture] * rows, "TASK_PROMPT": [made.task.token.encode()] * rows}
     if (text := made.text) is not None:
@@ -87,14 +88,14 @@ def _infer(source: random.Random) -> bytes:
 
 
 def _fill(source: random.Random, contents: Any) -> None:
-    """Elements of another type in a tensor."""
+    """Put elements of another type into a tensor."""
     field = source.choice(_CONTENTS)
     if source.randrange(3):
         getattr(contents, field).extend([True if field.startswith("bool") else 1] * source.randint(1, 3))
 
 
 def _set(source: random.Random, parameter: Any, value: Any) -> None:
-    """A parameter of the kind that fits the value; another at times."""
+    """Set a parameter in the field for the value's type; at times in another."""
     kinds = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
     if type(value) is int and value >= 2**63:
         parameter.uint64_param = value % 2**64
@@ -106,6 +107,7 @@ def _set(source: random.Random, parameter: Any, value: Any) -> None:
 
 
 def _metadata(source: random.Random) -> tuple[tuple[str, str], ...]:
+    """Up to two metadata entries, some damaged."""
     known = {
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "x-request-id": "a1b2:c3",

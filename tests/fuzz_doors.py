@@ -1,7 +1,7 @@
-"""Whole requests for each door of the service over HTTP, made by a seed: every task, option and way to send a
-picture; a third as they are, the others damaged.
+"""Whole HTTP requests for each endpoint of the service, made from a seed: every task, option and way to send
+a picture. A third are valid, the others damaged.
 
-A request is told by its door, seed and number alone. Knows nothing about sending.
+A request is determined by its endpoint, seed and number alone. Knows nothing about sending.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class Sent:
 
 
 def request_of(door: str, seed: int, number: int, host: str = "127.0.0.1:1") -> Sent:
-    """The request of that number. host: where pictures with a URL are."""
+    """The request with this number. host: where pictures with a URL are."""
     source = random.Random(f"{door} {seed} {number}")
     sent = DOORS[door](Made(source, f"http://{host}/{seed}/{number}"))
     return replace(sent, headers={**sent.headers, **common_headers(source)})
 
 
 def _infer(made: Made) -> Sent:
-    """v2 in JSON: one to three rows."""
+    """A v2 request in JSON with one to three rows."""
     content = _v2(made, [[text] for text in [made.base64()] * made.source.randint(1, 3)])
     return Sent(_model_path(made, "infer"), made.damaged(content), JSON)
 
 
 def _v2(made: Made, images: list[Any] | None = None) -> dict[str, Any]:
-    """The JSON of an infer request; without tensors where there are no images."""
+    """The JSON of an infer request; without images it has no tensors."""
     rows = len(images or [])
     columns = {"INPUT_IMAGE": images, "TASK_PROMPT": [made.task.token] * rows}
     if (text := made.text) is not None:
@@ -72,7 +72,7 @@ def _v2(made: Made, images: list[Any] | None = None) -> dict[str, Any]:
 
 
 def _parameters(made: Made) -> dict[str, Any]:
-    """Options as v2 takes them, with Triton's own."""
+    """Options in the form of v2's parameters, with Triton's own."""
     named = {
         name: ",".join(map(str, value)) if isinstance(value, list) else value
         for name, value in made.options.items()
@@ -82,6 +82,7 @@ def _parameters(made: Made) -> dict[str, Any]:
 
 
 def _model_path(made: Made, verb: str) -> str:
+    """A path of the model, at times with a version."""
     return (
         MODEL
         + ("" if made.source.randrange(5) else made.source.choice(("/versions/1", "/versions/2")))
@@ -90,7 +91,7 @@ def _model_path(made: Made, verb: str) -> str:
 
 
 def _binary(made: Made) -> Sent:
-    """v2 with packed tensors behind the JSON, and the compressions."""
+    """A v2 request with packed tensors after the JSON, at times compressed."""
     rows = made.source.randint(1, 3)
     content, tail = _v2(made, [made.base64()] * rows), b""
     for tensor in content["inputs"]:
@@ -110,7 +111,8 @@ def _binary(made: Made) -> Sent:
 
 
 def _compressed(made: Made, sent: Sent) -> Sent:
-    """At times in gzip or deflate, at times damaged so; the answer too."""
+    """The request, at times compressed with gzip or deflate and damaged; at times it asks for a compressed
+    answer."""
     accepted = made.source.choice(
         ({}, {"Accept-Encoding": made.source.choice(("gzip", "deflate;q=1", "*", "é"))})
     )
@@ -125,7 +127,7 @@ def _compressed(made: Made, sent: Sent) -> Sent:
 
 
 def _generate(made: Made) -> Sent:
-    """The generate extension, whole and in events."""
+    """A request of the generate extension, for a whole answer or for events."""
     rows = made.source.randint(1, 2)
     columns: dict[str, Any] = {"INPUT_IMAGE": made.base64(), "TASK_PROMPT": made.task.token}
     if (text := made.text) is not None:
@@ -138,17 +140,19 @@ def _generate(made: Made) -> Sent:
 
 
 def _typed(made: Made) -> Sent:
+    """A request of a typed endpoint in JSON."""
     path, fields = made.typed()
     return _compressed(made, Sent(path, made.damaged({"image": made.base64(), **fields}), JSON))
 
 
 def _form(made: Made) -> Sent:
-    """Every field in a part of its own, some of them as files; damaged as bytes."""
+    """A form with a part for each field, some of them as files; damaged as bytes."""
     path, fields = made.typed()
     return Sent(path, made.maybe(mutate, _in_form(made, {"image": made.picture, **fields})), FORM)
 
 
 def _in_form(made: Made, fields: Mapping[str, Any]) -> bytes:
+    """The fields as a multipart form."""
     parts = []
     for name, value in fields.items():
         text = value if isinstance(value, str | bytes) else json.dumps(value)
@@ -163,7 +167,7 @@ def _in_form(made: Made, fields: Mapping[str, Any]) -> bytes:
 
 
 def _alone(made: Made) -> Sent:
-    """The picture as the body, the other fields in the query."""
+    """A request with the picture as its body and the other fields in the query."""
     path, fields = made.typed()
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
     query = made.maybe(mutate, urlencode(texts, errors="replace").encode())
@@ -173,7 +177,8 @@ def _alone(made: Made) -> Sent:
 
 
 def _picture(made: Made) -> Sent:
-    """A damaged picture in a whole request, with the options of pictures; a few answers are drawn."""
+    """A damaged picture in an otherwise valid request, with the options of pictures; a few answers
+    are drawn."""
     names = sorted(PictureOptions.model_fields)
     made.options, made.picture = options(made.source, names), mutate(made.source, made.picture)
     made.task = made.source.choice((TASKS.resolve("caption"), TASKS.resolve("object_detection")))
@@ -186,7 +191,7 @@ def _picture(made: Made) -> Sent:
 
 
 def _url(made: Made) -> Sent:
-    """A picture by its URL, whose host answers with damage, or no such URL."""
+    """A request with a picture's URL; its host sends damaged pictures, and some URLs are damaged."""
     path, fields = made.typed()
     url = made.url if made.source.randrange(4) else mutate(made.source, made.url.encode()).decode("latin-1")
     if made.source.randrange(3) == 0:
@@ -198,10 +203,12 @@ def _url(made: Made) -> Sent:
 
 
 def _chat(made: Made) -> Sent:
+    """A chat request with the picture as a data URI."""
     return _chat_about(made, "data:image/png;base64," + base64.b64encode(made.picture).decode())
 
 
 def _chat_about(made: Made, url: str) -> Sent:
+    """A chat request with the picture's URL."""
     words = made.source.choice((made.task.token, made.task.name, made.task.name.replace("_", " ") + ":"))
     parts = [
         {"type": "text", "text": f"{words} {made.text or ''}"},
@@ -226,7 +233,7 @@ def _chat_about(made: Made, url: str) -> Sent:
 
 
 def _other(made: Made) -> Sent:
-    """All other paths, each with any method, and paths that are none."""
+    """A request with any method for any other path, or for a path that does not exist."""
     path = made.source.choice(
         [*sorted(openapi_document()["paths"]), "/", "/ui", "/docs", "/docs.json", "/healthz"]
     )
@@ -255,4 +262,4 @@ DOORS: Final[Mapping[str, Callable[[Made], Sent]]] = {
     "chat": _chat,
     "other": _other,
 }
-"""By their names; each makes a request."""
+"""Name of an endpoint -> the function that makes its requests."""

@@ -1,6 +1,6 @@
-"""The parts that requests of all doors are made of: options, pictures, what a task takes, and headers.
+"""The parts of requests for all endpoints: options, pictures, a task's input, and headers.
 
-Knows what the service takes; nothing about doors.
+Knows what the service accepts; nothing about endpoints.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from florence.types.options import OF_SAMPLING, RequestParameters
 from florence.types.tasks import TASKS, Input, Kind
 from florence.types.tiling import OF_TILES
 
-TOKENS: Final = 3  # of an answer, as long as no damage says more
+TOKENS: Final = 3  # the longest answer, unless damage asks for more
 ADAPTER: Final = "painter"
-"""The adapter of the service that is asked."""
+"""The adapter that the tested service has."""
 
 
 def options(source: random.Random, names: list[str] | None = None) -> dict[str, Any]:
-    """Up to four options of a request: most of them may be as they are, and stand with what they need."""
+    """Up to four options of a request: most values are valid, and options that they need are added."""
     known = schemas()
     chosen = source.sample(names or sorted(known), source.randint(0, min(4, len(names or known))))
     made: dict[str, Any] = {name: _value(source, name, known[name]) for name in chosen}
@@ -39,13 +39,13 @@ def options(source: random.Random, names: list[str] | None = None) -> dict[str, 
 
 @cache
 def schemas() -> dict[str, Any]:
-    """Of each option."""
+    """The JSON schema of each option."""
     made: dict[str, Any] = RequestParameters.model_json_schema()["properties"]
     return made
 
 
 def _value(source: random.Random, name: str, schema: Mapping[str, Any]) -> Any:
-    """A value of an option: mostly one that its schema allows, at times at its end."""
+    """A value of an option: most are allowed by its schema, some are at its limits."""
     if source.randrange(10) == 0:
         return source.choice(ODD)
     if name in ("adapter", "tiles", "background", "labels"):
@@ -79,7 +79,7 @@ class Made:
 
     @property
     def text(self) -> str | None:
-        """What the task takes besides the picture, mostly."""
+        """The task's text or region; at times a missing or a wrong one."""
         if self.task.input is Input.NONE:
             return None if self.source.randrange(12) else "a car"
         return (
@@ -87,21 +87,21 @@ class Made:
         )
 
     def maybe(self, change: Callable[[random.Random, bytes], bytes], data: bytes) -> bytes:
-        """The data as it is once in three times, else changed."""
+        """The data, unchanged in one of three cases, otherwise changed."""
         return change(self.source, data) if self.source.randrange(3) else data
 
     def damaged(self, content: Any) -> bytes:
-        """JSON of the content: as it is, damaged as bytes, or as values."""
+        """The content as JSON: unchanged, damaged as bytes, or damaged as values."""
         data = json.dumps(content).encode()
         return self.maybe(mutate_json if self.source.randrange(2) else mutate, data)
 
     def base64(self) -> str:
-        """The picture as text, at times as a data URI."""
+        """The picture as base64 text, at times as a data URI."""
         head = "" if self.source.randrange(4) else "data:image/png;base64,"
         return head + base64.b64encode(self.picture).decode()
 
     def typed(self) -> tuple[str, dict[str, Any]]:
-        """A path of the typed endpoints, and the fields that go there, but for the picture."""
+        """A path of the typed endpoints, and its fields without the picture."""
         match self.source.randrange(8):
             case 0:
                 kind = self.source.choice(list(Kind))
@@ -126,13 +126,13 @@ class Made:
 
 @cache
 def all_pictures() -> Mapping[str, bytes]:
-    """Whole files of every format, with frames and pages."""
+    """Whole files of every format, some with several frames or pages."""
     frames = {f"{kind} frames": data for kind, data in fuzzing.many().items()}
     return {**fuzzing.pictures(), **frames, "PDF": pdf()}
 
 
 def common_headers(source: random.Random) -> dict[str, str]:
-    """Headers that any request may have, whole and damaged; none in most requests."""
+    """Headers that any request may have, whole or damaged; most requests get none."""
     known = {
         "X-Request-Id": "a1b2:c3",
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

@@ -1,5 +1,6 @@
-"""Requests that schemathesis makes by the OpenAPI document, with real pictures where it makes texts of its
-own, and what is checked of their answers: each is documented, and valid by its schema.
+"""Requests that schemathesis makes from the OpenAPI document, with real pictures in place of random texts.
+
+Each answer is checked: it is documented, and valid by its schema.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _TASKS: Final = ("TASK_PROMPT",)
 def ask_by_document(
     document: dict[str, Any], ask: Ask, examples: int, seed: int, *, wrong: bool = False
 ) -> Counter[str]:
-    """Ask each operation so many times; the statuses of the answers. Raises what schemathesis does for a
-    wrong one. wrong: requests that the document forbids, none of which may be answered with 200."""
+    """Send `examples` requests to each operation and count the statuses; schemathesis raises an error for a
+    wrong answer. wrong: send requests that the document forbids; a 200 is an error then."""
     load_all_checks()
     checks = CHECKS.get_by_names([*_ALWAYS, *(["negative_data_rejection"] if wrong else [])])
     mode = GenerationMode.NEGATIVE if wrong else GenerationMode.POSITIVE
@@ -58,15 +59,15 @@ def ask_by_document(
         operation = result.ok()
         raw = operation.definition.raw
         if wrong and not (raw.get("requestBody", {}).get("required") or "parameters" in raw):
-            continue  # there is nothing that has to be right
+            continue  # no input of this operation can be wrong
         strategy = operation.as_strategy(generation_mode=mode)
         seeded(seed)(limits(given(case=strategy)(check)))()
     return said
 
 
 def patterns_alone(schema: Any) -> Any:
-    """Texts with a pattern have no greatest length: schemathesis makes one pattern of both, which takes it
-    half a second to read and leaves no spaces."""
+    """The schema with no maximum length for texts with a pattern: schemathesis merges both into one pattern,
+    which takes half a second to read and allows no spaces."""
     if isinstance(schema, list):
         return [patterns_alone(each) for each in schema]
     if not isinstance(schema, dict):
@@ -76,7 +77,7 @@ def patterns_alone(schema: Any) -> Any:
 
 
 def with_pictures(body: Any, media_type: str) -> Any:
-    """The body with a real picture for each text in its place, and a real task."""
+    """The body with a real picture in place of each picture's text, and a real task."""
     data = fuzzing.pictures()["PNG RGB"]
     if isinstance(body, bytes):
         return data if media_type.startswith("image/") else body

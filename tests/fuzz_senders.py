@@ -1,5 +1,6 @@
-"""What sends the requests of `fuzz_doors` and the calls of `fuzz_calls` to a service, and says what is wrong
-with an answer; and the host from which the service fetches damaged pictures.
+"""Send the requests of `fuzz_doors` and the calls of `fuzz_calls` to a service and check the answers.
+
+It also has the host from which the service fetches damaged pictures.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from fuzz_calls import STREAM, call_of
 from fuzz_doors import DOORS, Sent, request_of
 
 PATIENCE_S = 60.0
-SOON_S = 0.3  # for the answer to bytes that may be no whole request: none comes then
+SOON_S = 0.3  # seconds to wait for an answer; an incomplete request gets none
 UNCHECKED = ("/healthz", "/livez", "/readyz", "/metrics")
 HARMLESS = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 Send = Callable[[int], str]
-"""Sends the input of a number, and returns the status of its answer; AssertionError where that is wrong."""
+"""Send the input of a number and return the status of its answer; a wrong answer is an AssertionError."""
 
 
 def http_sender(address: tuple[str, int], door: str, seed: int, host: str) -> Send:
-    """Over one connection for each thread. host: of the pictures with a URL."""
+    """A function that sends requests, over one connection for each thread. host: of the pictures
+    with a URL."""
     mine = threading.local()
-    request_of(door, seed, 0)  # what is made once is not made by several threads
+    request_of(door, seed, 0)  # fill the caches before several threads need them
 
     def send(number: int) -> str:
         if not hasattr(mine, "connection"):
@@ -40,7 +42,7 @@ def http_sender(address: tuple[str, int], door: str, seed: int, host: str) -> Se
         try:
             reply, body = _exchange(mine.connection, sent)
         except (ConnectionError, http.client.RemoteDisconnected):
-            mine.connection.close()  # the service closed it after the answer before
+            mine.connection.close()  # the service closed it after the previous answer
             reply, body = _exchange(mine.connection, sent)
         if wrong := wrong_answer(sent, reply.status, dict(reply.headers), body):
             raise AssertionError(
@@ -52,6 +54,7 @@ def http_sender(address: tuple[str, int], door: str, seed: int, host: str) -> Se
 
 
 def _exchange(connection: http.client.HTTPConnection, sent: Sent) -> tuple[http.client.HTTPResponse, bytes]:
+    """Send the request and read the whole answer."""
     headers = {name: value.encode("latin-1", "replace") for name, value in sent.headers.items()}
     connection.request(sent.method, sent.path, sent.body, headers)
     reply = connection.getresponse()
@@ -59,8 +62,11 @@ def _exchange(connection: http.client.HTTPConnection, sent: Sent) -> tuple[http.
 
 
 def wrong_answer(sent: Sent, status: int, headers: Mapping[str, str], body: bytes) -> str:
-    """What is wrong with an answer; nothing where nothing is. A 5xx other than 503 with Retry-After is
-    allowed where the document tells it: 501 for an encoding that is not known, 502 for a host that fails."""
+    """A description of what is wrong with an answer, or an empty text.
+
+    A 5xx is allowed for a 503 with Retry-After, and where the document states it: 501 for an unknown
+    encoding, 502 for a host that fails.
+    """
     named = {name.lower(): value for name, value in headers.items()}
     if "x-request-id" not in named:
         return "no X-Request-Id"
@@ -74,6 +80,7 @@ def wrong_answer(sent: Sent, status: int, headers: Mapping[str, str], body: byte
 
 
 def _wrong_body(status: int, named: Mapping[str, str], body: bytes) -> str:
+    """A description of what is wrong with an answer's body, or an empty text."""
     kind = named.get("content-type", "")
     if "content-encoding" in named or (status < 400 and not kind.startswith("application/json")):
         return ""
@@ -89,7 +96,8 @@ def _wrong_body(status: int, named: Mapping[str, str], body: bytes) -> str:
 
 
 def raw_sender(address: tuple[str, int], seed: int, host: str) -> Send:
-    """Requests of all doors as bytes, damaged as a whole: heads, chunks, lengths. One connection each."""
+    """A function that sends requests of all endpoints as damaged bytes (heads, chunks, lengths), each over a
+    connection of its own."""
     request_of("other", seed, 0)
 
     def send(number: int) -> str:
@@ -108,7 +116,7 @@ def raw_sender(address: tuple[str, int], seed: int, host: str) -> Send:
 
 
 def as_bytes(source: random.Random, sent: Sent) -> bytes:
-    """The request as it goes over a connection, its body whole or in chunks, which may have trailers."""
+    """The request as bytes on a connection, its body whole or in chunks, which may have trailers."""
     pieces = [f"{name}: {value}".encode("latin-1", "replace") for name, value in sent.headers.items()]
     chunked = source.randrange(2)
     pieces.append(b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(sent.body))
@@ -130,7 +138,7 @@ def as_bytes(source: random.Random, sent: Sent) -> bytes:
 
 
 def _read_status(connection: socket.socket) -> str:
-    """The first status that is sent, if one is."""
+    """The first status that the service sends, or whether it waits or closes."""
     connection.settimeout(SOON_S)
     try:
         data = connection.recv(4096)
@@ -150,7 +158,7 @@ def _read_status(connection: socket.socket) -> str:
 
 
 def grpc_sender(channel: grpc.Channel, door: str, seed: int) -> Send:
-    """Unary calls and streams."""
+    """A function that sends unary calls and streams."""
 
     def send(number: int) -> str:
         asked = call_of(door, seed, number)
@@ -176,11 +184,12 @@ def grpc_sender(channel: grpc.Channel, door: str, seed: int) -> Send:
 
 
 class _Answers(socketserver.StreamRequestHandler):
-    """One answer to whatever comes, told by the path."""
+    """A handler that answers every request; the answer depends on the path alone."""
 
     timeout = PATIENCE_S
 
     def handle(self) -> None:
+        """Read a request's head and answer it."""
         with contextlib.suppress(OSError):
             line = self.rfile.readline(10_000)
             while self.rfile.readline(10_000).strip():
@@ -189,7 +198,7 @@ class _Answers(socketserver.StreamRequestHandler):
 
 
 def picture_answer(source: random.Random) -> bytes:
-    """An HTTP answer with a picture, or with a redirect; damaged in two of three."""
+    """An HTTP answer with a picture or a redirect; two of three are damaged."""
     picture = source.choice(list(fuzzing.pictures().values()))
     picture = fuzzing.mutate(source, picture) if source.randrange(2) else picture
     if source.randrange(5) == 0:
@@ -207,7 +216,7 @@ def picture_answer(source: random.Random) -> bytes:
 
 @contextlib.contextmanager
 def picture_host() -> Iterator[str]:
-    """A host on this machine that answers so: its address and port."""
+    """Start a host on this machine that answers with `picture_answer`; yield its address and port."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Answers) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,6 +1,6 @@
-"""Damaged inputs, made from real ones by a seed: pictures of every format that is read, bodies and messages.
+"""Damaged inputs made from real ones and a seed: pictures of every supported format, bodies and messages.
 
-An input is told by its kind, seed and number alone, so any can be made again.
+An input is determined by its kind, seed and number alone, so any can be made again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from florence.server.v2.infer_body import parse_generate_request
 from florence.server.v2.messages import parse_message
 from florence.server.v2.tensors import read_rows
 
-LARGE: Final = 4200, 3150  # pixels: what a decoder takes is just below the 64 MiB that a reader keeps
+LARGE: Final = 4200, 3150  # pixels: a decoder needs just under the 64 MiB that a reader keeps
 SMALL: Final = ImageLimits(max_pixels=1_000_000, pdf_dpi=36)
 EXTREMES: Final = (
     b"\x00",
@@ -70,7 +70,8 @@ ODD: Final = (
 
 
 def mutate(source: random.Random, data: bytes) -> bytes:
-    """The data with one to eight changes: bytes set, bits turned, parts removed, repeated, moved, put in."""
+    """The data with one to eight changes: bytes set, bits flipped, parts removed, repeated, moved or
+    inserted."""
     made = bytearray(data)
     for _ in range(source.randint(1, 8)):
         if not made:
@@ -97,7 +98,7 @@ def mutate(source: random.Random, data: bytes) -> bytes:
 
 
 def mutate_json(source: random.Random, data: bytes) -> bytes:
-    """The JSON with one to three of its values replaced, removed or put in: it is JSON still."""
+    """The JSON with one to three values replaced, removed or added; the result is valid JSON."""
     content = json.loads(data)
     for _ in range(source.randint(1, 3)):
         places = list(_places(content))
@@ -125,7 +126,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @cache
 def pictures() -> Mapping[str, bytes]:
-    """A small file of each format, in some of its ways to be written."""
+    """A small file of each format, in several encodings."""
     picture, frames = drawn(48, 32), [drawn(24, 16, frame=index) for index in range(3)]
     made = {
         f"PNG {mode}": saved(drawn(24, 16, mode), "PNG")
@@ -158,7 +159,7 @@ def pictures() -> Mapping[str, bytes]:
 
 @cache
 def many() -> Mapping[str, bytes]:
-    """Files of three frames or pages; without the time at which they are made, which an AVIF holds."""
+    """Files of three frames or pages. The time of creation, which an AVIF holds, is set to zero."""
     first, *others = [drawn(24, 16, frame=index) for index in range(3)]
     frames = {"save_all": True, "append_images": others}
     made = {kind: saved(first, kind, **frames) for kind in ("GIF", "PNG", "WEBP", "AVIF", "TIFF")}
@@ -168,11 +169,12 @@ def many() -> Mapping[str, bytes]:
 
 @cache
 def large_picture() -> bytes:
-    """A JPEG with which a decoder takes nearly all the memory that a process keeps for its next pictures."""
+    """A JPEG whose decoder needs nearly all the memory that a reader keeps for later pictures."""
     return saved(drawn(*LARGE), "JPEG")
 
 
 def _read_third(data: bytes) -> None:
+    """Read the third frame and the third page."""
     for view in (View(frame=3), View(page=3)):
         with contextlib.suppress(FlorenceError):
             _reader().read(data, view)
@@ -202,14 +204,14 @@ def generate_body() -> bytes:
 
 
 def form_body() -> bytes:
-    """The same as a form, its boundary `edge`."""
+    """The request of a typed endpoint as a form whose boundary is `edge`."""
     head = b'--edge\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
     parts = ((b"image", b'; filename="a"', pictures()["PNG RGB"]), (b"num_beams", b"", b"1"))
     return b"".join(head % part for part in parts) + b"--edge--\r\n"
 
 
 def grpc_message() -> bytes:
-    """A ModelInferRequest."""
+    """A ModelInferRequest, serialized."""
     sent = message({"INPUT_IMAGE": [pictures()["PNG RGB"]], "TASK_PROMPT": [b"<CAPTION>"]}, id="7")
     sent.parameters["num_beams"].int64_param = 1
     sent.parameters["max_new_tokens"].int64_param = 2
@@ -217,31 +219,34 @@ def grpc_message() -> bytes:
 
 
 def _read_rows(columns: Any) -> None:
+    """Read the picture of each row."""
     for row in read_rows(columns):
         row.image()
 
 
 def _read_grpc(data: bytes) -> None:
+    """Read a ModelInferRequest."""
     parsed = parse_message(service_pb2.ModelInferRequest, data)
     _read_rows(read_infer_request(SERVED, parsed).columns)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is fed with inputs of one kind. seeds: the real ones; take: reads one, and may raise `allowed`."""
+    """A function under test for one kind of inputs. seeds: the real inputs; take: reads one, and may raise
+    `allowed`."""
 
     seeds: Callable[[], Mapping[str, bytes]]
     take: Callable[[bytes], object]
     allowed: tuple[type[Exception], ...] = (FlorenceError,)
 
     def input(self, kind: str, seed: int, number: int) -> bytes:
-        """The input of that number. JSON is damaged as bytes, or as values."""
+        """The input of this number. JSON is damaged as bytes, or as values."""
         source = random.Random(f"{kind} {seed} {number}")
         real = self.seeds()[source.choice(sorted(self.seeds()))]
         return (mutate_json if real.startswith(b"{") and source.randrange(2) else mutate)(source, real)
 
     def feed(self, data: bytes) -> None:
-        """Read it; any other exception than those allowed comes out."""
+        """Read the data; an exception that is not allowed is raised."""
         try:
             self.take(data)
         except self.allowed:
@@ -250,6 +255,7 @@ class Target:
 
 @cache
 def _reader() -> LocalReader:
+    """A reader for small pictures."""
     return LocalReader(InputSize(64, 64, 3), DEFAULT_LIMITS)
 
 
@@ -265,4 +271,4 @@ TARGETS: Final[Mapping[str, Target]] = {
     "typed": Target(lambda: {"": typed_body()}, PlainInput.from_json, (FlorenceError, ValidationError)),
     "grpc": Target(lambda: {"": grpc_message()}, _read_grpc),
 }
-"""By the kind of their inputs."""
+"""Kind of inputs -> the function under test."""

@@ -1,4 +1,4 @@
-"""The goldens of Microsoft's original code, and small models made for tests."""
+"""The goldens made by Microsoft's original code, and small models for tests."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def imagenet_normalize() -> Normalize:
 
 
 def load_float32(directory: Path, vocab_size: int = GOLDEN_VOCAB) -> Florence2Model:
-    """A checkpoint on the CPU in float32."""
+    """Load a checkpoint on the CPU in float32."""
     config, cpu = read_config(directory), torch.device("cpu")
     return load_model(directory, config, imagenet_normalize(), vocab_size, cpu, torch.float32)
 
 
 def remember_pictures(model: Florence2Model) -> Florence2Model:
-    """Let `model.encode_images` run each picture through the tower once."""
+    """Make `model.encode_images` run each picture through the tower only once."""
     encode, seen = model.encode_images, dict[bytes, Tensor]()
 
     def remembered(pixels: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def remember_pictures(model: Florence2Model) -> Florence2Model:
 
 
 class Goldens:
-    """One set of goldens; its NOTES.md says what each value is."""
+    """One set of goldens; its NOTES.md explains each value."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,11 +63,13 @@ class Goldens:
 
     @cached_property
     def values(self) -> dict[str, Any]:
+        """The content of golden.json."""
         values: dict[str, Any] = json.loads((self.folder / "golden.json").read_text(encoding="utf-8"))
         return values
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
+        """The tensors of golden.safetensors."""
         return load_file(self.folder / "golden.safetensors")
 
     @cached_property
@@ -81,10 +83,11 @@ class Goldens:
         return remember_pictures(model)
 
     def path(self, name: str) -> Path:
+        """The path of an input picture."""
         return self.folder / "inputs" / name
 
     def pixels(self, name: str) -> NDArray[np.uint8]:
-        """The input picture as the original resized it."""
+        """The input picture, resized as the original does it."""
         if name not in self._pixels:
             picture = Image.open(self.path(name)).convert("RGB")
             self._pixels[name] = np.array(picture.resize((768, 768), Image.Resampling.BICUBIC))
@@ -102,7 +105,7 @@ class Goldens:
 
 
 def options_of(case: dict[str, Any]) -> GenerationOptions:
-    """The settings that the original really used in a generation case."""
+    """The options that the original used in a generation case."""
     used = case["effective"]
     return GenerationOptions(
         num_beams=used["num_beams"],
@@ -115,13 +118,13 @@ def options_of(case: dict[str, Any]) -> GenerationOptions:
 
 
 def rules_of(case: dict[str, Any]) -> TokenRules:
-    """The special tokens, with those forced that the original really forced."""
+    """The token rules of a generation case, with the tokens that the original forced."""
     used = case["effective"]
     return TokenRules(2, 2, used["forced_bos_token_id"], used["forced_eos_token_id"])
 
 
 def sequence_of(case: dict[str, Any], row: int) -> list[int]:
-    """The best sequence of a row, without the padding behind it."""
+    """The best sequence of a row, without the padding after it."""
     sequence: list[int] = case["sequences"][row * case["effective"]["num_return_sequences"]]
     length = len(sequence)
     while sequence[length - 1] == 1:

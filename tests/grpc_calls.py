@@ -1,4 +1,4 @@
-"""Calls of the v2 protocol over gRPC: messages, and a server that listens."""
+"""Calls of the v2 protocol over gRPC: messages, and a listening server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.tensors import pack
 
 JPEG = b"\xff\xd8\xff\xe0 picture"
-"""The head of one, where no model looks at it."""
+"""The first bytes of a JPEG, for tests in which no model reads the picture."""
 
 
 def message(columns: dict[str, list[bytes]], *, raw: bool = True, **fields: Any) -> Any:
-    """A ModelInferRequest with these elements, packed or as contents."""
+    """A ModelInferRequest with these elements, packed (`raw`) or as typed contents."""
     made = service_pb2.ModelInferRequest(model_name="florence2", **fields)
     for name, elements in columns.items():
         tensor = made.inputs.add(name=name, datatype="BYTES", shape=[len(elements), 1])
@@ -32,6 +32,7 @@ def message(columns: dict[str, list[bytes]], *, raw: bool = True, **fields: Any)
 
 
 def caption(image: bytes | None = None, task: bytes = b"<CAPTION>", **fields: Any) -> Any:
+    """A ModelInferRequest for a caption of a picture."""
     return message({"INPUT_IMAGE": [image or picture()], "TASK_PROMPT": [task]}, **fields)
 
 
@@ -39,7 +40,7 @@ def caption(image: bytes | None = None, task: bytes = b"<CAPTION>", **fields: An
 async def listening(
     model: FakeModel, max_bytes: int = 10_000_000
 ) -> AsyncIterator[tuple[grpc.aio.Channel, Inference]]:
-    """A server with this model, for messages of so many bytes at most; a channel to it."""
+    """Start a server with this model and this limit for messages; yield a channel to it and its inference."""
     inference = Inference(timeout_s=5.0)
     inference.model = model
     server = GrpcServer(ModelRepository([inference]), max_bytes, shared=False, budget=roomy())

@@ -1,4 +1,4 @@
-"""HEIF and AVIF files that no encoder writes: grids and overlays of one small item, again and again."""
+"""HEIF and AVIF files that encoders do not write: grids and overlays that use one small item many times."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def coded(form: str, width: int, height: int) -> tuple[bytes, bytes]:
 
 
 def _find(data: bytes, kind: bytes) -> bytes:
+    """The first box of this kind."""
     at = data.index(kind) - 4
     return data[at : at + int.from_bytes(data[at : at + 4], "big")]
 
@@ -46,9 +47,11 @@ def derived(
     uses: int,
     deep: int = 1,
 ) -> bytes:
-    """A file whose picture is derived (kind `grid` or `iovl`, with the data `told`) from one coded item,
-    which it uses so many times. size: what its `ispe` says; deep: how many such items stand above each
-    other."""
+    """A file whose picture is derived from one coded item, which it uses `uses` times.
+
+    kind: `grid` or `iovl`; told: its data; size: the size in its `ispe`; deep: the
+    number of derived items, each made from the one below.
+    """
     config, data = coded(form, *tile)
     code, brand = (b"av01", b"avif") if form == "AVIF" else (b"hvc1", b"heic")
     items = [(1, code), *((2 + index, kind) for index in range(deep))]
@@ -61,7 +64,7 @@ def derived(
     links = struct.pack(">HBBB", 1, 2, 0x81, 2)
     links += b"".join(struct.pack(">HBB", 2 + index, 1, 3) for index in range(deep))
     properties = box(b"ipco", config + b"".join(sizes)) + full(b"ipma", struct.pack(">I", 1 + deep) + links)
-    for _ in range(2):  # the second time it is known where the coded bytes are
+    for _ in range(2):  # the first pass finds the offset of the coded bytes
         at = 0 if _ == 0 else len(head)  # noqa: F821
         places = struct.pack(">HHHIIHHII", 1, 0, 0, 0, 0, 0, 0, 0, 0)[:0]
         places += struct.pack(">HHHHII", 1, 0, 0, 1, at + 8, len(data))
@@ -85,13 +88,13 @@ def derived(
 def grid(
     form: str, tile: tuple[int, int], rows: int, columns: int, size: tuple[int, int] | None = None
 ) -> bytes:
-    """A grid of one tile."""
+    """A grid that repeats one tile."""
     whole = size or (tile[0] * columns, tile[1] * rows)
     told = struct.pack(">BBBBII", 0, 1, rows - 1, columns - 1, *whole)
     return derived(form, b"grid", tile, whole, told, rows * columns)
 
 
 def overlay(form: str, tile: tuple[int, int], uses: int, size: tuple[int, int]) -> bytes:
-    """One item upon itself, so many times, at the same place."""
+    """An overlay that puts one item on itself `uses` times, at the same position."""
     told = struct.pack(">BBHHHHII", 0, 1, 0, 0, 0, 65535, *size) + bytes(8 * uses)
     return derived(form, b"iovl", tile, size, told, uses)

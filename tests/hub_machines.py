@@ -1,4 +1,4 @@
-"""Machines that take checkpoints from a hub on 127.0.0.1, and what lies on it."""
+"""Machines that download checkpoints from a hub on 127.0.0.1, and the files on that hub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from florence.errors import CheckpointError
 NAME = "someone/small-florence"
 MEGABYTE = 2**20
 WEIGHTS = bytes(range(256))
-# huggingface_hub writes in steps of 10 MiB: a file that is cut has to be larger to leave anything behind.
+# huggingface_hub writes in steps of 10 MiB: only a larger file leaves something behind when it is cut off.
 LARGE = WEIGHTS * (24 * MEGABYTE // len(WEIGHTS))
 SMALL = {
     "config.json": b'{"model_type": "florence2"}',
@@ -54,7 +54,7 @@ print(json.dumps(look_up(*sys.argv[1:])))
 
 @dataclass
 class Found:
-    """What a name leads to, or why to nothing; progress: what a process wrote beside it."""
+    """The checkpoint that a name leads to, or the error. progress: the stderr of the process."""
 
     directory: Path = Path()
     revision: str = ""
@@ -65,7 +65,7 @@ class Found:
 
 
 def look_up(name: str, revision: str = "", base: str = "") -> dict[str, Any]:
-    """The fields of `Found`, of a checkpoint."""
+    """The fields of `Found` for a checkpoint."""
     try:
         found = resolve_checkpoint(name, revision or None, base or None)
     except CheckpointError as error:
@@ -87,12 +87,12 @@ class Machine:
     endpoint: str
 
     def resolve(self, name: str = NAME, revision: str = "", base: str = "", **variables: str) -> Found:
-        """In this process, for which the hub's library has read the variables anew."""
+        """Resolve a name in this process, after the hub's library has read the variables again."""
         with self.library(**variables):
             return _found(look_up(name, revision, base))
 
     def start(self, **variables: str) -> Found:
-        """In a process of its own."""
+        """Resolve `NAME` in a process of its own."""
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         run = subprocess.run(
             [sys.executable, "-c", _PROGRAM, NAME],
@@ -106,7 +106,7 @@ class Machine:
 
     @contextmanager
     def library(self, **variables: str) -> Iterator[None]:
-        """`huggingface_hub` as it is after an import with this machine's variables."""
+        """Reload `huggingface_hub` with this machine's variables."""
         try:
             with patch.dict(os.environ, self._variables(**variables), clear=True):
                 reload(constants)
@@ -116,14 +116,17 @@ class Machine:
             reload(constants)
 
     def _variables(self, **variables: str) -> dict[str, str]:
+        """The environment of this machine's processes."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         own = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1"}
         return {**clean, **own, **variables}
 
 
 def _found(fields: dict[str, Any]) -> Found:
+    """A `Found` with these fields."""
     return Found(**{**fields, "directory": Path(fields.get("directory", ""))})
 
 
 def serve(files: dict[str, bytes], **more: Repository) -> HubServer:
+    """A hub with these files in one repository, and further repositories."""
     return HubServer({NAME: Repository({"main": files}), **more})

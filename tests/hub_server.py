@@ -1,6 +1,6 @@
 """A model hub on 127.0.0.1 with the few routes that `huggingface_hub` calls to download a repository.
 
-It counts what is asked of it, and can fall silent in the middle of a file. Knows nothing about florence.
+It records the requests, and can stop in the middle of a file. Knows nothing about florence.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Repository:
-    """`revisions` maps a revision's name to its files, and those to their bytes; a commit is told by its
-    files."""
+    """A repository. `revisions`: name -> files, each with its bytes. A commit is the digest of its files."""
 
     revisions: dict[str, dict[str, bytes]]
     gated: bool = False
 
     def commit(self, files: dict[str, bytes]) -> str:
+        """The commit id of these files."""
         names = json.dumps(
             {name: hashlib.sha1(data).hexdigest() for name, data in files.items()}, sort_keys=True
         )
         return hashlib.sha1(names.encode()).hexdigest()
 
     def files(self, revision: str) -> dict[str, bytes] | None:
+        """The files of a revision, given by its name or commit id."""
         if revision in self.revisions:
             return self.revisions[revision]
         return next((files for files in self.revisions.values() if self.commit(files) == revision), None)
@@ -36,8 +37,8 @@ class Repository:
 
 @dataclass
 class Cut:
-    """The next `times` downloads of a file end after `after` bytes; with `then_down`, all calls after that
-    fail."""
+    """The next `times` downloads of a file end after `after` bytes; with `then_down`, all later
+    calls fail."""
 
     after: int
     times: int = 1
@@ -46,7 +47,7 @@ class Cut:
 
 @dataclass
 class HubServer:
-    """Serves `repositories` until the `with` block ends; `log` holds (method, path, Range header) of each
+    """A server of `repositories` until the `with` block ends. `log`: the (method, path, Range header) of each
     call."""
 
     repositories: dict[str, Repository]
@@ -69,10 +70,11 @@ class HubServer:
 
     @property
     def endpoint(self) -> str:
+        """The hub's URL."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def downloads(self) -> list[str]:
-        """Names of the files whose bytes were asked for, in order."""
+        """The names of the downloaded files, in order."""
         return [
             path.rsplit("/", 1)[1] for method, path, _ in self.log if method == "GET" and "/resolve/" in path
         ]
@@ -83,6 +85,7 @@ class HubServer:
 
 
 def _tree(files: dict[str, bytes]) -> list[dict[str, object]]:
+    """The files in the form of the hub's tree route."""
     return [
         {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
         for name, data in files.items()
@@ -90,19 +93,24 @@ def _tree(files: dict[str, bytes]) -> list[dict[str, object]]:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Answer the hub's routes."""
+
     protocol_version = "HTTP/1.1"
     hub: HubServer
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is printed; `hub.log` has it."""
+        """Print nothing, since `hub.log` has the requests."""
 
     def do_HEAD(self) -> None:
+        """Answer without a body."""
         self._answer()
 
     def do_GET(self) -> None:
+        """Answer with a body."""
         self._answer()
 
     def _answer(self) -> None:
+        """Choose the answer by the path."""
         path = unquote(urlsplit(self.path).path)
         self.hub.log.append((self.command, path, self.headers.get("Range")))
         owner, name, *parts = path.removeprefix("/api/models").lstrip("/").split("/")
@@ -126,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(info).encode())
 
     def _send_file(self, files: dict[str, bytes], name: str, commit: str) -> None:
+        """Send a file, from the requested position."""
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if name not in files:
             return self._send(404, b"{}", {**headers, "X-Error-Code": "EntryNotFound"})
@@ -140,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(
         self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: Cut | None = None
     ) -> None:
+        """Send an answer, cut off if a `Cut` applies."""
         self.send_response(status)
         for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(key, value)

@@ -1,4 +1,4 @@
-"""Counts the kernels that PyTorch's operations launch on a GPU, without one: run them on fake tensors."""
+"""Count the kernels that PyTorch's operations would launch on a GPU, by running them on fake tensors."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 NO_KERNEL = {"device", "empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "lift_fresh"}
 SEVERAL = {
-    "masked_fill": 2,  # a copy, then the fill
+    "masked_fill": 2,  # one copy and one fill
     "zeros": 1,
     "scatter": 2,
     "index_put": 2,
     "logsumexp": 4,  # amax, subtract and exp, sum, log and add
     "constant_pad_nd": 2,
-    "convolution": 2,  # the bias is added by a kernel of its own
+    "convolution": 2,  # a separate kernel adds the bias
 }
 
 
 class KernelCount(TorchDispatchMode):
-    """`kernels`: launches by operation. An attention counts as one, of whatever operations it consists
-    here."""
+    """Count launches by operation in `kernels`. An attention counts as one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class KernelCount(TorchDispatchMode):
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None
     ) -> Tensor:
-        """Memory as the fused kernels give it: [rows, queries, heads, head_dim]."""
+        """An empty result in the memory layout of the fused kernels: [rows, queries, heads, head_dim]."""
         self.kernels["attention"] += 1
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             self.kernels["attention's mask"] += 3
@@ -60,7 +61,10 @@ class KernelCount(TorchDispatchMode):
 
 
 def _is_view(func: Any, args: Any, result: Any) -> bool:
-    """Whether the result is an input's memory, unchanged."""
+    """True if the result shares an input's memory and nothing was written.
+
+    Storage identity and schema are private in PyTorch, which has no public function for either.
+    """
     if func._schema.is_mutable or not isinstance(result, Tensor | tuple | list):
         return False
     storages = {leaf.untyped_storage()._cdata for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}

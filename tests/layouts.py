@@ -1,6 +1,7 @@
-"""The demo checkpoint in every layout of files that people have: a folder for each, made in a moment.
+"""The demo checkpoint in each layout of files that is in use; each function makes a folder in a moment.
 
-Names and configuration of Microsoft's layout are written here anew, so that they check the product's mapping.
+Names and configuration of Microsoft's layout are written here again, so that they check the product's
+mapping.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from torch import Tensor
 DEMO = ROOT / "florence" / "demo" / "checkpoint"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WRONG_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 1}
-"""What an early configuration of Microsoft's said, and a dozen fine-tunes after it."""
+"""The wrong ids of an early configuration of Microsoft's, which a dozen fine-tunes have copied."""
 
 Tensors = dict[str, Tensor]
 
-_NAMES = (  # from transformers' names to Microsoft's, in order
+_NAMES = (  # replacements, applied in order, from transformers' names to Microsoft's
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^model\.vision_tower\.", "vision_tower."),
@@ -50,12 +51,12 @@ def original_name(name: str) -> str:
 
 
 def native_tensors() -> Tensors:
-    """The demo's, in float32."""
+    """The demo's tensors in float32."""
     return {name: tensor.float() for name, tensor in load_file(DEMO / WEIGHTS).items()}
 
 
 def original_tensors() -> Tensors:
-    """The same in Microsoft's layout: without the picture's token, with the bias of the logits."""
+    """The demo's tensors in Microsoft's layout: without the picture's token, with the bias of the logits."""
     tensors = {original_name(name): tensor for name, tensor in native_tensors().items()}
     shared = tensors["language_model.model.shared.weight"][:-1].clone()
     return tensors | {
@@ -67,7 +68,7 @@ def original_tensors() -> Tensors:
 
 
 def original_config() -> dict[str, Any]:
-    """Its config.json, with the wrong ids at the top level that many files have."""
+    """The config.json of Microsoft's layout, with the wrong top-level ids that many files have."""
     native = json.loads((DEMO / "config.json").read_text())
     vision = native["vision_config"]
     positions, frames = vision.pop("max_position_embeddings"), vision.pop("max_temporal_embeddings")
@@ -81,7 +82,7 @@ def original_config() -> dict[str, Any]:
 
 
 def tokenizer(added: bool = True) -> dict[str, Any]:
-    """tokenizer.json as Microsoft's layout has it, with or without Florence-2's tokens."""
+    """The tokenizer.json of Microsoft's layout, with or without Florence-2's tokens."""
     content: dict[str, Any] = json.loads((DEMO / "tokenizer.json").read_text())
     rows = content["added_tokens"]
     first = next(row["id"] for row in rows if row["content"] == "<od>")
@@ -90,12 +91,12 @@ def tokenizer(added: bool = True) -> dict[str, Any]:
 
 
 def write(directory: Path, name: str, content: object, *, encoding: str = "utf-8") -> None:
-    """A JSON file."""
+    """Write a JSON file."""
     (directory / name).write_text(json.dumps(content, indent=1), encoding=encoding)
 
 
 def original(directory: Path, dtype: torch.dtype = torch.float32, *, bare: bool = False) -> Path:
-    """Microsoft's layout; `bare`: configuration and weights only."""
+    """Write Microsoft's layout; `bare`: configuration and weights only."""
     directory.mkdir(parents=True)
     write(directory, "config.json", original_config())
     save_file({name: tensor.to(dtype) for name, tensor in original_tensors().items()}, directory / WEIGHTS)
@@ -106,13 +107,14 @@ def original(directory: Path, dtype: torch.dtype = torch.float32, *, bare: bool 
 
 
 def native(directory: Path, change: Callable[[Tensors], Mapping[str, Tensor]] = dict) -> Path:
-    """transformers' layout, with changed tensors."""
+    """Write transformers' layout, with changed tensors."""
     shutil.copytree(DEMO, directory)
     save_file(dict(change(native_tensors())), directory / WEIGHTS, {"format": "pt"})
     return directory
 
 
 def promptgen(directory: Path) -> Path:
+    """A layout with added_tokens.json, vocab.json and a generation configuration with wrong ids."""
     original(directory)
     write(directory, "vocab.json", tokenizer()["model"]["vocab"])
     added = {row["content"]: row["id"] for row in tokenizer()["added_tokens"]}
@@ -122,6 +124,7 @@ def promptgen(directory: Path) -> Path:
 
 
 def cogflorence(directory: Path) -> Path:
+    """A float16 layout whose tokenizer lacks Florence-2's tokens."""
     original(directory, torch.float16)
     write(directory, "tokenizer.json", tokenizer(added=False))
     write(directory, "tokenizer_config.json", {"model_max_length": 1024})
@@ -131,12 +134,14 @@ def cogflorence(directory: Path) -> Path:
 
 
 def tf_id(directory: Path) -> Path:
+    """A layout that also has a pickle, which must not be opened."""
     original(directory)
     (directory / "pytorch_model.bin").write_bytes(b"\x80\x04never opened")
     return directory
 
 
 def docvqa(directory: Path) -> Path:
+    """A layout with a huge special_tokens_map.json and wrong ids."""
     original(directory)
     write(directory, "special_tokens_map.json", {"additional_special_tokens": ["<od>"] * 4000})
     write(directory, "processor_config.json", {"processor_class": "Florence2Processor"})
@@ -145,11 +150,12 @@ def docvqa(directory: Path) -> Path:
 
 
 def castollux(directory: Path) -> Path:
+    """A layout in bfloat16."""
     return original(directory, torch.bfloat16)
 
 
 def two_files(directory: Path) -> Path:
-    """vocab.json with merges.txt, both with the ends of lines and the byte order mark of another system."""
+    """A layout with vocab.json and merges.txt, both with CRLF and a byte order mark."""
     original(directory)
     model = json.loads((directory / "tokenizer.json").read_text())["model"]
     (directory / "tokenizer.json").unlink()
@@ -161,7 +167,7 @@ def two_files(directory: Path) -> Path:
 
 
 def windows(directory: Path) -> Path:
-    """Every JSON file with CRLF and a byte order mark."""
+    """A layout whose JSON files have CRLF and a byte order mark."""
     native(directory)
     for file in directory.glob("*.json"):
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -170,22 +176,24 @@ def windows(directory: Path) -> Path:
 
 
 def omniparser(directory: Path) -> Path:
-    """The captioner's three files, in a folder of its repository."""
+    """The captioner's three files, in a subfolder of its repository."""
     folder = original(directory / "icon_caption", bare=True)
     write(folder, "generation_config.json", {"num_beams": 5, **WRONG_IDS})
     return folder
 
 
 def model_only(directory: Path) -> Path:
+    """A layout with configuration and weights only."""
     return original(directory, bare=True)
 
 
 def compiled(directory: Path) -> Path:
+    """A layout whose tensor names have torch.compile's prefix."""
     return native(directory, lambda tensors: {f"_orig_mod.{name}": value for name, value in tensors.items()})
 
 
 def wrapped_in_a_row(directory: Path) -> Path:
-    """DDP around torch.compile around peft, and a part that was compiled alone."""
+    """A layout with the prefixes of DDP, torch.compile and peft, and one part compiled alone."""
 
     def rename(name: str) -> str:
         return "module._orig_mod.base_model.model." + name.replace("decoder.", "decoder._orig_mod.")
@@ -194,6 +202,7 @@ def wrapped_in_a_row(directory: Path) -> Path:
 
 
 def sharded(directory: Path) -> Path:
+    """A layout whose weights are in two shards."""
     native(directory)
     tensors = native_tensors()
     (directory / WEIGHTS).unlink()
@@ -205,7 +214,7 @@ def sharded(directory: Path) -> Path:
 
 
 def added_tokens(directory: Path) -> Path:
-    """Two tokens of a fine-tune behind all others, and the embedding grown by two rows."""
+    """A layout with two tokens of a fine-tune after all others, and an embedding with two more rows."""
 
     def grow(tensors: Tensors) -> Tensors:
         name = "model.language_model.shared.weight"
@@ -240,7 +249,7 @@ LAYOUTS: Mapping[str, Callable[[Path], Path]] = {
         added_tokens,
     )
 }
-"""What makes a layout in a directory that is not there yet, and returns the checkpoint's folder."""
+"""Functions that make a layout in a new directory and return the checkpoint's folder."""
 
 BARE = ("omniparser", "model_only")
 """Layouts without tokenizer and preprocessor."""

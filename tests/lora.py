@@ -1,4 +1,4 @@
-"""LoRA adapters with random numbers for any checkpoint, written without peft: a file and its settings."""
+"""LoRA adapters with random numbers for any checkpoint, written without peft."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def write_lora(
     checkpoint: Path, target: Path, layers: str = USUAL, *, rank: int = 4, size: float = 0.05, seed: int = 0,
     tasks: list[dict[str, Any]] | None = None, **settings: Any,
 ) -> Path:  # fmt: skip
-    """An adapter of the checkpoint's linear layers whose names end in the expression `layers`; `tasks`: rows
-    of its `florence_tasks.json`."""
+    """Write an adapter for the linear layers whose names end in the expression `layers`. `tasks`: rows of its
+    `florence_tasks.json`."""
     target.mkdir(exist_ok=True)
     dice = torch.Generator().manual_seed(seed)
     tensors = {}

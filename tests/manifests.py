@@ -1,4 +1,4 @@
-"""The files in deploy/: Compose files put together, Kubernetes overlays rendered, the adapter's rules."""
+"""The files in deploy/: merged Compose files, rendered Kubernetes overlays, and the adapter's rules."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ OVERLAY_NAMES = tuple(sorted(path.name for path in OVERLAYS.iterdir()))
 
 
 def compose(*, gpu: bool = False) -> dict[str, Any]:
-    """The Compose file, with the one for GPUs laid over it or not."""
+    """The Compose file, with `gpu` merged with the one for GPUs."""
     document = _read(DEPLOY / "compose.yaml")
     return _merge(document, _read(DEPLOY / "compose.gpu.yaml")) if gpu else document
 
 
 def kubernetes(overlay: str) -> dict[str, dict[str, Any]]:
-    """Kind -> the Kubernetes object of that kind, as the overlay has it."""
+    """Kind -> the Kubernetes object of that kind in this overlay."""
     return _render(OVERLAYS / overlay)
 
 
@@ -38,12 +38,14 @@ def health_command(url: str) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The content of a YAML file."""
     document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return document
 
 
 def _render(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `kubectl kustomize` prints of a folder: its bases and resources, with its patches merged in."""
+    """The objects that `kubectl kustomize` prints for a folder: bases and resources with the patches merged
+    in."""
     plan = _read(folder / "kustomization.yaml")
     assert set(plan) <= {"apiVersion", "kind", "bases", "resources", "patchesStrategicMerge"}
     objects: dict[str, dict[str, Any]] = {}
@@ -60,7 +62,7 @@ def _render(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _merge(value: Any, patch: Any) -> Any:
-    """A strategic merge: mappings key by key, lists of named things by their names, all else replaced."""
+    """A strategic merge: mappings key by key, lists of named items by name, everything else replaced."""
     if isinstance(value, dict) and isinstance(patch, dict):
         return value | {name: _merge(value.get(name), part) for name, part in patch.items()}
     if _is_named(value) and _is_named(patch):
@@ -71,4 +73,5 @@ def _merge(value: Any, patch: Any) -> Any:
 
 
 def _is_named(value: Any) -> bool:
+    """True for a list of items with names."""
     return isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value)

@@ -1,4 +1,4 @@
-"""The same network in other libraries: `transformers`' class, `timm`'s tower, and sizes for both."""
+"""The same network in other libraries: `transformers`' class and `timm`'s tower, with sizes for both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from florence.model.config import VisionConfig
 
 RULES = TokenRules(start_id=2, eos_id=2, forced_bos_id=0, forced_eos_id=2)
 
-# Florence-2-base, with fewer layers of each kind.
+# Florence-2-base with fewer layers of each kind.
 BASE = {
     "vision_config": {
         "embed_dim": [128, 256, 512, 1024],
@@ -36,7 +36,7 @@ BASE = {
 def native_logits(
     native: Florence2ForConditionalGeneration, pixels: torch.Tensor, prompt: list[int], forced: list[int]
 ) -> torch.Tensor:
-    """Teacher-forced logits of transformers' class for values [1, 3, height, width]."""
+    """Teacher-forced logits of transformers' class for pixel values [1, 3, height, width]."""
     picture_tokens = 1 + pixels.shape[-1] // 32 * (pixels.shape[-2] // 32)
     ids = torch.tensor([[native.config.image_token_id] * picture_tokens + prompt])
     output = native(
@@ -50,11 +50,12 @@ def native_logits(
 
 
 def make_config(window: int = 4, qkv_bias: bool = True) -> VisionConfig:
+    """A small tower's configuration."""
     return VisionConfig(
         dims=(16, 32, 32, 64),
         depths=(1, 1, 2, 1),
         heads=(1, 2, 2, 4),
-        groups=(2, 1, 4, 8),  # other than the heads
+        groups=(2, 1, 4, 8),  # different from the numbers of heads
         window=window,
         mlp_ratio=3.0,
         qkv_bias=qkv_bias,
@@ -64,7 +65,7 @@ def make_config(window: int = 4, qkv_bias: bool = True) -> VisionConfig:
 
 
 def make_timm(config: VisionConfig) -> DaVit:
-    """timm's tower of the same sizes, with weights drawn wide."""
+    """timm's tower of the same sizes, with widely spread random weights."""
     tower = DaVit(
         embed_dims=config.dims,
         depths=config.depths,

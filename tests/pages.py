@@ -1,5 +1,5 @@
-"""README.md and the pages of docs/: their text, their links, the blocks of code in them, and the benchmarks'
-commands that they and benchmarks/ name."""
+"""README.md and the pages of docs/: their text, links and code blocks, and the commands of scripts and
+modules named in them and in benchmarks/."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ NAMES: Final = tuple(str(page.relative_to(ROOT)) for page in PAGES)
 RUNNABLE: Final = ("sh", "python")
 BENCHMARKS = ROOT / "benchmarks"
 MODES: Final = {"--deadline", "--health", "--playground"}
-"""Options with which a benchmark does something else; a mode has a test of its own."""
+"""Options that switch a benchmark to another mode; each mode has a test of its own."""
 
 _BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 _BENCHMARK = re.compile(r"python benchmarks/(\w+\.py)([^\n`#]*)")
+_MODULE = re.compile(r"python -m (florence[\w.]*)([^\n`#]*)")
+_FUZZ = re.compile(r'make fuzz(?: FUZZ="([^"\n]*)")?')
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. shown: the output that the page shows right below it, if it does. reason: why it is not
-    run, if it is not. line: where it begins in its page."""
+    """A fenced block. shown: the output shown right below it, if any. reason: why it is not run, if it is
+    not. line: its first line in the page."""
 
     language: str
     code: str
@@ -40,15 +42,17 @@ class Block:
 
     @property
     def runs(self) -> bool:
+        """True if the tests run this block."""
         return self.language in RUNNABLE and self.reason is None
 
 
 def read(page: Path) -> str:
+    """The text of a page."""
     return page.read_text(encoding="utf-8")
 
 
 def blocks(page: Path) -> list[Block]:
-    """All blocks of a page, in their order."""
+    """All blocks of a page, in order."""
     text = read(page)
     found = list(_BLOCK.finditer(text))
     made = []
@@ -66,7 +70,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def anchors(text: str) -> set[str]:
-    """What links to a page's sections name, as MkDocs and GitHub make it of their titles."""
+    """The anchors of a page's sections, as MkDocs and GitHub make them from titles."""
     titles = re.findall(
         r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
     )
@@ -74,18 +78,36 @@ def anchors(text: str) -> set[str]:
 
 
 def links(page: Path) -> list[tuple[str, str]]:
-    """(target, section) of each link to a file of this project; a target of "" is the page itself."""
+    """(target, section) of each link to a file of this project; an empty target is the page itself."""
     found = re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", read(page))
     return [(target, section) for target, section in found]
 
 
 def benchmark_commands() -> list[tuple[str, list[str]]]:
     """(script, its options) of each command that the documents name."""
-    texts = map(read, (*BENCHMARKS.glob("*.md"), *PAGES))
-    return [(found[1], shlex.split(found[2])) for text in texts for found in _BENCHMARK.finditer(text)]
+    return _commands(_BENCHMARK)
+
+
+def module_commands() -> list[tuple[str, list[str]]]:
+    """(module, its options) of each `python -m florence...` that the documents name."""
+    return _commands(_MODULE)
+
+
+def fuzz_options() -> list[list[str]]:
+    """The options of each `make fuzz` that the documents name, but for a call of its help."""
+    calls = [shlex.split(found[1] or "") for text in _texts() for found in _FUZZ.finditer(text)]
+    return [options for options in calls if options != ["--help"]]
+
+
+def _texts() -> list[str]:
+    return [*map(read, (*BENCHMARKS.glob("*.md"), *PAGES, ROOT / "CONTRIBUTING.md"))]
+
+
+def _commands(pattern: re.Pattern[str]) -> list[tuple[str, list[str]]]:
+    return [(found[1], shlex.split(found[2])) for text in _texts() for found in pattern.finditer(text)]
 
 
 def named_options(script: str, mode: str | None = None) -> list[str]:
-    """All options with which the documents call it in this mode, or in none, one after the other."""
+    """All options of a script's documented commands in this mode, or without a mode, in one list."""
     calls = [options for name, options in benchmark_commands() if name == script]
     return [word for call in calls if next(iter(MODES & {*call}), None) == mode for word in call]

@@ -1,4 +1,4 @@
-"""Small PDFs, written by hand: pages of given sizes with a coloured square, and the ways to be broken."""
+"""Small PDFs written by hand: pages of given sizes with a coloured square, and broken variants."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def pdf(
     rotate: int = 0,
     encrypted: bool = False,
 ) -> bytes:
-    """A PDF with a page for each colour, `size` points large: a square of 36 points in its upper left corner
-    has the colour. encrypted: with a password that is not known."""
+    """A PDF with one page for each colour, of `size` points: a square of 36 points in the upper left corner
+    has the colour. encrypted: with an unknown password."""
     count, first = len(colours), 3
     kids = " ".join(f"{first + 2 * index} 0 R" for index in range(count))
     objects = ["<< /Type /Catalog /Pages 2 0 R >>", f"<< /Type /Pages /Count {count} /Kids [{kids}] >>"]

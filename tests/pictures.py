@@ -1,4 +1,4 @@
-"""Small pictures, drawn and encoded, that the tests of `florence.images.decode` share."""
+"""Small pictures, drawn and encoded, for the tests of `florence.images.decode`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# The modes that Pillow writes in a format.
+# The modes that Pillow can write in each format.
 STORABLE = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
     "JPEG": ["1", "L", "RGB", "CMYK", "YCbCr"],
@@ -26,7 +26,7 @@ MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16"
 
 
 def drawn(width: int = 37, height: int = 23, mode: str = "RGB", frame: int = 0) -> Image.Image:
-    """A picture with something different in every corner, and in every frame."""
+    """A picture whose corners and frames all differ."""
     y, x = np.mgrid[:height, :width]
     blue = (x + y + 60 * frame) % 256
     pixels = np.stack([x * 255 // width, y * 255 // height, blue], axis=-1).astype(np.uint8)
@@ -43,28 +43,31 @@ def drawn(width: int = 37, height: int = 23, mode: str = "RGB", frame: int = 0) 
 
 
 def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """The picture as a file of this format."""
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
 
 
 def pillows(data: bytes) -> Image.Image:
-    """What Pillow alone makes of a file."""
+    """The picture that Pillow alone reads from a file, as RGB."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def digest(image: Image.Image) -> str:
+    """The SHA-256 of the picture's pixels."""
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def same(left: Image.Image, right: Image.Image) -> bool:
+    """True if both pictures have the same mode, size and pixels."""
     return left.mode == right.mode and left.size == right.size and left.tobytes() == right.tobytes()
 
 
 def header_only(format: str, width: int, height: int) -> bytes:
-    """A file that claims this size and has no pixels to speak of."""
+    """A file whose header states this size, with hardly any pixels."""
     data = bytearray(saved(drawn(16, 16), format))
     if format == "PNG":
         body = b"IHDR" + struct.pack(">II", width, height) + bytes(data[24:29])
@@ -87,8 +90,8 @@ def header_only(format: str, width: int, height: int) -> bytes:
 
 
 def tiff_of(values: np.ndarray[Any, Any], photometric: int = 1, bits: int = 0, data: bytes = b"") -> bytes:
-    """A TIFF that stores these values as they are, [height, width] or [height, width, samples]; types and
-    colours that Pillow reads and does not write. bits, data: of values that are packed."""
+    """A TIFF that stores these values unchanged, [height, width] or [height, width, samples], for types and
+    colours that Pillow reads but can't write. bits, data: of packed values."""
     height, width, samples = (*values.shape, 1)[:3]
     kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     data = data or values.astype(values.dtype.newbyteorder("<")).tobytes()

@@ -1,4 +1,4 @@
-"""Pieces of generated text, as the tokenizer gives them."""
+"""Pieces of generated text, in the form that the tokenizer gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from florence.answers import Piece
 
 
 def pieces_of(texts: Sequence[str]) -> list[Piece]:
-    """Pieces of one token each, but for plain text, which is given two."""
+    """Pieces of one token each, except plain texts, which get two tokens."""
     pieces, start = [], 0
     for text in texts:
         stop = start + (1 if text.startswith("<") else 2)

@@ -11,23 +11,24 @@ from typing import Final, NoReturn
 import pytest
 
 NEEDED: Final = bool(os.environ.pop("FLORENCE_CI", ""))
-"""Whether a program that is not here is an error. Taken out of the environment, where commands would refuse
+"""True if an absent program is an error. It is removed from the environment, where commands would refuse
 it as an unknown setting."""
 
 
 def program(name: str, package: str, variable: str) -> str:
-    """Where it is: as the variable says, or where the system has it."""
+    """The path of a program, from the variable or from the system; without it the test is skipped
+    or fails."""
     found = os.environ.get(variable) or shutil.which(name) or shutil.which(name, path="/usr/sbin")
     return found or absent(f"no {name} is installed (Debian: {package})")
 
 
 def absent(reason: str) -> NoReturn:
-    """What a test needs is not here: it is skipped, but for FLORENCE_CI, with which that is an error."""
+    """Skip the test because something is absent, or fail it under FLORENCE_CI."""
     pytest.fail(reason) if NEEDED else pytest.skip(reason)
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
-    """A certificate for `localhost` and 127.0.0.1, and its key, as files in the folder."""
+    """Write a certificate for `localhost` and 127.0.0.1 and its key into the folder."""
     certificate, key = folder / "tls.crt", folder / "tls.key"
     command = [program("openssl", "openssl", "OPENSSL_PROGRAM"), "req", "-x509", "-newkey", "rsa:2048"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]

@@ -1,4 +1,5 @@
-"""`florence` whose actors on Ray are echoes: `python tests/ray_runs.py SECONDS bulk ... --ray ADDRESS`."""
+"""Run `florence` with fake actors on Ray that echo the picture's name: `python tests/ray_runs.py SECONDS bulk
+... --ray ADDRESS`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from florence.errors import FlorenceError
 
 
 def make_echo(seconds: float) -> Ask:
-    """Answers with the picture's name after so many seconds; a picture that can't be read fails."""
+    """A function that answers with the picture's name after this time; a picture that can't be read fails."""
 
     def echo(item: Any, questions: Any) -> Any:
         time.sleep(seconds)
@@ -30,7 +31,7 @@ def make_echo(seconds: float) -> Ask:
 
 
 def actor_arguments(seconds: float) -> Callable[[Any], dict[str, Any]]:
-    """In place of those of a model."""
+    """A function that gives the arguments of the echo actors, in place of those of a model."""
     return lambda arguments: {"make_ask": partial(make_echo, seconds)}
 
 

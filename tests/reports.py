@@ -1,4 +1,4 @@
-"""What an engine reports of a request."""
+"""An engine's report about a request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from florence.engine.observer import FinishReason, RequestReport
 
 
 def report() -> RequestReport:
-    """Of a request that was submitted here and answered."""
+    """The report about a request that was submitted here and answered."""
     return RequestReport(
         "caption", FinishReason.STOP, "alice", 3, 7, (640, 480), 1000.0,
         0.25, 0.5, 1.0, 2.0, 4.0, copy_context(),

@@ -1,6 +1,6 @@
-"""README's picture of the playground: `python tests/screenshot.py` makes it anew.
+"""README's picture of the playground: `python tests/screenshot.py` makes it again.
 
-Needs Chromium. Two tasks on one picture of data/, with the demo checkpoint.
+It needs Chromium. It shows two tasks on one picture of data/, with the demo checkpoint.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from serving import ROOT, serving_demo
 
 TARGET = ROOT / "docs" / "playground.png"
 VIEWPORT = {"width": 1180, "height": 900}
-COLOURS = 256  # a palette: a third of the bytes
+COLOURS = 256  # a palette makes the file a third as large
 
 
 def picture_of(browser: Browser, url: str) -> Image.Image:
-    """The page with the answers, in a palette."""
+    """A screenshot of the page with the answers, with a palette."""
     page = browser.new_page(viewport=VIEWPORT)
     page.goto(f"{url}/ui")
     expect(page.locator(".card")).to_be_visible()
@@ -36,6 +36,7 @@ def picture_of(browser: Browser, url: str) -> Image.Image:
 
 
 def main(target: Path = TARGET) -> None:
+    """Write the picture."""
     with serving_demo() as server, chromium() as browser:
         picture_of(browser, server.url).save(target, optimize=True)
 

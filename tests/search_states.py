@@ -1,4 +1,5 @@
-"""Searches compared: what a step must leave as it is, and what can be seen of two that shall be the same."""
+"""Compare searches: slots that a step must not change, and the observable state of two searches that must
+agree."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ WRITTEN = (
 
 
 def unchanged(state: SearchState, before: SearchState, slot: int) -> None:
-    """A step has written nothing there."""
+    """Check that a step has written nothing to this slot."""
     for name in WRITTEN:
         assert torch.equal(getattr(state, name)[slot], getattr(before, name)[slot]), name
 
 
 def same(made: SearchState, expected: SearchState, slot: int) -> None:
-    """What can be seen of a search."""
+    """Check that the observable states of both searches agree in this slot."""
     assert made.status[slot] == expected.status[slot]
     if made.status[slot] == FAULTY:
         return
@@ -31,9 +32,9 @@ def same(made: SearchState, expected: SearchState, slot: int) -> None:
     torch.testing.assert_close(made.totals[slot, :beams], expected.totals[slot, :beams], rtol=1e-5, atol=1e-5)
     kept, kept_by_definition = windows_of(made, slot), windows_of(expected, slot)
     torch.testing.assert_close(kept, kept_by_definition, rtol=1e-4, atol=1e-5)
-    open_beams = expected.totals[slot, :beams] > -1e8  # others are equal, so any of them may come first
+    open_beams = expected.totals[slot, :beams] > -1e8  # the others may come in any order
     for name in ("sequences", "suffix_matches", "beam_indirection", "logprobs"):
-        first = 1 if name == "beam_indirection" else 0  # all beams begin alike
+        first = 1 if name == "beam_indirection" else 0  # all beams begin with the same row
         now, then = (getattr(state, name)[slot, :beams, first:stop][open_beams] for state in (made, expected))
         torch.testing.assert_close(now, then, rtol=1e-5, atol=1e-5)
     assert made.finished_count[slot] == expected.finished_count[slot]
@@ -52,7 +53,7 @@ def same(made: SearchState, expected: SearchState, slot: int) -> None:
 
 
 def windows_of(state: SearchState, slot: int) -> Tensor:
-    """The window sums along each open beam, and along each hypothesis that is not impossible."""
+    """The window sums along each open beam, and along each possible hypothesis."""
     assert state.window_sums is not None
     stop, beams = int(state.generated[slot]) + 1, int(state.beams[slot])
     is_open = state.totals[slot, :beams] > -1e8

@@ -1,4 +1,4 @@
-"""The programs in the text of the replaced Triton deployment, which have to run unchanged."""
+"""The programs in the description of the replaced Triton deployment, which must run unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serving import Server
 
 
 def seed_program(shared: Path, number: int, server: Server, **replaced: str) -> str:
-    """The program of that number in the seed's text, with this server's address and these paths in it."""
+    """The program with this number, with this server's address and these paths put in."""
     programs = re.findall(
         r"```\n(import base64.*?|from concurrent.*?)```", (shared / "seed.md").read_text(), re.DOTALL
     )
@@ -23,7 +23,7 @@ def seed_program(shared: Path, number: int, server: Server, **replaced: str) -> 
 
 
 def run_program(program: str) -> str:
-    """What the program prints, run by an interpreter of its own."""
+    """Run the program in its own interpreter and return its output."""
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False
     )

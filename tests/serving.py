@@ -31,8 +31,8 @@ STOP_S = 120.0
 
 @dataclass
 class Server:
-    """A running `bentoml serve`. url: without a slash at its end; log: all that it wrote so far; grpc_port:
-    where gRPC listens, 0 for nowhere."""
+    """A running `bentoml serve`. url: without a final slash; log: its output so far; grpc_port: the port of
+    gRPC, 0 if it is off."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -41,12 +41,13 @@ class Server:
 
     @property
     def log(self) -> str:
+        """The server's output so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def wait_ready(self) -> None:
-        """Until /readyz answers 200; fails with the log when the process ends before."""
+        """Wait until /readyz answers 200; fail with the log if the process ends before."""
         end = time.monotonic() + START_S
-        with httpx.Client(timeout=10) as client:  # one for all: making one takes 20 ms of CPU time
+        with httpx.Client(timeout=10) as client:  # made once: it takes 20 ms of CPU time
             while time.monotonic() < end:
                 if self.process.poll() is not None:
                     pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log}")
@@ -57,12 +58,12 @@ class Server:
         pytest.fail(f"the server was not ready after {START_S} s:\n{self.log}")
 
     def refuses(self) -> bool:
-        """Whether nothing listens at its port."""
+        """True if no process listens at its port."""
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", int(self.url.rpartition(":")[2]))) != 0
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that serve and live."""
+        """The live worker processes."""
         return [
             each
             for each in psutil.Process(self.process.pid).children()
@@ -70,16 +71,16 @@ class Server:
         ]
 
     def terminate(self) -> None:
-        """SIGTERM, as an orchestrator stops it."""
+        """Send SIGTERM, as an orchestrator does to stop the service."""
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self) -> int:
-        """The exit status, once it has ended."""
+        """Wait for the end and return the exit status."""
         return self.process.wait(STOP_S)
 
 
 def listening(process: psutil.Process) -> list[Any]:
-    """The addresses where it takes connections."""
+    """The addresses at which the process accepts connections."""
     return [each.laddr for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
 
 
@@ -87,8 +88,8 @@ def listening(process: psutil.Process) -> list[Any]:
 def serving(
     target: str, directory: Path = ROOT, arguments: Sequence[str] = (), **environment: str
 ) -> Iterator[Server]:
-    """`bentoml serve target` in a directory, with these arguments (`model=demo`) and variables; killed at the
-    end if it still runs."""
+    """Run `bentoml serve target` in a directory, with these arguments (`model=demo`) and variables; kill it
+    at the end if it still runs."""
     with tempfile.TemporaryDirectory(prefix="florence-serve-") as home:
         port = free_port()
         log_path = Path(home) / "server.log"
@@ -130,7 +131,7 @@ def serving(
 
 @contextlib.contextmanager
 def serving_fake(fields: dict[str, object] | None = None, **environment: str) -> Iterator[Server]:
-    """The service with a fake model that has these fields; see `fake_model.load_fake`."""
+    """Run the service with a fake model that has these fields; see `fake_model.load_fake`."""
     model = json.dumps(fields or {})
     with serving("fake_service:service", ROOT / "tests", FLORENCE_MODEL=model, **environment) as server:
         yield server
@@ -138,8 +139,8 @@ def serving_fake(fields: dict[str, object] | None = None, **environment: str) ->
 
 @contextlib.contextmanager
 def serving_demo(**environment: str) -> Iterator[Server]:
-    """The demo checkpoint in float32, over HTTP and gRPC, ready; bodies have 12 MB at most. With these
-    variables."""
+    """Run the demo checkpoint in float32 over HTTP and gRPC, with these variables; yield it when ready.
+    Bodies have 12 MB at most."""
     ports = {"FLORENCE_GRPC_PORT": str(free_port()), "FLORENCE_GRPC_HOST": "127.0.0.1"}
     settings = {"FLORENCE_MODEL": "demo", "FLORENCE_DTYPE": "float32", "FLORENCE_MAX_BODY_BYTES": "12000000"}
     with serving("service:service", **settings, **ports, **environment) as server:

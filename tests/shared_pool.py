@@ -1,4 +1,5 @@
-"""A graph capturer for machines without a GPU whose replays overwrite results as graphs of one pool do."""
+"""A graph capturer without a GPU whose replays overwrite each other's results, as graphs of one memory pool
+do."""
 
 from __future__ import annotations
 
@@ -11,18 +12,20 @@ from florence.engine.device.capture.graphs import Replay, Work
 
 
 class SharedPool:
-    """Each replay overwrites the results of all other captured work, as graphs that share a memory pool
-    may."""
+    """A capturer whose replays overwrite the results of all other captured work, as graphs that share a
+    memory pool may."""
 
     def __init__(self) -> None:
         self.resets = -1
         self.reset()
 
     def reset(self) -> None:
+        """Forget all captured work and count the reset."""
         self.resets += 1
         self.all: list[list[Tensor]] = []
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """Capture work whose replay overwrites all other results."""
         results: list[Tensor] = []
         self.all.append(results)
 

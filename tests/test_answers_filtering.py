@@ -1,4 +1,5 @@
-"""Filters keep what a request wants, in its order, by one rule for typed results and the original's JSON."""
+"""Filters of answers: which items they keep, and that typed results and the original's JSON follow
+one rule."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ NAMES = ("circle", "heart")
 
 
 def random_items(seed: int) -> list[Place]:
+    """Up to twelve items with random labels, boxes and scores."""
     dice = random.Random(seed)
     items = []
     for _ in range(dice.randint(0, 12)):
@@ -40,7 +42,7 @@ def random_items(seed: int) -> list[Place]:
 
 @given(seed=st.integers(0, 10_000), least=st.floats(0, 1), side=st.floats(0, 50), most=st.integers(1, 9))
 def test_each_filter_keeps_just_what_it_says(seed: int, least: float, side: float, most: int) -> None:
-    """One at a time, against the sentence in its description."""
+    """Each filter alone keeps exactly the items that its description names."""
     items = random_items(seed)
     kept = {
         name: [items[index] for index in kept_items(items, ItemFilter(**{name: value}))]
@@ -62,7 +64,8 @@ def test_each_filter_keeps_just_what_it_says(seed: int, least: float, side: floa
 def test_suppression_leaves_no_two_that_overlap_and_drops_for_a_better_one(
     seed: int, most: float, agnostic: bool
 ) -> None:
-    """Of one label, or of any; each dropped item overlaps a kept one that is no worse."""
+    """Suppression keeps no two items of one label (or of any) that overlap, and drops an item only for a kept
+    one that is at least as good."""
     items = random_items(seed)
     kept = kept_items(items, ItemFilter(nms_iou=most, nms_agnostic=agnostic))
 
@@ -77,7 +80,7 @@ def test_suppression_leaves_no_two_that_overlap_and_drops_for_a_better_one(
 
 
 def test_filters_that_are_off_leave_every_result_as_it_is() -> None:
-    """A text is never touched."""
+    """Filters that are off change no result, and no filter changes a text."""
     assert ItemFilter().is_off
     assert ItemFilter(nms_agnostic=True).is_off
     found = Detections(detections=[Detection(label="car", box=(1, 2, 3, 4), score=0.1)] * 2)
@@ -107,7 +110,8 @@ ANSWERS = [
 def test_the_originals_json_is_filtered_by_the_same_rule(
     task: str, text: str, wanted: dict[str, Any]
 ) -> None:
-    """As many items stay as in the typed result, at the same places; the JSON's other parts stay."""
+    """The original's JSON keeps the same items at the same positions as the typed result, and all
+    its keys."""
     pieces = pieces_of([part for part in text.replace("<", "\0<").replace(">", ">\0").split("\0") if part])
     tokens = pieces[-1].stop
     parsed = parse_answer(
@@ -139,7 +143,7 @@ def test_the_originals_json_is_filtered_by_the_same_rule(
 
 
 def test_labels_may_be_one_text_with_commas() -> None:
-    """As a form, a command line and a v2 parameter send them."""
+    """Labels may come as one text with commas, as a form, a command line and a v2 parameter send them."""
     assert read_request_parameters({"labels": "car, red door"}).labels == ("car", "red door")
     with pytest.raises(OptionError, match="labels must be 1 to 1000 texts"):
         read_request_parameters({"labels": "car,,"})
@@ -148,8 +152,7 @@ def test_labels_may_be_one_text_with_commas() -> None:
 
 
 def test_a_request_says_what_to_keep_and_v2_filters_only_when_asked() -> None:
-    """The typed answer has the items that filters keep of all, the original's JSON the same ones; its scores
-    are the same whatever is kept."""
+    """A request's filters apply to the typed answer and to the original's JSON; they don't change scores."""
     picture = ROOT / "data" / "scene_02.png"
     with Florence2.load("demo", device="cpu", dtype="float32") as model:
         found = model.run(picture, "<OD>").result

@@ -1,4 +1,4 @@
-"""Text in reading order: columns, titles over them, tables, and pages that lie crooked."""
+"""Text in reading order: columns, titles above them, tables, and rotated pages."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 from florence.answers.lines import lines_of
 from florence.types.results import Quad
 
-HIGH = 20.0  # of a line, pixels
+HIGH = 20.0  # height of a line in pixels
 PITCH = 28.0
 seeds = st.integers(0, 100_000)
 turns = st.sampled_from([-6.0, -2.0, 0.0, 1.0, 4.0])
 
 
 def quad_of(left: float, top: float, wide: float, high: float = HIGH) -> Quad:
+    """A rectangle as a quad."""
     return left, top, left + wide, top, left + wide, top + high, left, top + high
 
 
 def column(dice: random.Random, left: float, top: float, wide: float, count: int) -> list[list[Quad]]:
-    """Lines of running text that fill a column but for the last one, each of one to four pieces."""
+    """Lines of running text that fill a column, except the last line, each of one to four pieces."""
     lines = []
     for number in range(count):
         length = wide * (dice.uniform(0.9, 1.0) if number < count - 1 else dice.uniform(0.3, 1.0))
@@ -36,7 +37,7 @@ def column(dice: random.Random, left: float, top: float, wide: float, count: int
 
 
 def turned(quad: Quad, degrees: float) -> Quad:
-    """As on a page that lies crooked."""
+    """The quad on a page rotated by this angle."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     numbers = [
         number
@@ -47,7 +48,7 @@ def turned(quad: Quad, degrees: float) -> Quad:
 
 
 def check_order(dice: random.Random, lines: list[list[Quad]], degrees: float = 0.0) -> None:
-    """These lines come back as they are from their pieces in any order."""
+    """Check that the lines of pieces are found again from the pieces in random order."""
     pieces = [turned(piece, degrees) for line in lines for piece in line]
     order = dice.sample(range(len(pieces)), len(pieces))
     found = [[order[index] for index in line] for line in lines_of([pieces[index] for index in order])]
@@ -57,7 +58,8 @@ def check_order(dice: random.Random, lines: list[list[Quad]], degrees: float = 0
 
 @given(seed=seeds, count=st.integers(2, 3), degrees=turns, gutter=st.sampled_from([18.0, 30.0, 60.0]))
 def test_columns_are_read_one_after_the_other(seed: int, count: int, degrees: float, gutter: float) -> None:
-    """Whether their lines stand at one height or not, and however the page lies."""
+    """Columns are read one after the other, for aligned and shifted lines and for any rotation of
+    the page."""
     dice = random.Random(seed)
     lines = list[list[Quad]]()
     for number in range(count):
@@ -68,7 +70,7 @@ def test_columns_are_read_one_after_the_other(seed: int, count: int, degrees: fl
 
 @given(seed=seeds, degrees=turns)
 def test_a_title_stands_over_its_columns(seed: int, degrees: float) -> None:
-    """Then three columns; a line below them ends them, and two others begin."""
+    """A title, its three columns, a line below them and two more columns are read in this order."""
     dice = random.Random(seed)
     lines = [[quad_of(100, 0, 700, 40)]]
     rows = dice.randint(3, 9)
@@ -83,7 +85,7 @@ def test_a_title_stands_over_its_columns(seed: int, degrees: float) -> None:
 
 @given(seed=seeds, degrees=turns)
 def test_a_table_is_read_row_by_row(seed: int, degrees: float) -> None:
-    """Cells are short and stand beside each other; some are empty."""
+    """A table of short cells, some empty, is read row by row."""
     dice = random.Random(seed)
     lines = list[list[Quad]]()
     for row in range(dice.randint(2, 12)):
@@ -97,7 +99,7 @@ def test_a_table_is_read_row_by_row(seed: int, degrees: float) -> None:
 
 @given(seed=seeds)
 def test_a_receipt_is_read_row_by_row(seed: int) -> None:
-    """Names at the left and prices far at the right."""
+    """A receipt with names at the left and prices far to the right is read row by row."""
     dice = random.Random(seed)
     lines = [
         [quad_of(0, row * PITCH, dice.uniform(40, 260)), quad_of(400, row * PITCH + dice.uniform(-3, 3), 50)]
@@ -108,7 +110,7 @@ def test_a_receipt_is_read_row_by_row(seed: int) -> None:
 
 @given(seed=seeds, count=st.integers(0, 60))
 def test_each_piece_comes_once(seed: int, count: int) -> None:
-    """Wherever pieces lie, also on each other, without extent, and turned by any angle."""
+    """Each piece occurs once in the lines, even if pieces overlap, have no extent or are rotated."""
     dice = random.Random(seed)
     quads = [
         turned(
@@ -126,6 +128,6 @@ def test_each_piece_comes_once(seed: int, count: int) -> None:
 
 @pytest.mark.parametrize("count", [1000])
 def test_a_staircase_is_read_step_by_step(count: int) -> None:
-    """Though between any two steps there is a gutter, and no step stands beside another."""
+    """A staircase of a thousand pieces, with a gutter between any two, is read step by step."""
     quads = [quad_of(30.0 * index, 30.0 * index, 25.0) for index in range(count)]
     assert lines_of(quads) == [[index] for index in range(count)]

@@ -1,4 +1,4 @@
-"""Lines of `florence bulk` back as answers; JSON of any answer back as its typed result."""
+"""Reading answers: lines of `florence bulk`, and the JSON of any answer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.results import Detections, Text
 from florence.types.tasks import TASKS
 
-PICTURES = ("a.png", "in/ü.jpg", "\udcff.png")  # the last is not UTF-8
+PICTURES = ("a.png", "in/ü.jpg", "\udcff.png")  # the last name is not UTF-8
 
 
 def answer_of(task: str, result: Any) -> TaskAnswer[Any]:
+    """An answer with this task and result."""
     return TaskAnswer[Any](
         task=task,
         result=result,
@@ -51,13 +52,15 @@ def every_line() -> list[tuple[str, str, Any]]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
+    """A file with all these lines."""
     path = tmp_path / "results.jsonl"
     path.write_text("".join(line for line, _, _ in every_line()), encoding="utf-8")
     return path
 
 
 def test_lines_come_back_as_they_were_written(file: Path) -> None:
-    """Each with its picture, what was asked, and the typed result; they export as other answers do."""
+    """Each line is read with its picture, its question and its typed result, and the answers can be
+    exported."""
     answers = list(florence.read_answers(str(file)))
     for answer, (_, picture, result) in zip(answers, every_line(), strict=True):
         assert isinstance(answer, TaskAnswer)
@@ -70,7 +73,7 @@ def test_lines_come_back_as_they_were_written(file: Path) -> None:
 
 @pytest.mark.parametrize("result", RESULT.values(), ids=[str(kind) for kind in RESULT])
 def test_json_of_any_answer_gives_its_typed_result(result: Any) -> None:
-    """By its kind, whatever the task is called."""
+    """The JSON of an answer gives its typed result by the result's kind, for any task name."""
     answer = TaskAnswer.model_validate_json(answer_of("<MY_TASK>", result).model_dump_json())
     assert type(answer.result) is type(result)
     assert answer.result == result
@@ -79,6 +82,7 @@ def test_json_of_any_answer_gives_its_typed_result(result: Any) -> None:
 
 
 def test_an_unknown_kind_is_told() -> None:
+    """An unknown kind of result is an error that names it and a known kind."""
     body = json.loads(answer_of("<OD>", Text(text="a")).model_dump_json())
     body["result"]["kind"] = "sounds"
     with pytest.raises(ValueError, match=r"'sounds'.*'boxes'"):
@@ -86,7 +90,8 @@ def test_an_unknown_kind_is_told() -> None:
 
 
 def test_a_line_that_is_cut_off_is_left_out(file: Path) -> None:
-    """Wherever a killed run was stopped; a whole last line without its end is an answer. The file stays."""
+    """A last line that was cut off at any byte is left out, and a complete last line without a newline is
+    read. The file stays unchanged."""
     whole = every_line()[0][0].encode()
     for cut in range(0, len(whole), 7):
         file.write_bytes(whole + whole[:cut])
@@ -112,8 +117,9 @@ def test_a_line_that_is_cut_off_is_left_out(file: Path) -> None:
         (every_line()[0][0].replace('"kind":"text"', '"kind":"odd"').encode(), "line 2.*result: .*'odd'"),
     ],
 )
-def test_what_is_no_answer_is_named(file: Path, line: bytes, reason: str) -> None:
-    """By its line; those before it are given. Read one by one, those after it are too."""
+def test_a_line_that_is_not_an_answer_is_named(file: Path, line: bytes, reason: str) -> None:
+    """A line that is not an answer is an error with its number; the lines before it are read, and `read_each`
+    also reads those after it."""
     first, second = (line.encode() for line, _, _ in every_line()[:2])
     file.write_bytes(first + line)
     answers = florence.read_answers(file)
@@ -126,12 +132,13 @@ def test_what_is_no_answer_is_named(file: Path, line: bytes, reason: str) -> Non
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """A missing file is a FileNotFoundError that names it."""
     with pytest.raises(FileNotFoundError, match="absent"):
         next(florence.read_answers(tmp_path / "absent.jsonl"))
 
 
 def test_reading_needs_nothing_of_the_models(file: Path) -> None:
-    """A program that only reads answers imports neither torch nor Pillow nor the service."""
+    """A program that only reads answers imports neither torch, numpy, Pillow, BentoML nor httpx."""
     program = (
         "import sys, florence; answers = list(florence.read_answers(sys.argv[1])); print(len(answers)); "
         "print({'torch', 'numpy', 'PIL', 'bentoml', 'httpx'} & set(sys.modules))"
@@ -142,7 +149,7 @@ def test_reading_needs_nothing_of_the_models(file: Path) -> None:
 
 
 def test_a_kind_can_be_demanded() -> None:
-    """`TaskAnswer[Detections]` takes boxes only, as before."""
+    """`TaskAnswer[Detections]` accepts only boxes."""
     text = answer_of("<CAPTION>", Text(text="a")).model_dump_json()
     with pytest.raises(ValueError, match="boxes"):
         TaskAnswer[Detections].model_validate_json(text)

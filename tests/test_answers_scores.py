@@ -1,4 +1,4 @@
-"""Scores of typed results: from each item's own tokens, by exact alignment."""
+"""Scores of typed results, which come from each item's own tokens."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ STAR = [
 
 
 def score_all(task: str, texts: Sequence[str], logprobs: Sequence[float]) -> Any:
-    """The result of pieces with one log-probability for each of their tokens."""
+    """The result of pieces, with one log-probability for each of their tokens."""
     return parse_answer(
         task, "".join(texts), image_size=SIZE, pieces=pieces_of(texts), token_logprobs=logprobs
     ).result
 
 
 def test_original_scores_of_boxes_are_those_of_their_own_tokens() -> None:
-    """A stray location shifts nothing: each score is exp of the mean of its own four log-probabilities."""
+    """A box's original score is exp of the mean of its own four log-probabilities, even after a stray
+    location."""
     four = ["<loc_1>", "<loc_2>", "<loc_3>", "<loc_4>"]
     texts = ["</s>", "<s>", "cup", "<loc_9>", "car", *four, *four, "</s>"]
     logprobs = [0, 0, -9, -9, -9, -9, -9, -0.1, -0.2, -0.3, -0.4, -1, -1, -1, -3, -9]
@@ -42,7 +43,8 @@ def test_original_scores_of_boxes_are_those_of_their_own_tokens() -> None:
 
 
 def test_original_scores_of_quads_and_polygons_and_scores_of_texts() -> None:
-    """Every kind of item has one: of eight locations, of a thing's polygons, of a text's tokens."""
+    """A quad is scored by its eight locations, an instance by those of its polygons, and a text by its
+    tokens."""
     eight = [f"<loc_{bin_}>" for bin_ in range(8)]
     quads = score_all("<OCR_WITH_REGION>", ["a", *eight], [-9, -9, *[-0.5] * 8])
     assert quads.regions[0].original_score == pytest.approx(math.exp(-0.5))
@@ -73,12 +75,13 @@ def score_windows(
 
 
 def box_texts(side: int) -> list[str]:
+    """The location tokens of a square box."""
     return [f"<loc_{bin_}>" for bin_ in (100, 100, 100 + side, 100 + side)]
 
 
-def test_a_box_is_as_sure_as_what_lies_near_its_corners() -> None:
-    """The label's two tokens count in full; a probability that lies 50 locations away counts for a large box
-    and not for a small one, whose overlap with the true one would be lost."""
+def test_a_box_is_scored_by_the_probability_near_its_corners() -> None:
+    """The label's two tokens count in full; a probability mass 50 locations away counts for a large box but
+    not for a small one."""
 
     def far(width: int) -> float:
         return 1.0 if width >= 50 else 0.25
@@ -87,13 +90,14 @@ def test_a_box_is_as_sure_as_what_lies_near_its_corners() -> None:
         score_windows("<OD>", ["car", *box_texts(side)], far, label=math.log(0.9)).detections[0].score
         for side in (50, 800)
     )
-    close = 0.25 ** (4 * BOX.power * FINE.power)  # of neither box more lies very near
+    close = 0.25 ** (4 * BOX.power * FINE.power)  # the same for both boxes
     assert small == pytest.approx(0.81 * close * 0.25 ** (4 * BOX.power))
     assert large == pytest.approx(0.81 * close)
 
 
-def test_a_label_that_is_taken_over_is_as_sure_as_where_it_stands() -> None:
-    """A second box after one label has that label's probability; a second quad has no text to doubt."""
+def test_a_label_for_several_boxes_counts_for_each() -> None:
+    """A second box after one label gets that label's probability; a second quad has no text of its own to
+    score."""
     boxes = score_windows("<OD>", ["car", *box_texts(50), *box_texts(60)], lambda _: 1.0, math.log(0.5))
     assert [each.score for each in boxes.detections] == pytest.approx([0.25, 0.25])
     eight = [f"<loc_{bin_}>" for bin_ in (10, 10, 90, 10, 90, 40, 10, 40)]
@@ -103,8 +107,8 @@ def test_a_label_that_is_taken_over_is_as_sure_as_where_it_stands() -> None:
     assert plain.detections[0].score == pytest.approx(1.0)
 
 
-def test_thin_outlines_need_more_certainty() -> None:
-    """With the same probabilities a star is less sure than a box, a line least of all."""
+def test_thin_polygons_get_lower_scores() -> None:
+    """With the same probabilities, a star has a lower score than a box, and a line the lowest."""
     star = [bin_ for x, y in STAR for bin_ in (round(500 + 200 * x), round(500 + 200 * y))]
     square = [300, 300, 700, 300, 700, 700, 300, 700]
     line = [300, 300, 700, 700, 300, 300]
@@ -126,7 +130,7 @@ def test_thin_outlines_need_more_certainty() -> None:
 def test_a_temperature_moves_scores_towards_or_from_one_half(
     masses: list[float], temperature: float, label: float
 ) -> None:
-    """It keeps their order and their range, and divides their log-odds."""
+    """A temperature divides the log-odds of a score, which keeps order and range."""
     plain, tempered = (confidence(masses, 0.5, [label], each) for each in (1.0, temperature))
     assert 0 <= tempered <= 1
     if 1e-9 < plain < 1 - 1e-9:
@@ -135,13 +139,13 @@ def test_a_temperature_moves_scores_towards_or_from_one_half(
 
 
 def test_boxes_leave_sorted() -> None:
-    """Whatever order the model writes the corners in."""
+    """The corners of a box are sorted, whatever order the model writes them in."""
     texts = ["car", "<loc_700>", "<loc_90>", "<loc_100>", "<loc_30>"]
     assert score_windows("<OD>", texts, lambda _: 1.0).detections[0].box == (100.5, 30.5, 700.5, 90.5)
 
 
 def test_windows_are_one_a_token() -> None:
-    """Rows that fit no token are refused instead of scored wrongly."""
+    """Window sums that do not match the number of tokens are refused."""
     pieces = pieces_of(["car", *box_texts(9)])
     with pytest.raises(RequestError, match="one row for each log-probability, 6, got 2"):
         parse_answer("<OD>", "car" + "".join(box_texts(9)), image_size=SIZE, pieces=pieces,
@@ -149,7 +153,7 @@ def test_windows_are_one_a_token() -> None:
 
 
 def test_what_is_not_known_has_no_score() -> None:
-    """No log-probabilities, or locations spelt out in plain text: no score, rather than a wrong one."""
+    """An item has no score without log-probabilities, or if its locations are plain text."""
     four = "<loc_1><loc_2><loc_3><loc_4>"
     unscored = Detections(detections=[Detection(label="car", box=(1.5, 2.5, 3.5, 4.5), score=None)])
     assert parse_answer("<OD>", "car" + four, image_size=SIZE).result == unscored
@@ -161,7 +165,7 @@ def test_what_is_not_known_has_no_score() -> None:
 
 @pytest.mark.parametrize(("logprob", "score"), [(-math.inf, 0.0), (1e-6, 1.0), (1e9, 1.0), (math.nan, None)])
 def test_scores_stay_between_0_and_1(logprob: float, score: float | None) -> None:
-    """Infinite, rounded-up and undefined log-probabilities make a score that the schema takes."""
+    """Infinite, rounded-up and undefined log-probabilities give a score that the schema accepts."""
     assert score_all("<CAPTION>", ["a"], [logprob, logprob]) == Text(text="a", score=score)
 
 
@@ -175,6 +179,6 @@ def test_scores_stay_between_0_and_1(logprob: float, score: float | None) -> Non
     ],
 )
 def test_pieces_must_fit_the_text(pieces: list[Piece], message: str) -> None:
-    """Pieces of another text, or without log-probabilities, are refused instead of scored wrongly."""
+    """Pieces of another text, or without log-probabilities, are refused."""
     with pytest.raises(RequestError, match=message):
         parse_answer("<CAPTION>", "cars", pieces=pieces, token_logprobs=[-1.0, -1.0])

@@ -1,4 +1,5 @@
-"""Answers that are read from the text alone: tags and JSON. Whatever the model wrote can be sent on."""
+"""Answers read from the text alone: tags and JSON. Any text that a model writes gives an answer that can be
+sent."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ VALUES = st.recursive(
 
 
 def parsed(text: str, kind: str) -> Any:
+    """The result of a text, for an answer of this kind."""
     return parse_answer(prompt_task("x", kind), text).result
 
 
 @given(tags=st.lists(st.text("abc d"), max_size=6))
 def test_tags_are_what_stands_between_the_commas(tags: list[str]) -> None:
+    """Tags are the stripped, non-empty parts between commas."""
     result = parsed(f"</s><s>{','.join(tags)}</s>", "tags")
     assert isinstance(result, Tags)
     assert result.tags == [tag.strip() for tag in tags if tag.strip()]
@@ -35,6 +38,7 @@ def test_tags_are_what_stands_between_the_commas(tags: list[str]) -> None:
 
 @given(value=VALUES)
 def test_json_is_read_as_it_was_written(value: Any) -> None:
+    """A JSON value is read unchanged, and can be sent."""
     text = json.dumps(value)
     result = parsed(f"</s><s>{text}</s>", "json")
     if "\\ud" in text and result.error:  # half of a surrogate pair
@@ -60,7 +64,7 @@ def test_json_is_read_as_it_was_written(value: Any) -> None:
     ],
 )
 def test_what_is_no_json_has_the_text_and_the_reason(text: str, reason: str) -> None:
-    """And no value, but it is an answer that JSON can hold."""
+    """Text that is not JSON gives no value but the text and a reason, and this answer can be sent as JSON."""
     result = parsed(text, "json")
     assert isinstance(result, JsonValue)
     assert (result.value, result.text) == (None, text)
@@ -69,6 +73,7 @@ def test_what_is_no_json_has_the_text_and_the_reason(text: str, reason: str) -> 
 
 
 def test_nested_json_up_to_the_limit_can_be_sent() -> None:
+    """JSON nested up to the limit, and a number of 4000 digits, can be sent."""
     text = "[" * DEEPEST + "]" * DEEPEST
     assert json.loads(parsed(text, "json").model_dump_json())["value"] == json.loads(text)
     assert parsed("9" * 4000, "json").model_dump_json().count("9") == 8000
@@ -76,5 +81,6 @@ def test_nested_json_up_to_the_limit_can_be_sent() -> None:
 
 @given(text=st.text())
 def test_any_text_is_read_or_refused_with_a_reason(text: str) -> None:
+    """Any text gives a value, or an error without a value."""
     value, error = read_json(text)
     assert error is None or (value is None and error)

@@ -1,4 +1,5 @@
-"""Results of tiles merged: what a perfect model sees in each tile comes back whole, once, in its place."""
+"""Merged results of tiles: each thing that a perfect model sees in the tiles is found once, whole, at its
+place."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ from florence.types.results import (
 from florence.types.tasks import TASKS
 
 SIZE = (400, 300)
-LETTER = 8  # pixels of one
+LETTER = 8  # the width of a letter in pixels
 BOXES = Detections(detections=[Detection(label="é", box=(1, 2, 3, 4))])
 QUADS = OcrRegions(regions=[OcrRegion(text="a", quad=(1, 2, 3, 2, 3, 4, 1, 4))])
 OUTLINES = Segmentation(instances=[Instance(label="a", polygons=[[1, 2, 3, 2, 3, 4]])])
@@ -43,11 +44,12 @@ tilings = st.builds(
 
 
 def frames_of(tiling: Tiling) -> list[Box]:
+    """The frames of the tiles in the picture's pixels."""
     return [tuple(map(float, frame)) for frame in tiling.cut(SIZE, (100, 100))]  # type: ignore[misc]
 
 
 def apart(dice: random.Random, most: int) -> list[Box]:
-    """Boxes with some space between them, small ones and ones larger than a tile."""
+    """Boxes with some space between them, some small and some larger than a tile."""
     boxes = list[Box]()
     for _ in range(most):
         wide, high = dice.randint(14, 170), dice.randint(14, 120)
@@ -60,7 +62,7 @@ def apart(dice: random.Random, most: int) -> list[Box]:
 
 
 def seen(frame: Box, box: Box) -> Box | None:
-    """What a tile shows of a box, in its own pixels; None where that is nothing."""
+    """The part of a box that a tile shows, in the tile's own pixels; None if it shows none."""
     left, top, right, bottom = meet(frame, box)
     if right - left < 1 or bottom - top < 1:
         return None
@@ -68,11 +70,13 @@ def seen(frame: Box, box: Box) -> Box | None:
 
 
 def quad_of(box: Box) -> Quad:
+    """A box as a quad."""
     left, top, right, bottom = box
     return left, top, right, top, right, bottom, left, bottom
 
 
 def detections(frame: Box, things: list[tuple[str, Box]]) -> Detections:
+    """The detections of a perfect model in this frame."""
     shown = [(label, seen(frame, box)) for label, box in things]
     return Detections(
         detections=[Detection(label=label, box=box, score=0.5) for label, box in shown if box is not None]
@@ -81,7 +85,7 @@ def detections(frame: Box, things: list[tuple[str, Box]]) -> Detections:
 
 @given(seed=st.integers(0, 100_000), tiling=tilings)
 def test_each_thing_comes_back_once_and_whole(seed: int, tiling: Tiling) -> None:
-    """However many tiles show it, and however many borders cut it; with overlap and without."""
+    """Each thing is found once and whole, however many tiles show it and borders cut it."""
     dice = random.Random(seed)
     things = [(dice.choice("ab"), box) for box in apart(dice, 8)]
     tiles = [TileResult(frame, detections(frame, things)) for frame in frames_of(tiling)]
@@ -91,8 +95,8 @@ def test_each_thing_comes_back_once_and_whole(seed: int, tiling: Tiling) -> None
 
 
 @given(seed=st.integers(0, 100_000), tiling=tilings)
-def test_nothing_hangs_on_the_order_of_the_tiles(seed: int, tiling: Tiling) -> None:
-    """Also where the model sees what is not there, and takes one thing for another."""
+def test_the_order_of_the_tiles_does_not_matter(seed: int, tiling: Tiling) -> None:
+    """The merged result does not depend on the order of the tiles, even with wrong detections."""
     dice = random.Random(seed)
     tiles = []
     for frame in frames_of(tiling):
@@ -109,7 +113,7 @@ def test_nothing_hangs_on_the_order_of_the_tiles(seed: int, tiling: Tiling) -> N
 
 @given(seed=st.integers(0, 100_000), tiling=tilings)
 def test_outlines_keep_what_their_tiles_show(seed: int, tiling: Tiling) -> None:
-    """A thing's polygons lie within it and reach all its sides; a tile with boxes only is taken as well."""
+    """A thing's polygons stay within it and reach all its sides, even if some tiles give only boxes."""
     dice = random.Random(seed)
     things = [(str(number), box) for number, box in enumerate(apart(dice, 5))]
     tiles = []
@@ -128,7 +132,8 @@ def test_outlines_keep_what_their_tiles_show(seed: int, tiling: Tiling) -> None:
 @settings(max_examples=40)
 @given(seed=st.integers(0, 100_000), overlap=st.sampled_from([0.1, 0.2, 0.35, 0.5]))
 def test_a_line_of_text_is_read_across_borders(seed: int, overlap: float) -> None:
-    """Each letter once, also those that a border cut, which the model takes for other ones."""
+    """Each letter of a line across tiles is read once, although the model misreads letters cut by a
+    border."""
     dice = random.Random(seed)
     letters = "abcdefghijklmnopqrstuvwxyz "
     texts = ["".join(dice.sample(letters, dice.randint(3, 27))).strip() for _ in range(3)]
@@ -139,7 +144,7 @@ def test_a_line_of_text_is_read_across_borders(seed: int, overlap: float) -> Non
         for top, (left, text) in lines.items():
             whole = (float(left), float(top), float(left + LETTER * len(text)), float(top + 14))
             box = seen(frame, whole)
-            if box is None or box[3] - box[1] < 14:  # what is cut along the line can't be read
+            if box is None or box[3] - box[1] < 14:  # a line that is cut lengthwise can't be read
                 continue
             starts = [left + LETTER * index for index in range(len(text))]
             shown = [
@@ -156,7 +161,8 @@ def test_a_line_of_text_is_read_across_borders(seed: int, overlap: float) -> Non
 
 
 def test_a_joined_thing_is_as_likely_as_the_least_likely_of_its_parts() -> None:
-    """A thing that a tile shows whole has that tile's score, whatever its parts have."""
+    """A joined thing has its least likely part's score; a thing that one tile shows whole has that tile's
+    score."""
     left, right, whole = (0.0, 0.0, 100.0, 100.0), (80.0, 0.0, 200.0, 100.0), (0.0, 0.0, 200.0, 100.0)
 
     def tile(frame: Box, box: Box, score: float) -> TileResult:
@@ -173,7 +179,7 @@ def test_a_joined_thing_is_as_likely_as_the_least_likely_of_its_parts() -> None:
 
 
 def test_items_of_one_tile_are_never_one_thing() -> None:
-    """The model's word stands: a face in a person, two labels for one box."""
+    """Items of one tile are never merged: a face in a person, or two labels for one box, stay."""
     box = (10.0, 10.0, 60.0, 90.0)
     boxes = [("person", box), ("person", (11.0, 10.0, 60.0, 90.0)), ("girl", box)]
     frames = [(0.0, 0.0, 100.0, 100.0), (0.0, 0.0, 80.0, 100.0)]
@@ -183,8 +189,8 @@ def test_items_of_one_tile_are_never_one_thing() -> None:
 
 @given(seed=st.integers(0, 100_000))
 def test_a_cut_things_sliver_beside_it_is_a_part_of_it(seed: int) -> None:
-    """A tile that shows only the top of a thing may place it a little above the whole one. A thing of another
-    label there stays."""
+    """A sliver that a tile places slightly above a whole thing is merged into it, unless its label
+    differs."""
     dice = random.Random(seed)
     frames = [(0.0, 0.0, 200.0, 200.0), (0.0, 120.0, 200.0, 320.0)]
     left, top = dice.uniform(20, 80), dice.uniform(150, 165)
@@ -199,9 +205,12 @@ def test_a_cut_things_sliver_beside_it_is_a_part_of_it(seed: int) -> None:
         assert [place.label for place in items_of(merge_results(tiles, (200, 320)))] == kept
 
 
-def test_what_another_tile_denies_is_dropped() -> None:
-    """Two labels for one place in one tile: where another tile shows that place and gives it one of them, the
-    other one goes. Where no tile looks, or all agree on both, the model's word stands."""
+def test_a_label_that_another_tile_denies_is_dropped() -> None:
+    """If one tile gives two labels for a place, a label is dropped when another tile shows the place and
+    gives only the other label.
+
+    If no other tile shows the place, or all give both, both labels stay.
+    """
     ring, word = (100.0, 80.0, 172.0, 156.0), (72.0, 80.0, 172.0, 133.0)
     near, far = (90.0, 40.0, 300.0, 250.0), (150.0, 40.0, 300.0, 250.0)
     both = detections((0.0, 0.0, 200.0, 200.0), [("ring", ring), ("word", word)])
@@ -215,7 +224,7 @@ def test_what_another_tile_denies_is_dropped() -> None:
 
 
 def crowd(dice: random.Random, count: int, side: int, text: bool) -> list[TileResult]:
-    """Tiles of 100 pixels that each answer with anything anywhere in them."""
+    """Tiles of 100 pixels, each with random items."""
 
     def anything() -> Detection | OcrRegion:
         x, y, score = dice.uniform(0, 60), dice.uniform(0, 60), dice.random()
@@ -234,13 +243,14 @@ def crowd(dice: random.Random, count: int, side: int, text: bool) -> list[TileRe
 
 
 def everything(places: Any, bounds: Box) -> list[Any]:
-    """All things there are."""
+    """All things of all places."""
     return list({id(thing): thing for things in places.things.values() for thing in things}.values())
 
 
 @given(seed=st.integers(0, 100_000), text=st.booleans())
-def test_neighbours_are_all_that_matters(seed: int, text: bool) -> None:
-    """Each thing compared with all others gives the same as with those in the cells around it."""
+def test_comparing_nearby_things_is_enough(seed: int, text: bool) -> None:
+    """Comparing each thing with all others gives the same result as comparing it with those in
+    nearby cells."""
     tiles = crowd(random.Random(seed), 4, 250, text)
     merged = merge_results(tiles, (250, 250))
     with pytest.MonkeyPatch.context() as patch:
@@ -249,8 +259,11 @@ def test_neighbours_are_all_that_matters(seed: int, text: bool) -> None:
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_the_cost_grows_as_the_things_do(text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture of four times as many tiles makes some four times as many comparisons, not sixteen."""
+def test_the_cost_grows_linearly_with_the_things(text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture with four times as many tiles needs under six times as many comparisons.
+
+    The comparison is a private function, which is counted here: no public result shows the cost.
+    """
     name = "_in_one_place" if text else "_is_part"
     rule, calls = getattr(tiled_things, name), list[int]()
     monkeypatch.setattr(tiled_things, name, lambda *given: calls.append(1) or rule(*given))
@@ -262,8 +275,8 @@ def test_the_cost_grows_as_the_things_do(text: bool, monkeypatch: pytest.MonkeyP
     assert counts[1] < 6 * counts[0]
 
 
-def test_text_stands_nowhere_twice() -> None:
-    """Of two tiles' readings of one place the likelier stays, though their places differ somewhat."""
+def test_each_place_has_one_text() -> None:
+    """If two tiles read the same place, only the likelier text stays, even if the boxes differ a little."""
     frames = [(0.0, 0.0, 100.0, 100.0), (0.0, 0.0, 99.0, 100.0)]
     readings = [("EXIT", (20, 40, 60, 52), 0.9), ("EXIST", (38, 42, 62, 54), 0.4)]
     tiles = [
@@ -275,7 +288,8 @@ def test_text_stands_nowhere_twice() -> None:
 
 @given(seed=st.integers(0, 100_000))
 def test_words_come_line_by_line(seed: int) -> None:
-    """From left to right, though words of a line stand a little higher or lower."""
+    """Words are read line by line from left to right, even if the words of a line differ a little
+    in height."""
     dice = random.Random(seed)
     words, boxes = list[str](), list[Box]()
     for line in range(4):
@@ -305,5 +319,5 @@ def test_words_come_line_by_line(seed: int) -> None:
     ],
 )  # fmt: skip
 def test_the_originals_form_has_its_keys(token: str, result: Result, content: object) -> None:
-    """As `post_process_generation` names them for each task."""
+    """The original's form has the keys of `post_process_generation` for each task."""
     assert original_form(TASKS[token], result) == content

@@ -1,4 +1,4 @@
-"""The built Bento, served as it was built: what is in it, through all clients, and with packed weights."""
+"""The built Bento: its content, served to every kind of client, and with packed weights."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ NAME = "Someone/Small-Florence"
 
 @pytest.fixture(scope="module")
 def bento(tmp_path_factory: pytest.TempPathFactory) -> Bento:
-    """Built without a setting, without a package index and without a network."""
+    """A Bento built without settings, package index and network."""
     nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     return build(tmp_path_factory.mktemp("bentoml"), PIP_NO_INDEX="1", **nowhere)
 
 
 @pytest.fixture(scope="module")
 def grpc_port() -> int:
+    """The port of gRPC."""
     return free_port()
 
 
 @pytest.fixture(scope="module")
 def server(grpc_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A Bento for the CPU, by setting, with weights that the build downloads, once; served without a hub."""
+    """A Bento for the CPU whose build downloads its weights once, served without a hub."""
     files = {file.name: file.read_bytes() for file in checkpoint_files(DEMO)}
     repository = Repository({"main": files})
     folder = tmp_path_factory.mktemp("packed")
@@ -64,13 +65,13 @@ def server(grpc_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def caption(server: Server) -> str:
-    """What a plain request to the typed endpoint gives; every other client has to give the same."""
+    """The caption from the typed endpoint; every other client must get the same."""
     reply = httpx.post(f"{server.url}/caption", files={"image": PICTURE.read_bytes()}, timeout=60)
     return str(reply.json()["result"]["text"])
 
 
 def test_it_holds_code_lock_and_demo_checkpoint_without_trainer_tests_and_data(bento: Bento) -> None:
-    """What is packed is what serving reads."""
+    """The Bento contains only the files that serving reads."""
     source = bento.path / "src"
     assert (source / "florence/demo/checkpoint/model.safetensors").is_file()
     for page in (
@@ -89,7 +90,7 @@ def test_it_holds_code_lock_and_demo_checkpoint_without_trainer_tests_and_data(b
 
 
 def test_the_image_is_the_one_with_cuda_and_runs_as_its_own_user(bento: Bento) -> None:
-    """By default; the user's number is what the Kubernetes example and `UID` say."""
+    """The default image has CUDA, and it runs as the user id of the Kubernetes example."""
     dockerfile, packages = image_files(bento)
     assert f"ARG BENTO_USER_UID={UID}\n" in dockerfile
     assert "\nUSER bentoml\n" in dockerfile
@@ -98,7 +99,7 @@ def test_the_image_is_the_one_with_cuda_and_runs_as_its_own_user(bento: Bento) -
 
 
 def test_service_library_and_demo_checkpoint_are_the_bentos_own(bento: Bento, tmp_path: Path) -> None:
-    """Loading it imports nothing from the tree that it was built from; its demo checkpoint is the same."""
+    """Loading the Bento imports nothing from the source tree, and its demo checkpoint is identical."""
     program = (
         "import bentoml, sys; bentoml.load(sys.argv[1]);"
         "from florence.checkpoint.hub import resolve_checkpoint; print(resolve_checkpoint('demo').directory)"
@@ -119,19 +120,19 @@ def test_service_library_and_demo_checkpoint_are_the_bentos_own(bento: Bento, tm
 
 
 def test_a_v2_client_on_requests_is_answered(server: Server, caption: str) -> None:
-    """The body that a Triton deployment of Florence-2 takes."""
+    """The JSON body that a Triton deployment of Florence-2 accepts gets the same caption."""
     body = v2.request(images=[v2.encoded(PICTURE.read_bytes())])
     reply = requests.post(server.url + v2.INFER, json=body, timeout=60)
     assert json.loads(reply.json()["outputs"][0]["data"][0]) == {"<CAPTION>": caption}
 
 
 def test_tritons_own_client_is_answered(server: Server, grpc_port: int, caption: str) -> None:
-    """tritonclient over gRPC, with the picture's bytes."""
+    """tritonclient over gRPC gets the same caption for the picture's bytes."""
     assert ask_triton(grpc_port, PICTURE.read_bytes()) == {"<CAPTION>": caption}
 
 
 def test_the_typed_client_is_answered(server: Server, caption: str) -> None:
-    """A text and boxes, with their types."""
+    """The typed client gets a text and boxes with their types."""
     with Client(server.url) as client:
         assert client.caption(PICTURE).result.text == caption
         found = client.object_detection(PICTURE).result
@@ -140,7 +141,7 @@ def test_the_typed_client_is_answered(server: Server, caption: str) -> None:
 
 
 def test_bentomls_clients_are_answered(server: Server, caption: str) -> None:
-    """SyncHTTPClient and AsyncHTTPClient, which read the Bento's schema from the server."""
+    """BentoML's clients, which read the schema from the server, get the same caption."""
     with bentoml.SyncHTTPClient(server.url) as client:
         assert client.caption(image=PICTURE)["result"]["text"] == caption
 
@@ -152,8 +153,11 @@ def test_bentomls_clients_are_answered(server: Server, caption: str) -> None:
 
 
 def test_an_argument_and_the_weights_of_a_directory_are_built_in(tmp_path: Path) -> None:
-    """`--arg device=cpu` picks the image without CUDA, and holds when the Bento is served, whatever the
-    environment says. After the build the directory is not needed; the answers name what was packed."""
+    """`--arg device=cpu` chooses the image without CUDA, and overrides the environment when the Bento is
+    served.
+
+    The directory is not needed after the build, and answers name the packed checkpoint.
+    """
     original = tmp_path / "my-finetune"
     shutil.copytree(DEMO, original)
     bento = build(tmp_path / "home", ["device=cpu"], FLORENCE_MODEL=str(original))
@@ -164,7 +168,7 @@ def test_an_argument_and_the_weights_of_a_directory_are_built_in(tmp_path: Path)
 
 
 def test_a_checkpoint_that_is_not_there_ends_the_build_with_what_to_do(tmp_path: Path) -> None:
-    """One sentence, no traceback, no Bento."""
+    """A missing checkpoint ends the build with one sentence, without a traceback and without a Bento."""
     built = run_build(tmp_path, FLORENCE_MODEL="/nowhere/at/all")
     assert built.returncode != 0
     assert "there is no checkpoint '/nowhere/at/all'" in built.stderr
@@ -173,13 +177,13 @@ def test_a_checkpoint_that_is_not_there_ends_the_build_with_what_to_do(tmp_path:
 
 
 def image_files(bento: Bento) -> tuple[str, str]:
-    """The generated Dockerfile, and what it installs."""
+    """The generated Dockerfile, and the packages that it installs."""
     env = bento.path / "env"
     return (env / "docker" / "Dockerfile").read_text(), (env / "python" / "requirements.txt").read_text()
 
 
 def check_cpu_image(bento: Bento) -> None:
-    """It has no CUDA, and the CPU is the container's default device."""
+    """Check that the image has no CUDA and that the CPU is its default device."""
     dockerfile, packages = image_files(bento)
     assert "ARG UV_TORCH_BACKEND=cpu\n" in dockerfile
     assert "ARG FLORENCE_DEVICE=cpu\n" in dockerfile
@@ -188,7 +192,7 @@ def check_cpu_image(bento: Bento) -> None:
 
 
 def checkpoint_of(server: Server) -> str:
-    """The checkpoint that a caption was answered by."""
+    """The name of the checkpoint that answers a request."""
     server.wait_ready()
     reply = httpx.post(f"{server.url}/caption", files={"image": PICTURE.read_bytes()}, timeout=60)
     return str(reply.json()["checkpoint"])

@@ -1,4 +1,4 @@
-"""The image's settings and the lock that they read: what is installed, and that its hash is checked."""
+"""The image's settings and its lock file: which packages are installed, and that their hashes are checked."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from florence.bento.image import LOCK, MODELS, Variant, image_settings, read_loc
 
 WHOLE_LOCK = ROOT / "requirements.lock"
 NOT_FOR_SERVING = {"pytest", "hypothesis", "mypy", "ruff", "check-jsonschema", "requests", "mkdocs"}
-OWN = {"florence2-client"}  # whose code is in the Bento
+OWN = {"florence2-client"}  # its code is in the Bento
 
 
 def installed(variant: Variant) -> dict[str, str]:
-    """Package -> its lines in what the image installs."""
+    """Package -> its lines in the image's requirements."""
     return read_lock(image_settings(variant).image.python_requirements)
 
 
 def test_the_lock_pins_and_hashes_each_package_and_names_no_index() -> None:
-    """Nothing but pins with hashes: no options, no addresses."""
+    """The lock file has only pins with hashes: no options and no addresses."""
     text = LOCK.read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
     for line in lines:
@@ -34,14 +34,14 @@ def test_the_lock_pins_and_hashes_each_package_and_names_no_index() -> None:
 
 
 def test_serving_runs_on_the_versions_that_are_tested() -> None:
-    """The image's lock is a part of the one that the tests run with: the same pins."""
+    """The image's pins are a part of the pins that the tests run with."""
     tested = {name: lines.split()[0] for name, lines in read_lock(WHOLE_LOCK.read_text()).items()}
     served = {name: lines.split()[0] for name, lines in read_lock(LOCK.read_text()).items()}
     assert served.items() <= tested.items()
 
 
 def test_the_lock_has_what_the_package_needs_and_nothing_for_tests() -> None:
-    """All dependencies of both distributions, none of its extras for tests, training and development."""
+    """The lock has all dependencies of both distributions, and none for tests, training or development."""
     projects = [
         tomllib.loads((ROOT / path).read_text(encoding="utf-8"))["project"]
         for path in ("pyproject.toml", "deploy/client/pyproject.toml")
@@ -54,7 +54,7 @@ def test_the_lock_has_what_the_package_needs_and_nothing_for_tests() -> None:
 
 
 def test_the_gpu_image_checks_the_hash_of_all_that_it_installs() -> None:
-    """uv is told to refuse what has none; its own installer's hash is checked by pip."""
+    """uv must refuse packages without hashes, and pip checks the hash of uv itself."""
     settings = image_settings("gpu")
     assert {"name": "UV_REQUIRE_HASHES", "value": "1"} in settings.envs
     assert all("--hash=sha256:" in lines for lines in installed("gpu").values())
@@ -66,7 +66,8 @@ def test_the_gpu_image_checks_the_hash_of_all_that_it_installs() -> None:
 
 
 def test_the_cpu_image_has_the_same_versions_without_cuda() -> None:
-    """No CUDA package; PyTorch's pins without the hashes of its CUDA build; everything else as it was."""
+    """The CPU image has no CUDA packages; only PyTorch's pins differ, which lack the hashes of the CUDA
+    build."""
     cpu, gpu = installed("cpu"), installed("gpu")
     left_out = set(gpu) - set(cpu)
     assert "triton" in left_out
@@ -78,13 +79,13 @@ def test_the_cpu_image_has_the_same_versions_without_cuda() -> None:
 
 
 def test_without_the_lock_there_is_no_image(tmp_path: Path) -> None:
-    """An installed package serves, though only a checkout has the lock."""
+    """An installed package, which has no lock file, has no image settings."""
     assert image_settings("gpu", tmp_path / "no.lock").image is None
 
 
 def test_only_the_gpu_image_has_a_compiler_and_a_place_for_kernels() -> None:
-    """Every package comes as a wheel; but triton compiles what loads its kernels on the machine that has the
-    GPU, where only `/models` is sure to be writable and to let libraries be loaded from it."""
+    """Only the GPU image has a compiler, which triton needs for its launcher, and a cache under `/models`,
+    which is writable and allows loading libraries."""
     images = {variant: image_settings(variant) for variant in get_args(Variant)}
     commands = {name: [*each.image.commands, *each.image.post_commands] for name, each in images.items()}
     assert not any("apt-get" in command for command in commands["cpu"])

@@ -20,9 +20,10 @@ SIZE = (400, 300)
 
 
 class QuietFiles(SimpleHTTPRequestHandler):
-    """Files of a folder, without a log."""
+    """A server of a folder's files that writes no log."""
 
     def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
         return
 
 
@@ -39,14 +40,14 @@ def site() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def service(site: str) -> Iterator[Server]:
-    """It lets that origin's pages call it; what it finds is one box."""
+    """A service that lets that origin's pages call it; its model finds one box."""
     with serving_fake(FLORENCE_CORS_ORIGINS=site) as server:
         server.wait_ready()
         yield server
 
 
 def test_a_form_is_posted_and_the_boxes_are_drawn(browser: Browser, site: str, service: Server) -> None:
-    """The answer is told in words, and its box is red on the picture; an error is told too."""
+    """The page shows the answer in words and its box in red on the picture, and it shows an error."""
     file = BytesIO()
     Image.new("RGB", SIZE, "green").save(file, "PNG")
     page = browser.new_page()
@@ -62,7 +63,7 @@ def test_a_form_is_posted_and_the_boxes_are_drawn(browser: Browser, site: str, s
             "return [c.width, c.height, pixel(1, 3), pixel(200, 200)] }"
         )
         assert drawn[:2] == list(SIZE)
-        assert drawn[2][0] > drawn[2][1]  # the box's left side: red over green
+        assert drawn[2][0] > drawn[2][1]  # the box's left side is red on green
         assert drawn[3] == [0, 128, 0]
         page.set_input_files("input", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
         page.click("button")

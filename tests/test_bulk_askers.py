@@ -1,4 +1,4 @@
-"""What goes to a service or a model for a picture: how many calls, with what, and what comes back."""
+"""Calls to a service or a model for a picture: how many, with which arguments, and with which outcomes."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ GREEDY = PictureQuestion(TASKS["<DETAILED_CAPTION>"], options={"num_beams": 1})
 
 
 class FakeClient:
-    """Remembers its calls; fails the task <OCR>."""
+    """A client that records its calls and fails the task <OCR>."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.error: FlorenceError | None = None
 
     def run(self, picture: Any, task: Any, text: Any = None, *, region: Any = None, **options: Any) -> Any:
+        """Record a call with one task and answer it."""
         self.calls.append((picture, task.token, text, region, options))
         if self.error:
             raise self.error
         return answer(task)
 
     def analyze(self, picture: Any, specs: Any, **options: Any) -> list[Any]:
+        """Record a call with several tasks and answer it, with a failure for <OCR>."""
         self.calls.append((picture, specs, options))
         if self.error:
             raise self.error
@@ -55,16 +57,19 @@ class FakeClient:
 
 @pytest.fixture
 def client() -> FakeClient:
+    """A client that records its calls."""
     return FakeClient()
 
 
 @pytest.fixture
 def asker(client: FakeClient) -> ServiceAsker:
+    """An asker that calls `client`."""
     return ServiceAsker(lambda ask: ask(client))  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def item(tmp_path: Path) -> PictureItem:
+    """A picture file."""
     (tmp_path / "a.png").write_bytes(saved(drawn(48, 32)))
     return PictureItem("a.png", str(tmp_path / "a.png"))
 
@@ -72,7 +77,7 @@ def item(tmp_path: Path) -> PictureItem:
 def test_the_questions_of_a_picture_are_one_call(
     client: FakeClient, asker: ServiceAsker, item: PictureItem
 ) -> None:
-    """The picture is sent and seen once; a task that fails alone fails alone."""
+    """All questions about a picture are one call; a task that fails does not fail the others."""
     first, second, third, fourth = asker(item, [CAPTION, OCR, REGION, BOXES])
     ((picture, specs, options),) = client.calls
     assert (picture, options) == (item.read(), {})
@@ -84,7 +89,8 @@ def test_the_questions_of_a_picture_are_one_call(
 def test_other_options_and_prompts_are_calls_of_their_own(
     client: FakeClient, asker: ServiceAsker, item: PictureItem
 ) -> None:
-    """Outcomes come in the order of the questions all the same."""
+    """Questions with other options, and prompts, are separate calls; outcomes keep the order of the
+    questions."""
     prompt = PictureQuestion(prompt_task("What is it?"))
     asked = [CAPTION, GREEDY, prompt, BOXES]
     assert [each.task for each in asker(item, asked)] == [each.task.token for each in asked]  # type: ignore[union-attr]
@@ -98,6 +104,7 @@ def test_other_options_and_prompts_are_calls_of_their_own(
 def test_an_error_fails_the_questions_of_its_call(
     client: FakeClient, asker: ServiceAsker, item: PictureItem
 ) -> None:
+    """An error of a call fails each of its questions, and so does a picture that can't be read."""
     client.error = EngineError("broken")
     assert asker(item, [CAPTION, BOXES, GREEDY]) == [client.error] * 3
     gone = asker(PictureItem("gone", "/no/such/file"), [CAPTION, BOXES])
@@ -105,7 +112,7 @@ def test_an_error_fails_the_questions_of_its_call(
 
 
 def test_a_service_gets_pages_as_pictures(client: FakeClient, asker: ServiceAsker, tmp_path: Path) -> None:
-    """Of a PDF, and of a TIFF file one page in place of all; a frame is left to the service."""
+    """A service gets pages of PDFs and TIFF files as pictures; a frame is sent as an option."""
     (tmp_path / "d.pdf").write_bytes(pdf())
     pages = [drawn(24, 16, frame=index) for index in range(3)]
     (tmp_path / "e.tiff").write_bytes(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
@@ -123,7 +130,7 @@ def test_a_service_gets_pages_as_pictures(client: FakeClient, asker: ServiceAske
 
 
 def test_what_a_service_would_refuse_is_not_sent(client: FakeClient, item: PictureItem) -> None:
-    """A picture with more bytes than it takes, which is not even read whole."""
+    """A picture with more bytes than a service accepts is not sent."""
     count = len(item.read())
     for most, sent in ((count, 1), (count - 1, 0)):
         client.calls.clear()
@@ -133,16 +140,18 @@ def test_what_a_service_would_refuse_is_not_sent(client: FakeClient, item: Pictu
 
 
 class FakeLoaded:
-    """A model whose queue takes three requests; counts those under way."""
+    """A model whose queue holds three requests; it counts the requests under way."""
 
     def __init__(self) -> None:
         self.lock, self.under_way, self.most = threading.Lock(), 0, 0
         self.calls: list[Any] = []
 
     def info(self) -> dict[str, Any]:
+        """The limit of the queue."""
         return {"limits": {"max_queue": 3}}
 
     def submit_all(self, picture: Any, asks: Any, **options: Any) -> list[Future[Any]]:
+        """Record a call and count its requests as under way."""
         self.calls.append((picture, asks, options))
         with self.lock:
             self.under_way += len(asks)
@@ -150,6 +159,7 @@ class FakeLoaded:
         return [self._future(task) for task, _ in asks]
 
     def _future(self, task: Any) -> Future[Any]:
+        """A future that is answered after a moment."""
         future: Future[Any] = Future()
 
         def end() -> None:
@@ -157,12 +167,13 @@ class FakeLoaded:
                 self.under_way -= 1
             future.set_result(answer(task))
 
-        threading.Timer(0.005, end).start()
+        threading.Timer(0.005, end).start()  # so that requests overlap
         return future
 
 
 def test_a_model_gets_no_more_than_its_queue_takes(item: PictureItem) -> None:
-    """Whatever the number of threads and questions; the path is handed on, to be read where pictures are."""
+    """For any number of threads and questions, a model never gets more requests than its queue holds;
+    pictures are passed as paths."""
     model = FakeLoaded()
     asker = ModelAsker(model)
 
@@ -181,7 +192,8 @@ def test_a_model_gets_no_more_than_its_queue_takes(item: PictureItem) -> None:
 
 
 def test_a_model_reads_pages_itself(item: PictureItem) -> None:
-    """In its readers, by the option; what gives bytes is called there too."""
+    """A model gets the page as an option and reads it itself; a function that gives bytes is passed on, and
+    its error names the picture."""
     model = FakeLoaded()
     ModelAsker(model)(PictureItem("d.pdf", "d.pdf", page=3), [GREEDY])
     assert model.calls[-1] == ("d.pdf", [(GREEDY.task, None)], {"num_beams": 1, "page": 3})

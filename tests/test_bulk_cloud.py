@@ -1,4 +1,4 @@
-"""Sources in object storage, against moto's S3 server on this machine."""
+"""Sources in object storage, with moto's S3 server on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PNG = saved(drawn(48, 32), "PNG")
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """An address of objects: pictures in folders, a shard, a manifest and a list."""
+    """The URL of a bucket with pictures in folders, a shard, a manifest and a list."""
     fsspec = pytest.importorskip("fsspec")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     with pytest.MonkeyPatch.context() as patch:
@@ -59,27 +59,32 @@ def bucket() -> Iterator[str]:
 
 
 def names(*sources: str, **options: bool | Pages) -> list[str]:
+    """The names of the pictures in these sources."""
     return [item.picture for item in Sources(sources, **options).items()]  # type: ignore[arg-type]
 
 
 def test_folders_globs_and_objects_are_named(bucket: str) -> None:
-    """Their names are URLs, which open the object again; other objects are counted."""
+    """Pictures are named by URLs, which open them again; other objects are counted."""
     a, b = f"{bucket}/in/a.png", f"{bucket}/in/deep/b.jpg"
     sources = Sources([f"{bucket}/in"])
     found = list(sources.items())
     assert [item.picture for item in found] == [a, b]
     assert [item.read() for item in found] == [item_named(item.picture).read() for item in found] == [PNG] * 2
     assert set(sources.passed.lines()) == {
-        "1 passed over: PDFs, whose pages --pages asks about",
-        "2 files are no pictures and passed over: 1 .txt, 1 .csv",
+        "1 skipped: PDFs; --pages asks about their pages",
+        "2 files skipped, which are not pictures: 1 .txt, 1 .csv",
     }
     assert names(f"{bucket}/in", recursive=False) == [a]
     assert names(f"{bucket}/in/**/*.jpg") == names(f"{bucket}/in/deep/b.jpg") == [b]
-    assert names(f"{bucket}/in", pages=Pages()) == [a, f"{bucket}/in/d.pdf", b]  # its failure is told
+    assert names(f"{bucket}/in", pages=Pages()) == [
+        a,
+        f"{bucket}/in/d.pdf",
+        b,
+    ]  # it fails
 
 
 def test_lists_manifests_and_shards_lie_there_too(bucket: str) -> None:
-    """Relative paths in them begin where they lie."""
+    """Lists, manifests and shards can be objects, and relative paths in them start at their own folder."""
     listed = Sources([f"{bucket}/in/list.txt"])
     assert [item.read() for item in listed.items()] == [PNG, PNG]
     (item,) = Sources([f"{bucket}/in/m.csv"], questions=(PictureQuestion(TASKS["<CAPTION>"]),)).items()
@@ -90,6 +95,7 @@ def test_lists_manifests_and_shards_lie_there_too(bucket: str) -> None:
 
 
 def test_what_is_not_there_is_one_error(bucket: str) -> None:
+    """A missing bucket or object is one error."""
     for url in ("s3://nosuchbucket/in", f"{bucket}/gone.png", f"{bucket}/gone/*"):
         with pytest.raises(RequestError, match="names no picture"):
             names(url)
@@ -103,7 +109,7 @@ def test_bulk_asks_about_objects(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As about files; answers name the URLs, and a second run finds them."""
+    """`florence bulk` asks about objects, names their URLs in the answers, and finds them in a second run."""
     monkeypatch.setattr("florence.cli.bulk.open_asker", lambda *_: nullcontext(echo))
     command = ("bulk", f"{bucket}/in", "--task", "caption", "--out", tmp_path / "r.jsonl")
     status, _, err = florence(*command)

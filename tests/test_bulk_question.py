@@ -1,4 +1,4 @@
-"""Files of tasks: what an entry may say, and what a wrong one is told."""
+"""Files of tasks: which entries are allowed, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ tasks:
 
 
 def test_an_entry_has_texts_regions_options_and_prompts(tmp_path: Path) -> None:
-    """Options are checked, and those of the command hold where an entry does not say them; YAML and JSON
-    alike."""
+    """An entry's texts, regions, options and prompts are read, from YAML and JSON; the command's options are
+    its defaults."""
     (tmp_path / "t.yaml").write_text(YAML)
     found = read_tasks_file(tmp_path / "t.yaml", TASKS.resolve, {"num_beams": 3, "timeout_s": 9})
     assert [each.task.token for each in found[:3]] == [
@@ -47,7 +47,7 @@ def test_an_entry_has_texts_regions_options_and_prompts(tmp_path: Path) -> None:
 
 
 def test_the_documents_show_a_file_that_can_be_read(tmp_path: Path) -> None:
-    """Each entry of the example says something else."""
+    """The documented example can be read."""
     (example,) = (block for block in blocks(DOCS / "command-line.md") if block.language == "yaml")
     (tmp_path / "t.yaml").write_text(example.code)
     assert len(read_tasks_file(tmp_path / "t.yaml", TASKS.resolve)) == 4
@@ -67,12 +67,12 @@ def test_the_documents_show_a_file_that_can_be_read(tmp_path: Path) -> None:
             "- {task: ocr, options: {num_beams: 99}}",
             "task 1: num_beams must be an integer from 1 to 8, got 99",
         ),
-        ("- {task: ocr, options: {page: 2}}", "which page is asked about is the run's to say"),
+        ("- {task: ocr, options: {page: 2}}", "page is an option of the whole run"),
         ("- {task: ocr, options: [1]}", "options is a mapping"),
         ("- {task: ocr, answer_as: text}", "leave it out"),
         ("- {prompt: x, answer_as: song}", "answer_as is text, tags"),
         ("- {task: region_to_ocr, region: [1, 2]}", "four numbers"),
-        ("- {task: open_vocabulary_detection, text: 7}", "a text is a text, got 7"),
+        ("- {task: open_vocabulary_detection, text: 7}", "text must be a text, got 7"),
         ("- 7", "a task is a name, or a mapping"),
         ("tasks: caption", "must hold a list of tasks"),
         ("[]", "must hold a list of tasks"),
@@ -80,13 +80,14 @@ def test_the_documents_show_a_file_that_can_be_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_entry_is_told_by_its_number(tmp_path: Path, content: str, words: str) -> None:
+    """A wrong entry is an error that gives the reason, and its number where it has one."""
     (tmp_path / "t.yaml").write_text(content)
     with pytest.raises(RequestError, match=words):
         read_tasks_file(tmp_path / "t.yaml", TASKS.resolve)
 
 
 def test_without_pyyaml_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """JSON needs none."""
+    """Without PyYAML, the error names the extra that installs it; JSON files need no extra."""
     monkeypatch.setitem(sys.modules, "yaml", None)
     (tmp_path / "t.yaml").write_text("- caption")
     with pytest.raises(MissingLibrary, match=r"\[tasks\]"):
@@ -97,7 +98,8 @@ def test_without_pyyaml_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_questions_that_differ_in_an_adapter_are_two() -> None:
-    """As those that differ in text or region; options alone do not tell questions apart."""
+    """Questions with different adapters are different; questions that differ only in other options are
+    refused."""
     plain = PictureQuestion(TASKS["<CAPTION>"])
     adapted = PictureQuestion(TASKS["<CAPTION>"], options={"adapter": "mine"})
     assert len(distinct([plain, adapted])) == 2
@@ -108,7 +110,7 @@ def test_questions_that_differ_in_an_adapter_are_two() -> None:
 
 
 def test_an_entry_may_name_an_adapter(tmp_path: Path) -> None:
-    """The same task without one is another question."""
+    """A task with an adapter and the same task without one are two questions."""
     (tmp_path / "t.json").write_text('["caption", {"task": "caption", "adapter": "mine"}]')
     plain, adapted = read_tasks_file(tmp_path / "t.json", TASKS.resolve)
     assert (plain.key[3], adapted.key[3], adapted.options) == (None, "mine", {"adapter": "mine"})

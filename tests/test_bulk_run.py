@@ -1,4 +1,4 @@
-"""A run's order, bounds and ends; what is asked and what is not; and a process that is killed."""
+"""A run's order, limits and endings; which questions are asked; and a process that is killed."""
 
 from __future__ import annotations
 
@@ -36,22 +36,25 @@ CAPTION, BOXES = PictureQuestion(TASKS["<CAPTION>"]), PictureQuestion(TASKS["<OD
 
 
 def items(count: int) -> list[PictureItem]:
+    """Pictures with numbers as names."""
     return [PictureItem(f"{number}.png", f"{number}.png") for number in range(count)]
 
 
 def jobs(count: int) -> list[Job]:
+    """Jobs that ask for a caption of each of these pictures."""
     return [Job(item, (CAPTION,)) for item in items(count)]
 
 
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("concurrency", [1, 3, 16])
 def test_each_job_comes_once(ordered: bool, concurrency: int) -> None:
-    """Whatever each takes; in their order where that is asked for."""
+    """Each job has one outcome, however long each takes; with `ordered`, outcomes keep the order of
+    the jobs."""
     source = random.Random(concurrency)
     waits = {f"{number}.png": source.random() / 500 for number in range(60)}
 
     def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> Any:
-        time.sleep(waits[item.picture])
+        time.sleep(waits[item.picture])  # only the order of the outcomes depends on it
         return echo(item, questions)
 
     with Running(jobs(60), ask, concurrency=concurrency, ordered=ordered) as running:
@@ -61,7 +64,8 @@ def test_each_job_comes_once(ordered: bool, concurrency: int) -> None:
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_few_jobs_are_taken_ahead(ordered: bool) -> None:
-    """However many there are, and however slow the first one is: memory does not grow with their number."""
+    """Only a few jobs are taken ahead, however many there are and however slow the first is, so memory is
+    bounded."""
     taken, release = itertools.count(), threading.Event()
     most = 0
 
@@ -76,10 +80,14 @@ def test_few_jobs_are_taken_ahead(ordered: bool) -> None:
             release.wait(60)
         return echo(item, questions)
 
+    def release_when_full() -> None:
+        wait_until(lambda: most >= 7)
+        release.set()
+
     with Running(endless(), ask, concurrency=4, ordered=ordered) as running:
         came = iter(running)
         if ordered:
-            threading.Timer(0.2, release.set).start()
+            threading.Thread(target=release_when_full).start()
         next(came)
         assert most <= 9 + (not ordered) * 9
         release.set()
@@ -87,8 +95,8 @@ def test_few_jobs_are_taken_ahead(ordered: bool) -> None:
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_few_large_pictures_are_taken_ahead(ordered: bool) -> None:
-    """Where items hold their pictures' bytes, as those of archives do, no more are taken beyond a number of
-    bytes, however many may be asked about at a time; all of them are answered."""
+    """Jobs whose items hold their bytes are taken ahead only up to a number of bytes, and all are
+    answered."""
     alive, most = 0, 0
 
     def large() -> Iterator[Job]:
@@ -108,7 +116,7 @@ def test_few_large_pictures_are_taken_ahead(ordered: bool) -> None:
 
 
 def test_an_interrupted_run_keeps_what_was_under_way() -> None:
-    """`drain` gives the answers of requests that had begun; no other is begun."""
+    """`drain` gives the outcomes of requests that had begun, and no other request begins."""
     begun: list[str] = []
     go = threading.Event()
 
@@ -131,8 +139,10 @@ def test_an_interrupted_run_keeps_what_was_under_way() -> None:
 
 @pytest.mark.parametrize("deferred", [True, False], ids=["first", "second"])
 def test_ctrl_c_at_any_moment_ends_a_run(deferred: bool) -> None:
-    """The signal comes while an outcome is on its way. The first one loses no outcome of a request that had
-    begun. A second one may, since it is an exception at any place, but the run ends."""
+    """A SIGINT at any moment ends the run; the first one loses no outcome of a request that had begun.
+
+    A second one may lose outcomes, since it raises an exception at any point.
+    """
     for last in range(200):
         begun: list[str] = []
         came: list[str] = []
@@ -159,7 +169,7 @@ def test_ctrl_c_at_any_moment_ends_a_run(deferred: bool) -> None:
 
 
 def test_there_are_no_more_threads_than_jobs() -> None:
-    """Whatever the concurrency."""
+    """There are never more threads than jobs, for any concurrency."""
     before = threading.active_count()
     with Running(jobs(3), echo, concurrency=100_000) as running:
         assert len(list(running)) == 3
@@ -167,7 +177,7 @@ def test_there_are_no_more_threads_than_jobs() -> None:
 
 
 def test_an_error_that_is_no_answer_ends_the_run() -> None:
-    """It comes out where the answers are taken; the threads end."""
+    """An error of another kind is raised where the outcomes are read, and ends all threads."""
 
     def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> Any:
         raise ZeroDivisionError
@@ -179,8 +189,9 @@ def test_an_error_that_is_no_answer_ends_the_run() -> None:
         Running(jobs(1), ask, concurrency=0)
 
 
-def test_what_is_answered_is_not_asked() -> None:
-    """By picture and question: of two questions one may be open. A picture that comes twice is asked once."""
+def test_answered_questions_are_not_asked_again() -> None:
+    """Questions that already have answers are not asked again, and a picture that comes twice is asked about
+    once."""
     answered = AnsweredTasks()
     assert answered.claim("1.png", CAPTION.key)
     assert not answered.claim("1.png", CAPTION.key)
@@ -190,19 +201,19 @@ def test_what_is_answered_is_not_asked() -> None:
     asked = [(job.item.picture, len(job.questions)) for job in found]
     assert asked == [("0.png", 2), ("1.png", 1), ("2.png", 2)]
     assert (tally.before, tally.again, tally.elsewhere) == (1, 2, 0)
-    with pytest.raises(RequestError, match="Name a --task"):
+    with pytest.raises(RequestError, match="no task given"):
         list(open_jobs(items(1), (), answered, Shard(), tally))
 
 
 def test_an_id_tells_pictures_apart() -> None:
-    """Two files of one id are one picture; one file of two ids is two."""
+    """Two files with one id are one picture, and one file with two ids is two pictures."""
     same = [PictureItem("a", "a", id="x"), PictureItem("b", "b", id="x"), PictureItem("a", "a", id="y")]
     found = list(open_jobs(same, (CAPTION,), AnsweredTasks(), Shard(), RunTally()))
     assert [(job.item.picture, job.item.id) for job in found] == [("a", "x"), ("a", "y")]
 
 
 def test_shards_divide_the_pictures() -> None:
-    """Each picture belongs to one of them, whatever else is listed, and they are about as large."""
+    """Each picture belongs to exactly one shard, and shards have similar sizes."""
     shards = [Shard.parse(f"{number}/8") for number in range(1, 9)]
     parts = [
         {job.item.picture for job in open_jobs(items(4000), (CAPTION,), AnsweredTasks(), shard, RunTally())}
@@ -218,7 +229,8 @@ def test_shards_divide_the_pictures() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("out", ["r.jsonl", "r.parquet", "parts"])
 def test_a_run_that_is_killed_again_and_again_is_completed(tmp_path: Path, out: str) -> None:
-    """By SIGKILL at any time, also in the middle of writing a part: in the end each answer is there once."""
+    """After runs killed by SIGKILL at any moment, a last run completes the file with each answer exactly
+    once."""
     count = 100
     (tmp_path / "in").mkdir()
     for number in range(count):
@@ -239,7 +251,7 @@ def test_a_run_that_is_killed_again_and_again_is_completed(tmp_path: Path, out: 
         enough = progress() + 2000
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
         wait_until(lambda enough=enough: progress() > enough)
-        time.sleep(source.random() / 50)
+        time.sleep(source.random() / 50)  # the kill may come at any moment
         process.send_signal(signal.SIGKILL)
         process.communicate()
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
@@ -254,7 +266,7 @@ def test_a_run_that_is_killed_again_and_again_is_completed(tmp_path: Path, out: 
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
-    """And ends with status 130; the same command goes on."""
+    """Ctrl-C ends a run with status 130 and reports the answers that are kept; the same command continues."""
     (tmp_path / "in").mkdir()
     for number in range(40):
         (tmp_path / "in" / f"{number:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(8))
@@ -265,7 +277,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
     )
     out = tmp_path / "r.jsonl"
     wait_until(lambda: out.exists() and out.stat().st_size > 0)
-    os.kill(process.pid, signal.SIGINT)  # of the ten seconds that it takes, nine are left
+    os.kill(process.pid, signal.SIGINT)  # the whole run takes ten seconds, so it is far from its end
     _, err = process.communicate(timeout=600)
     kept = len(out.read_text().splitlines())
     assert process.returncode == 130
@@ -281,7 +293,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
 
 
 def test_answers_say_what_was_asked() -> None:
-    """The helper of these tests itself: one answer a question, of its kind."""
+    """The echo used in these tests gives one answer for each question, of the task's kind."""
     asked = (CAPTION, BOXES)
     kinds = [outcome.result.kind for outcome in echo(items(1)[0], asked)]  # type: ignore[union-attr]
     assert kinds == ["text", "boxes"]

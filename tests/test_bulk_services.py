@@ -1,4 +1,5 @@
-"""Several services as one: who is asked, who is left out, and when it is tried again. The clock is a fake."""
+"""Several services used as one: which is asked, which is left out, and when it is tried again. The clock is a
+fake."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from florence.bulk.services import IdleClients, Services
 from florence.client import ConnectionLost, Unreachable
@@ -14,7 +16,7 @@ from florence.errors import RequestError, Unavailable
 
 
 class Fake:
-    """Stands for a client: answers with its name, or raises."""
+    """A fake client that answers with its name, or raises an error."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -22,22 +24,24 @@ class Fake:
         self.asked = 0
 
     def ready(self) -> bool:
+        """Return True or raise the error."""
         if self.error:
             raise self.error
         return True
 
     def ask(self) -> str:
+        """Count the call; return the name or raise the error."""
         self.asked += 1
         if self.error:
             raise self.error
         return self.name
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 class Clock:
-    """Time that passes only when it is told to."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -47,17 +51,19 @@ class Clock:
 
 
 def make(*names: str, **options: Any) -> tuple[list[Fake], Services, Clock, list[str]]:
+    """Fake clients with these names, their `Services`, its clock, and the list of its messages."""
     fakes, clock, told = [Fake(name) for name in names], Clock(), []
     clients: Any = [(fake.name, IdleClients(lambda fake=fake: fake)) for fake in fakes]
     return fakes, Services(clients, told.append, clock=clock, **options), clock, told
 
 
 def ask(services: Services) -> str:
+    """Ask one of the services."""
     return services.call(lambda client: client.ask())  # type: ignore[attr-defined]
 
 
 def test_the_one_with_the_least_to_do_is_asked() -> None:
-    """Six requests at a time go to three services two each."""
+    """Six concurrent requests to three services go to each of them twice."""
     _, services, _, _ = make("a", "b", "c")
     together, seen = threading.Barrier(7), []
 
@@ -75,10 +81,12 @@ def test_the_one_with_the_least_to_do_is_asked() -> None:
 
 
 def test_calls_at_a_time_have_clients_of_their_own_and_later_ones_find_them() -> None:
-    """Whatever threads come and go, there are no more than were used at a time; all are closed at the end."""
+    """There are no more clients than concurrent calls, even if threads change; all are closed at the end."""
     made, closed = [], []
 
     class Made(Fake):
+        """A fake that records its making and its closing."""
+
         def __init__(self) -> None:
             super().__init__("")
             made.append(self)
@@ -106,13 +114,16 @@ def test_calls_at_a_time_have_clients_of_their_own_and_later_ones_find_them() ->
 
 
 def _fail(_: object) -> None:
+    """Fail as a refused request does."""
     raise RequestError("what the call raises does not cost the client")
 
 
 @pytest.mark.parametrize("error", [Unreachable("no connection"), ConnectionLost("it broke")])
 def test_a_dead_service_is_left_out_and_tried_again(error: Exception) -> None:
-    """Its request goes to another one. After a while, which doubles, one request tries it; it is told once
-    that it is out, and that it is back."""
+    """A dead service's requests go to another; it is tried again after a pause that doubles.
+
+    One message reports that it is left out, and one that it answers again.
+    """
     (a, b), services, clock, told = make("a", "b")
     a.error = error
     assert [ask(services) for _ in range(5)] == ["b"] * 5
@@ -133,7 +144,7 @@ def test_a_dead_service_is_left_out_and_tried_again(error: Exception) -> None:
 
 
 def test_a_busy_service_rests_as_long_as_it_says() -> None:
-    """No sentence is said about it: it is well."""
+    """A busy service gets no requests for the time that it states, and no message reports this."""
     (a, b), services, clock, told = make("a", "b")
     a.error = Unavailable("the queue is full", retry_after_s=7)
     assert ask(services) == "b"
@@ -147,7 +158,7 @@ def test_a_busy_service_rests_as_long_as_it_says() -> None:
 
 
 def test_many_failures_at_a_time_count_as_one() -> None:
-    """Requests under way when a service dies do not lengthen its rest."""
+    """Several concurrent failures of a service count as one and do not lengthen its pause."""
     (a, _), services, clock, _ = make("a", "b")
     a.error = Unreachable("gone")
     first = services.services[0]
@@ -160,7 +171,7 @@ def test_many_failures_at_a_time_count_as_one() -> None:
 
 
 def test_a_request_fails_where_no_service_takes_it() -> None:
-    """After its patience, with the last one's words; a request that is wrong fails at once."""
+    """A request fails with the last service's error after its patience; a wrong request fails at once."""
     (a, b), services, clock, _ = make("a", "b", patience_s=0.0)
     a.error = b.error = Unreachable("gone")
     with pytest.raises(Unreachable, match="gone"):
@@ -172,7 +183,8 @@ def test_a_request_fails_where_no_service_takes_it() -> None:
 
 
 def test_a_start_needs_one_of_them() -> None:
-    """The others are told; with none it is the error of one."""
+    """A run starts if one service answers and reports the others; if none answers, the error is one of
+    theirs."""
     (a, b), services, _, told = make("a", "b")
     a.error = Unreachable("gone")
     services.check()
@@ -183,11 +195,16 @@ def test_a_start_needs_one_of_them() -> None:
 
 
 def test_a_stopped_run_waits_for_no_service() -> None:
-    """A request that waits for all of them to come back ends at once, and so does one that is refused."""
+    """A stopped run's request that waits for services to come back ends at once."""
     stopped = threading.Event()
     (a, b), services, _, _ = make("a", "b", stopped=stopped)
     a.error = b.error = Unreachable("gone")
-    threading.Timer(0.02, stopped.set).start()
+
+    def stop_when_both_were_asked() -> None:
+        wait_until(lambda: (a.asked, b.asked) == (1, 1))
+        stopped.set()
+
+    threading.Thread(target=stop_when_both_were_asked).start()
     with pytest.raises(Unavailable):
         ask(services)  # the clock stands still: no service is tried again
     assert (a.asked, b.asked) == (1, 1)

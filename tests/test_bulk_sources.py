@@ -1,4 +1,5 @@
-"""What sources name: directories, globs, lists, manifests, archives, documents; and what is passed over."""
+"""Pictures named by sources: directories, globs, lists, manifests, archives and documents; and skipped
+files."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ OPEN = PictureQuestion(TASKS.resolve("open_vocabulary_detection"))
 
 
 def names(*sources: object, **options: Any) -> list[str]:
+    """The names of the pictures in these sources."""
     return [item.picture for item in Sources([str(each) for each in sources], **options).items()]
 
 
@@ -43,6 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    """Write a tar archive with these members."""
     with tarfile.open(path, mode) as archive:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
@@ -52,19 +55,22 @@ def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
 
 
 def test_directories_are_looked_into_as_deep_as_is_asked(folder: Path) -> None:
+    """Subdirectories are searched unless `recursive` is off."""
     assert names("in") == ["in/a.png", "in/b.png", "in/deep/c.png"]
     assert names("in", recursive=False) == ["in/a.png", "in/b.png"]
 
 
 def test_a_list_has_comments(folder: Path) -> None:
-    """A line that begins with # is one; a name that holds # is not. Marks of byte order are none of it."""
+    """A line of a list that begins with # is a comment, a name may contain #, and a byte order mark is
+    ignored."""
     (folder / "list.txt").write_bytes(b"\xef\xbb\xbf# comment\nin/a.png\n\n  in/b#1.png \n#in/c.png\n")
     assert names("list.txt") == ["in/a.png", "in/b#1.png"]
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
 def test_a_manifest_says_what_is_asked(folder: Path, name: str) -> None:
-    """Its rows alike in every format; neighbouring rows of a picture are one item; ids are kept."""
+    """A manifest's rows mean the same in every format; neighbouring rows of one picture are one item, and ids
+    are kept."""
     rows: list[dict[str, Any]] = [
         {"picture": "in/a.png", "task": "caption", "text": None, "region": None, "id": "7"},
         {
@@ -97,7 +103,7 @@ def test_a_manifest_says_what_is_asked(folder: Path, name: str) -> None:
 
 
 def test_a_manifests_text_goes_to_the_runs_task(folder: Path) -> None:
-    """Where a row has no task. Columns that mean nothing here are told."""
+    """The text of a row without a task goes to the run's task, and unknown columns are reported."""
     (folder / "m.csv").write_text("picture,text,split\nin/a.png,a car,train\nin/b.png,,test\n")
     sources = Sources(["m.csv"], questions=(PictureQuestion(OPEN.task, "a tree"),))
     assert [item.questions[0].text for item in sources.items()] == ["a car", "a tree"]
@@ -125,6 +131,7 @@ def test_a_manifests_text_goes_to_the_runs_task(folder: Path) -> None:
 def test_a_wrong_file_is_one_error_that_names_the_row(
     folder: Path, name: str, content: str, words: str
 ) -> None:
+    """A wrong file is one error that names the row."""
     (folder / name).write_text(content)
     with pytest.raises(RequestError, match=words):
         names(name)
@@ -132,8 +139,8 @@ def test_a_wrong_file_is_one_error_that_names_the_row(
 
 @pytest.mark.parametrize(("name", "mode"), [("s.tar", "w"), ("s.tar.gz", "w:gz"), ("s.tgz", "w:gz")])
 def test_an_archive_holds_pictures(folder: Path, name: str, mode: str) -> None:
-    """WebDataset's samples: the picture of each is asked about, what is beside it is counted. Its name opens
-    it again."""
+    """Each picture in an archive of WebDataset samples is an item, other members are counted, and the name
+    opens the picture again."""
     members = {
         "0001.png": PNG,
         "0001.txt": b"a caption",
@@ -147,7 +154,7 @@ def test_an_archive_holds_pictures(folder: Path, name: str, mode: str) -> None:
     assert [item.picture for item in found] == [f"tar://0001.png::{name}", f"tar://d/0002.jpg::{name}"]
     assert [item.read() for item in found] == [PNG, PNG]
     assert list(sources.passed.lines()) == [
-        "3 files are no pictures and passed over: 1 .txt, 1 .json, 1 .jpg"
+        "3 files skipped, which are not pictures: 1 .txt, 1 .json, 1 .jpg"
     ]
     assert not sources.countable
     assert item_named(found[1].picture).read() == PNG
@@ -155,8 +162,10 @@ def test_an_archive_holds_pictures(folder: Path, name: str, mode: str) -> None:
 
 
 def test_what_is_too_large_in_an_archive_is_not_read(folder: Path) -> None:
-    """A picture with more bytes than are allowed fails by what its header says; of what is not a picture the
-    first bytes are read. The members behind them are found, and tell how much memory they hold."""
+    """Large members of an archive are not read: a picture over the limit fails by its header's size.
+
+    The members after them are found, with the number of bytes that they hold.
+    """
     large = 8 * 2**20
     tar(folder / "s.tar", {"0.png": PNG + bytes(large), "1.bin": bytes(large), "2.png": PNG})
     tracemalloc.start()
@@ -170,7 +179,7 @@ def test_what_is_too_large_in_an_archive_is_not_read(folder: Path) -> None:
 
 
 def test_what_is_too_large_elsewhere_is_refused(folder: Path) -> None:
-    """A file, an object at a URL, named or in a manifest."""
+    """A file or object over the limit is refused, whether it is named directly or in a manifest."""
     pytest.importorskip("fsspec").filesystem("memory").pipe_file("/large.png", PNG)
     (folder / "m.csv").write_text("picture\nmemory://large.png\n")
     asked = (PictureQuestion(TASKS["<CAPTION>"]),)
@@ -193,6 +202,7 @@ def test_braces_stand_for_a_number_of_names_that_can_be_held(name: str) -> None:
 
 
 def test_shards_are_named_by_braces_and_globs(folder: Path) -> None:
+    """Braces and globs name shards."""
     for number in range(3):
         tar(folder / f"s-{number:03}.tar", {f"{number}.png": PNG})
     wanted = [f"tar://{number}.png::s-{number:03}.tar" for number in range(3)]
@@ -204,7 +214,7 @@ def test_shards_are_named_by_braces_and_globs(folder: Path) -> None:
 
 @pytest.mark.parametrize("kept", [300, 600, 1024 + 300])
 def test_an_archive_that_is_cut_is_no_whole_one(folder: Path, kept: int) -> None:
-    """In its first header, in a picture, or in a later header, whose damage is told apart from the end."""
+    """An archive cut in its first header, in a picture or in a later header is an error."""
     name = tar(folder / "s.tar", {"0.png": PNG[:500], "1.png": PNG})
     (folder / name).write_bytes((folder / name).read_bytes()[:kept])
     with pytest.raises(RequestError, match="is not a tar archive, or is cut short"):
@@ -212,7 +222,7 @@ def test_an_archive_that_is_cut_is_no_whole_one(folder: Path, kept: int) -> None
 
 
 def test_pages_of_documents_are_items(folder: Path) -> None:
-    """Of PDFs and TIFF files; pictures stay as they are. A name opens the page again."""
+    """Pages of PDFs and TIFF files are items, pictures stay whole, and a name opens the page again."""
     pages = [drawn(24, 16, frame=index) for index in range(3)]
     (folder / "in" / "d.pdf").write_bytes(pdf())
     (folder / "in" / "e.tiff").write_bytes(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
@@ -227,15 +237,18 @@ def test_pages_of_documents_are_items(folder: Path) -> None:
 
 
 def test_a_pdf_in_a_directory_waits_for_pages(folder: Path) -> None:
-    """It is passed over with the option that reads it; a document without the pages is counted too; one that
-    can't be read is asked about, so that its failure is told."""
+    """A PDF in a directory is skipped with a hint at `--pages`, and a document without the wanted pages
+    is counted.
+
+    A PDF that can't be read is asked about, so that its failure is reported.
+    """
     (folder / "in" / "d.pdf").write_bytes(pdf())
     sources = Sources(["in"], recursive=False)
     assert [item.picture for item in sources.items()] == ["in/a.png", "in/b.png"]
-    assert list(sources.passed.lines()) == ["1 passed over: PDFs, whose pages --pages asks about"]
+    assert list(sources.passed.lines()) == ["1 skipped: PDFs; --pages asks about their pages"]
     sources = Sources(["in"], pages=Pages.parse("9"))
     list(sources.items())
-    assert list(sources.passed.lines()) == ["1 passed over: documents without the pages asked for"]
+    assert list(sources.passed.lines()) == ["1 skipped: documents without the pages asked for"]
     (folder / "in" / "d.pdf").write_bytes(pdf(encrypted=True))
     assert names("in/d.pdf", pages=Pages()) == ["in/d.pdf"]
     assert names("in/d.pdf") == ["in/d.pdf"]
@@ -243,32 +256,37 @@ def test_a_pdf_in_a_directory_waits_for_pages(folder: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "x", "3-2", "-3", "1,2", "all pages", "2--3", "1.5"])
 def test_wrong_pages_are_told(text: str) -> None:
+    """A wrong page range is an error."""
     with pytest.raises(RequestError, match="pages"):
         Pages.parse(text)
 
 
 def test_a_frame_is_part_of_the_name(folder: Path) -> None:
-    """So that answers about two frames are two, and a drawing shows the right one."""
+    """A frame is a part of the picture's name, so answers about two frames differ and a drawing shows the
+    right one."""
     (item,) = Sources(["in/a.png"], frame=3).items()
     assert (item.picture, item.frame) == ("in/a.png#frame=3", 3)
     assert item_named(item.picture).frame == 3
     (folder / "in" / "b#frame=2").write_bytes(PNG)
-    assert item_named("in/b#frame=2").frame is None  # a file of that name
+    assert item_named("in/b#frame=2").frame is None  # a file has this name
 
 
-def test_what_cant_be_read_is_an_error_of_the_picture(folder: Path) -> None:
+def test_an_unreadable_picture_is_an_error_of_its_own(folder: Path) -> None:
+    """A picture that can't be read is an ImageError when it is read."""
     for name in ("in/gone.png", "tar://x.png::gone.tar", "memory://gone/x.png"):
         with pytest.raises(ImageError, match="can't be read"):
             item_named(name).read()
 
 
 def test_a_scheme_that_is_not_known_is_told() -> None:
+    """An unknown URL scheme is an error that names it."""
     with pytest.raises(RequestError, match=r"nosuch://.*can't be read"):
         names("nosuch://bucket/a.png")
 
 
 def test_a_picture_is_opened_up_to_the_limit_of_its_reader(tmp_path: Path) -> None:
-    """Also a larger file than the usual limit allows, as FLORENCE_MAX_IMAGE_BYTES may say."""
+    """A picture is opened up to its reader's limit, even above the default limit, as FLORENCE_MAX_IMAGE_BYTES
+    allows."""
     (tmp_path / "large.png").write_bytes(PNG + bytes(DEFAULT_LIMITS.max_bytes))
     item = item_named(str(tmp_path / "large.png"))
     assert item.image(replace(DEFAULT_LIMITS, max_bytes=2 * DEFAULT_LIMITS.max_bytes)).size == (48, 32)

@@ -1,4 +1,4 @@
-"""Where answers are kept: every field comes back from every file, and strange files stay as they are."""
+"""Files of answers: every field is read back from every format, and files of others stay unchanged."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ FORMS = [("r.jsonl", 0), ("r.parquet", 0), ("parts", 2)]
 
 
 def question(kind: Kind) -> PictureQuestion:
+    """A question whose answer has this kind."""
     task = next((task for task in TASKS.values() if task.kind is kind), None)
     return PictureQuestion(
         task or Task(f"<{kind}>", kind, "p", Input.NONE, kind, ""), options={"adapter": "mine"}
@@ -35,7 +36,7 @@ def question(kind: Kind) -> PictureQuestion:
 
 @pytest.mark.parametrize(("name", "part_rows"), FORMS)
 def test_every_kind_of_answer_comes_back(tmp_path: Path, name: str, part_rows: int) -> None:
-    """Typed and equal: tags and the values of JSON too, with the picture, its id and what was asked."""
+    """Answers of every kind are read back equal and typed, with the picture, its id and the question."""
     kinds = [kind for kind in RESULT if kind is not Kind.BOXES_OR_POLYGONS]
     answers = [answer(question(kind).task).model_copy(update={"result": RESULT[kind]}) for kind in kinds]
     with Store(tmp_path / name, part_rows) as store:
@@ -50,7 +51,7 @@ def test_every_kind_of_answer_comes_back(tmp_path: Path, name: str, part_rows: i
 
 @pytest.mark.parametrize(("name", "part_rows"), FORMS)
 def test_what_is_kept_is_known_again(tmp_path: Path, name: str, part_rows: int) -> None:
-    """By id, or picture, and question, over several runs."""
+    """Kept answers are recognised by id or picture, and by question, over several runs."""
     asked = question(Kind.TEXT)
     for number in range(5):
         item = PictureItem(f"{number}.png", "", id=None if number % 2 else f"id {number}")
@@ -66,8 +67,10 @@ def test_what_is_kept_is_known_again(tmp_path: Path, name: str, part_rows: int) 
 
 
 def test_parts_are_written_as_answers_come(tmp_path: Path) -> None:
-    """So many rows each, whole when they appear; a process that ends between a part and the lines that it
-    came from leaves nothing twice."""
+    """Parts with this number of rows are complete when they appear.
+
+    A process that ends between writing a part and removing its lines leaves no answer twice.
+    """
     asked = question(Kind.TEXT)
     with Store(tmp_path / "parts", 3) as store:
         for number in range(7):
@@ -79,7 +82,7 @@ def test_parts_are_written_as_answers_come(tmp_path: Path) -> None:
     assert len(list(read_keys(tmp_path / "parts"))) == 7
     last = sorted((tmp_path / "parts").iterdir())[-1]
     last.unlink()
-    store.lines.write_bytes(lines)  # those of the second part, which were packed
+    store.lines.write_bytes(lines)  # the lines that are already in the second part
     again = Store(tmp_path / "parts", 3)
     assert len(again.answered()[asked.key]) == 6
     with again:
@@ -89,8 +92,8 @@ def test_parts_are_written_as_answers_come(tmp_path: Path) -> None:
 
 
 def test_one_run_at_a_time_writes_into_a_file(tmp_path: Path) -> None:
-    """A second one is refused while the first goes on, and not after its end, nor after its being killed;
-    another file is free all the time."""
+    """A second run into a file is refused while the first one runs, and allowed after its end or its kill;
+    other files are free."""
     out = tmp_path / "r.jsonl"
     held = "import sys; from pathlib import Path; from florence.bulk.lock import only_run\n"
     held += "with only_run(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
@@ -109,7 +112,8 @@ def test_one_run_at_a_time_writes_into_a_file(tmp_path: Path) -> None:
 
 
 def test_a_directory_holds_parts_only(tmp_path: Path) -> None:
-    """Both ways of being wrong are told, and so is a strange part; nothing is written."""
+    """A directory without part size, a part size without directory, and a foreign part are errors; nothing is
+    written."""
     import pyarrow.parquet
 
     (tmp_path / "parts").mkdir()
@@ -124,7 +128,7 @@ def test_a_directory_holds_parts_only(tmp_path: Path) -> None:
 
 
 def test_every_field_of_an_answer_has_a_column() -> None:
-    """Also those of its parts, derived from the types: a new field is in the file without more."""
+    """Every field of an answer and of its parts has a column, derived from the types."""
     schema = answer_schema()
     assert set(TaskAnswer.model_fields) <= set(schema.names)
     result = {field.name for field in schema.field("result").type}

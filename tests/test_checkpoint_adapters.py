@@ -1,4 +1,4 @@
-"""LoRA adapters, merged at load, give what peft's own merge gives; what has no place is named."""
+"""LoRA adapters merged at load: equal to peft's own merge; tensors that fit no layer are named."""
 
 from __future__ import annotations
 
@@ -39,16 +39,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Florence2ForCo
 
 
 def with_adapter(base: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> Florence2Model:
+    """The model with this adapter merged in."""
     files, cpu = ("the adapter", adapter), torch.device("cpu")
     return load_model(base, read_config(base), imagenet_normalize(), VOCAB, cpu, dtype, files)
 
 
 def picture() -> Tensor:
+    """A random picture [1, height, width, 3]."""
     return torch.from_numpy(np.random.default_rng(7).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8))
 
 
 @torch.inference_mode()
 def logits(model: Florence2Model) -> Tensor:
+    """The model's teacher-forced logits."""
     encoded = model.encode(model.encode_images(picture()), torch.tensor([PROMPT]))
     cross_kv = model.language.decoder.cross_kv(encoded)
     states, _ = model.language.decode(torch.tensor([FORCED]), None, cross_kv)
@@ -72,8 +75,8 @@ def theirs(adapted: Any, model: Florence2Model) -> Tensor:
 def test_a_merged_adapter_is_pefts_own(
     base: tuple[Path, Florence2ForConditionalGeneration], tmp_path: Path, seed: int
 ) -> None:
-    """Any rank, scaling, pattern, DoRA, layers saved whole, biases, convolutions, tower and head: logits
-    equal those of peft's merged model to 1e-5, and of peft's layers beside the base within rounding."""
+    """Logits of a merged random adapter equal those of peft's merged model to 1e-5, and those of peft's
+    separate layers to 1e-4."""
     directory, native = base
     adapted = make_adapter(native, random_config(seed), tmp_path / "adapter", seed)
     model = with_adapter(directory, tmp_path / "adapter")
@@ -82,7 +85,7 @@ def test_a_merged_adapter_is_pefts_own(
     save_merged(adapted, tmp_path / "merged")
     merged = load_float32(tmp_path / "merged", VOCAB)
     torch.testing.assert_close(found, logits(merged), atol=1e-5, rtol=0)
-    assert (found - plain).abs().max() > 1e-3  # an adapter that says something
+    assert (found - plain).abs().max() > 1e-3  # the adapter changes the logits
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,8 @@ def roboflow(base: tuple[Path, Florence2ForConditionalGeneration], tmp_path_fact
 def test_every_spelling_of_the_names_is_the_same_adapter(
     base: tuple[Path, Florence2ForConditionalGeneration], roboflow: Path, tmp_path: Path, names: str
 ) -> None:
-    """Microsoft's module names, a state dict that was saved whole, and a file that calls itself a model."""
+    """Microsoft's module names, a whole state dict's keys, and a file called model.safetensors give the same
+    adapter."""
     other = rename(roboflow, tmp_path / "other", original=names == "original", raw=names == "raw")
     if names == "as a model":
         (other / WEIGHTS).rename(other / "model.safetensors")
@@ -110,6 +114,7 @@ def test_every_spelling_of_the_names_is_the_same_adapter(
 def test_a_tied_head_is_untied_and_the_embedding_stays(
     base: tuple[Path, Florence2ForConditionalGeneration], roboflow: Path
 ) -> None:
+    """An adapter of the tied head changes the head but not the embedding."""
     adapted, plain = with_adapter(base[0], roboflow).language, load_float32(base[0], VOCAB).language
     assert (adapted.tied_head, plain.tied_head) == (False, True)
     assert torch.equal(adapted.shared.weight, plain.shared.weight)
@@ -119,7 +124,7 @@ def test_a_tied_head_is_untied_and_the_embedding_stays(
 def test_the_merge_is_in_float32_and_the_cast_comes_last(
     base: tuple[Path, Florence2ForConditionalGeneration], roboflow: Path
 ) -> None:
-    """In bfloat16 each weight is the float32 merge, rounded once."""
+    """In bfloat16, each weight is the float32 merge rounded once."""
     exact = with_adapter(base[0], roboflow).state_dict()
     for name, tensor in with_adapter(base[0], roboflow, torch.bfloat16).state_dict().items():
         if tensor.dtype is torch.bfloat16:
@@ -129,8 +134,8 @@ def test_the_merge_is_in_float32_and_the_cast_comes_last(
 @pytest.mark.slow
 @pytest.mark.parametrize("dora", [False, True])
 def test_at_the_widths_of_florence_2_base_too(tmp_path: Path, dora: bool) -> None:
-    """The usual adapter, and with DoRA, with few words: logits to 1e-5 of those of peft's
-    merged model, and the same ids of three beams."""
+    """At the widths of Florence-2-base, with DoRA and without, logits equal those of peft's merged model to
+    1e-5, and three beams give the same ids."""
     few = {"vocab_size": VOCAB}
     native = make_native(tmp_path / "base", **BASE | {"text_config": BASE["text_config"] | few})
     config = LoraConfig(r=8, lora_alpha=8, use_rslora=True, use_dora=dora, target_modules=[*ROBOFLOW, "qkv"])
@@ -153,12 +158,14 @@ Tensors = dict[str, Tensor]
 
 
 def without(name: str) -> Callable[[Tensors], Tensors]:
+    """A function that leaves out the tensor with this name."""
     return lambda tensors: {key: tensor for key, tensor in tensors.items() if key != name}
 
 
 def test_one_error_names_every_tensor_without_a_place(
     base: tuple[Path, Florence2ForConditionalGeneration], roboflow: Path, tmp_path: Path
 ) -> None:
+    """One error names every missing, unknown, misshapen or unexpected tensor."""
     other = rename(roboflow, tmp_path / "other")
     tensors = without(f"{PEFT}{LAYER}.fc2.lora_A.weight")(load_file(other / WEIGHTS))
     tensors["base_model.model.bert.pooler.lora_A.weight"] = torch.zeros(8, 4)
@@ -181,7 +188,8 @@ def test_one_error_names_every_tensor_without_a_place(
 def test_an_embedding_of_its_own_is_refused_unless_it_is_the_bases(
     base: tuple[Path, Florence2ForConditionalGeneration], roboflow: Path, tmp_path: Path
 ) -> None:
-    """peft saves the base's embedding beside an adapted head; a trained one has no place."""
+    """An adapter file with the base's own embedding, as peft saves it, is accepted; a trained embedding is
+    refused."""
     other = rename(roboflow, tmp_path / "other")
     shared = base[1].get_input_embeddings().weight.detach().clone()
     name = "base_model.model.model.language_model.shared.weight"
@@ -195,7 +203,7 @@ def test_an_embedding_of_its_own_is_refused_unless_it_is_the_bases(
 def test_a_whole_model_is_no_adapter(
     base: tuple[Path, Florence2ForConditionalGeneration], roboflow: Path, tmp_path: Path
 ) -> None:
-    """A file without LoRA's tensors would replace every weight; it is refused."""
+    """A file without LoRA tensors is refused, since it would replace every weight."""
     other = rename(roboflow, tmp_path / "other")
     save_file(load_file(base[0] / "model.safetensors"), other / WEIGHTS)
     with pytest.raises(CheckpointError, match="holds no LoRA tensors"):
@@ -226,6 +234,7 @@ def test_settings_that_are_not_read_are_refused_by_name(
     change: dict[str, Any],
     message: str,
 ) -> None:
+    """An unsupported or invalid adapter setting is refused by name."""
     other = rename(roboflow, tmp_path / "other")
     path = other / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -234,6 +243,7 @@ def test_settings_that_are_not_read_are_refused_by_name(
 
 
 def beside(base: Path, adapter: Path) -> dict[str, Any]:
+    """The adapter's factors, read to stand beside other adapters."""
     config = read_config(base)
     return AdapterBase(base, config, imagenet_normalize(), VOCAB, 64).read("the adapter", adapter)
 
@@ -241,8 +251,8 @@ def beside(base: Path, adapter: Path) -> dict[str, Any]:
 def test_beside_others_an_adapters_factors_are_what_a_merge_adds(
     base: tuple[Path, Florence2ForConditionalGeneration], roboflow: Path
 ) -> None:
-    """For each layer and no other: merged weight less the base's. PEFT's copy of the base's embedding beside
-    an adapted head is not change."""
+    """The product of an adapter's factors equals the merged weight minus the base's, for each layer and no
+    other; peft's copy of the base's embedding is ignored."""
     merged, plain = with_adapter(base[0], roboflow).state_dict(), load_float32(base[0], VOCAB).state_dict()
     factors = beside(base[0], roboflow)
     for name, tensor in merged.items():
@@ -256,7 +266,7 @@ def test_beside_others_an_adapters_factors_are_what_a_merge_adds(
 def test_beside_others_what_is_trained_whole_and_convolutions_are_refused_together(
     base: tuple[Path, Florence2ForConditionalGeneration], tmp_path: Path
 ) -> None:
-    """One error names them all."""
+    """One error names all convolutions and layers trained whole that can't stand beside other adapters."""
     config = LoraConfig(r=2, target_modules=["conv", "fc1"], modules_to_save=["image_proj_norm"], bias="all")
     make_adapter(base[1], config, tmp_path)
     with pytest.raises(

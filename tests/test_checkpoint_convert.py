@@ -1,4 +1,4 @@
-"""`florence convert` makes directories that answer as their source would; a pickle runs no code in it."""
+"""`florence convert`: the directories that it makes answer as their sources do, and a pickle runs no code."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ PICTURE = ROOT / "data" / "busy_00.jpg"
 
 
 def ask(name: Path | str, **options: Any) -> Answer:
+    """The model's answer about the picture."""
     with Florence2.load(str(name), device="cpu", dtype="float32", threads=1, **options) as model:
         return model.run(PICTURE, "<OD>")
 
 
 @pytest.fixture(scope="module")
 def demo() -> Answer:
+    """The demo's answer."""
     return ask("demo")
 
 
 def pickled(directory: Path) -> Path:
-    """Microsoft's layout with its weights as pickle only, tied names and all."""
+    """Write Microsoft's layout with its weights only as a pickle, including tied names."""
     original(directory)
     (directory / "model.safetensors").unlink()
     tensors = {name: tensor.half() for name, tensor in original_tensors().items()}
@@ -53,6 +55,7 @@ def pickled(directory: Path) -> Path:
 
 
 def in_shards(directory: Path) -> Path:
+    """Write the pickled layout in two shards."""
     pickled(directory)
     whole = torch.load(directory / "pytorch_model.bin", weights_only=True)
     names = list(whole)
@@ -65,7 +68,8 @@ def in_shards(directory: Path) -> Path:
 
 
 def of_a_trainer(directory: Path) -> Path:
-    """Under a key, beside other things, wrapped by DDP, in the older format without a zip."""
+    """Write a trainer's pickle: weights under a key beside other content, with DDP's prefix, in the older
+    format without a zip."""
     shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("model.safetensors"))
     state = {f"module.{name}": tensor for name, tensor in native_tensors().items()}
     content = {"epoch": 3, "state_dict": state}
@@ -78,7 +82,7 @@ def of_a_trainer(directory: Path) -> Path:
 def test_a_checkpoint_as_pickle_becomes_one_that_serves(
     tmp_path: Path, demo: Answer, make: Callable[[Path], Path]
 ) -> None:
-    """With the answers that it would give; nothing but the directory is left."""
+    """A pickled checkpoint is converted into a directory with the same answers; no other files are left."""
     source, out = make(tmp_path / "source"), tmp_path / "out"
     with pytest.raises(CheckpointError):
         ask(source)
@@ -90,7 +94,7 @@ def test_a_checkpoint_as_pickle_becomes_one_that_serves(
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small adapter of the demo checkpoint, head and tower included."""
+    """A small adapter of the demo checkpoint that also changes head and tower."""
     directory = tmp_path_factory.mktemp("adapter")
     native = Florence2ForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32)
     config = LoraConfig(r=4, lora_alpha=4, target_modules=[*ROBOFLOW, "qkv"])
@@ -99,6 +103,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def labels(answer: Answer) -> list[str]:
+    """The labels of an answer's detections."""
     return [item.label for item in answer.result.detections]
 
 
@@ -107,13 +112,13 @@ def labels(answer: Answer) -> list[str]:
 def test_base_and_adapter_become_one_checkpoint(
     tmp_path: Path, adapter: Path, demo: Answer, layout: str
 ) -> None:
-    """It answers as the base does with the adapter merged at load, and both say what they are."""
+    """A converted base and adapter answer as the base does with the adapter merged at load."""
     base = str(original(tmp_path / "base")) if layout == "original" else "demo"
     merged = ask(base, adapter=str(adapter))
     assert main(["convert", base, str(tmp_path / "out"), "--adapter", str(adapter)]) == 0
     again = ask(tmp_path / "out")
     assert merged.raw_text != demo.raw_text
-    if base == "demo":  # its own weights are float16, which rounds what is merged: a location may move
+    if base == "demo":  # the demo's weights are float16, so the merge is rounded and a location may change
         assert labels(again) == labels(merged)
     else:
         assert again.token_ids == merged.token_ids
@@ -123,7 +128,8 @@ def test_base_and_adapter_become_one_checkpoint(
 
 @pytest.mark.slow
 def test_an_adapter_as_pickle_is_merged(tmp_path: Path, adapter: Path) -> None:
-    """As older versions of PEFT wrote it; the service refuses it and names the command."""
+    """An adapter pickled by an older PEFT is merged like its safetensors form; the service refuses it and
+    names the command."""
     older = tmp_path / "older"
     shutil.copytree(adapter, older)
     torch.save(load_file(older / WEIGHTS), older / "adapter_model.bin")
@@ -138,6 +144,7 @@ def test_an_adapter_as_pickle_is_merged(tmp_path: Path, adapter: Path) -> None:
 
 
 def test_what_a_source_lacks_comes_from_a_base(tmp_path: Path, demo: Answer) -> None:
+    """Files that the source lacks are taken from a base."""
     source = original(tmp_path / "source", bare=True)
     assert main(["convert", str(source), str(tmp_path / "out"), "--base", "demo"]) == 0
     assert ask(tmp_path / "out").token_ids == demo.token_ids
@@ -146,8 +153,8 @@ def test_what_a_source_lacks_comes_from_a_base(tmp_path: Path, demo: Answer) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("safe", [False, True])
 def test_a_repository_is_converted(tmp_path: Path, demo: Answer, safe: bool) -> None:
-    """One with only pickle: that is downloaded here, and nowhere else. One with safetensors too: its pickle
-    is not. It serves, with the answers that it would give."""
+    """A repository's pickle is downloaded only if it has no safetensors; the converted checkpoint answers as
+    the demo."""
     source = pickled(tmp_path / "source")
     files = {file.name: file.read_bytes() for file in source.iterdir()}
     if safe:
@@ -163,7 +170,7 @@ def test_a_repository_is_converted(tmp_path: Path, demo: Answer, safe: bool) -> 
 
 
 class Payload:
-    """Runs a command where it is unpickled without care."""
+    """An object that runs a command when it is unpickled without care."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -174,7 +181,7 @@ class Payload:
 
 @pytest.mark.slow
 def test_a_pickle_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that would run a command is refused in one line, and the command is not run."""
+    """A pickle that would run a command is refused in one line, and the command does not run."""
     source, mark = pickled(tmp_path / "source"), tmp_path / "mark"
     torch.save({"weight": Payload(mark)}, source / "pytorch_model.bin")
     assert main(["convert", str(source), str(tmp_path / "out")]) == 1
@@ -185,7 +192,7 @@ def test_a_pickle_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.slow
 def test_a_pickle_that_unfolds_into_more_memory_than_allowed_is_refused(tmp_path: Path) -> None:
-    """A kilobyte that says it is a tensor of sixteen gigabytes: the limit ends it, not the machine."""
+    """A pickle of a kilobyte that expands to sixteen gigabytes is stopped by the memory limit."""
     bomb = tmp_path / "bomb.bin"
     torch.save({"weight": torch.zeros(1).expand(2**32)}, bomb)
     assert bomb.stat().st_size < 10_000
@@ -194,8 +201,8 @@ def test_a_pickle_that_unfolds_into_more_memory_than_allowed_is_refused(tmp_path
 
 
 def test_what_is_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the file's name, as the last line of the process that reads it."""
-    monkeypatch.setattr(program, "limit_process", lambda memory: None)  # this process goes on
+    """A file that was cut off is refused by name, in the last line of the process that reads it."""
+    monkeypatch.setattr(program, "limit_process", lambda memory: None)  # this process keeps its own
     file = tmp_path / "weights.bin"
     file.write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(SystemExit, match=r"weights\.bin can't be read as tensors and nothing else"):
@@ -204,12 +211,13 @@ def test_what_is_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"name": "no tensor"}}])
 def test_what_holds_no_tensors_is_refused(content: object) -> None:
+    """Content without named tensors is refused."""
     with pytest.raises(ValueError, match="without named tensors"):
         named_tensors(content)
 
 
 def test_tied_tensors_are_written_once_and_views_alone() -> None:
-    """safetensors takes no two names for one memory; a row of a matrix brings its own numbers only."""
+    """Tied tensors are written once, and a view is written with its own numbers only."""
     whole = torch.arange(12.0).view(3, 4)
     kept = plain({"one": whole, "two": whole, "row": whole[1], "turned": whole.T})
     assert list(kept) == ["one", "row", "turned"]
@@ -219,7 +227,8 @@ def test_tied_tensors_are_written_once_and_views_alone() -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A target that exists is refused and stays unchanged."""
     (tmp_path / "mine.txt").write_text("kept")
     assert main(["convert", "demo", str(tmp_path)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

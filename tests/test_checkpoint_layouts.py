@@ -1,4 +1,4 @@
-"""Every layout of files that people have is loaded and asked, or refused with what it is and what to do."""
+"""Each layout of files in use is loaded and answers, or is refused with its name and a remedy."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ PICTURE = ROOT / "data" / "busy_00.jpg"
 
 
 def ask(name: Path | str, **options: Any) -> Answer:
+    """The model's answer about the picture."""
     with Florence2.load(str(name), device="cpu", dtype="float32", threads=1, **options) as model:
         return model.run(PICTURE, "<OD>")
 
 
 def labels(answer: Answer) -> list[str]:
+    """The labels of an answer's detections."""
     assert isinstance(answer.result, Detections)
     return [found.label for found in answer.result.detections]
 
 
 @pytest.fixture(scope="module")
 def demo() -> Answer:
-    """What the demo says in the layout that it comes in."""
+    """The demo's answer, from its own layout."""
     return ask("demo")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_answers_as_the_demo_does(tmp_path: Path, demo: Answer, layout: str) -> None:
-    """Whatever wrote it: the same tokens, with the same log-probabilities."""
+    """Each layout gives the demo's tokens with the same log-probabilities."""
     made = LAYOUTS[layout](tmp_path / "made")
     answer = ask(made, base="demo" if layout in BARE else None)
-    if layout == "castollux":  # its bfloat16 rounds the demo's float16
+    if layout == "castollux":  # bfloat16 rounds the demo's float16
         assert labels(answer) == labels(demo)
     else:
         assert answer.token_ids == demo.token_ids
@@ -53,7 +55,7 @@ def test_a_layout_answers_as_the_demo_does(tmp_path: Path, demo: Answer, layout:
 
 
 def test_what_a_base_gives_goes_with_the_copy(tmp_path: Path, demo: Answer) -> None:
-    """A checkpoint that is packed into a Bento brings the files of its base along, and needs it no more."""
+    """A copy of a checkpoint includes the files of its base and works without the base."""
     made = LAYOUTS["model_only"](tmp_path / "made")
     packed = tmp_path / "packed"
     packed.mkdir()
@@ -62,11 +64,13 @@ def test_what_a_base_gives_goes_with_the_copy(tmp_path: Path, demo: Answer) -> N
 
 
 def test_a_base_is_not_asked_for_what_is_there(tmp_path: Path) -> None:
+    """A base is not resolved if the checkpoint has all files."""
     made = native(tmp_path / "made")
     assert resolve_checkpoint(str(made), None, "no/where") == Checkpoint(str(made), None, made)
 
 
 def test_a_folder_without_tokenizer_names_the_way_out(tmp_path: Path) -> None:
+    """A folder without a tokenizer is refused with the setting that names a base."""
     with pytest.raises(
         CheckpointError, match=r"lacks tokenizer\.json .* FLORENCE_BASE may name the checkpoint"
     ):
@@ -74,6 +78,7 @@ def test_a_folder_without_tokenizer_names_the_way_out(tmp_path: Path) -> None:
 
 
 def lfs_pointer(directory: Path) -> Path:
+    """Weights that are a Git LFS pointer."""
     shutil.copytree(DEMO, directory)
     text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1538000000\n"
     (directory / WEIGHTS).write_text(text)
@@ -81,6 +86,7 @@ def lfs_pointer(directory: Path) -> Path:
 
 
 def lfs_tokenizer(directory: Path) -> Path:
+    """A tokenizer that is a Git LFS pointer."""
     lfs_pointer(directory)
     (directory / WEIGHTS).rename(directory / "tokenizer.json")
     shutil.copy(DEMO / WEIGHTS, directory)
@@ -88,6 +94,7 @@ def lfs_tokenizer(directory: Path) -> Path:
 
 
 def bitsandbytes(directory: Path) -> Path:
+    """Weights quantised by bitsandbytes."""
     name = "model.language_model.encoder.layers.0.fc1.weight"
 
     def quantise(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -101,6 +108,7 @@ def bitsandbytes(directory: Path) -> Path:
 
 
 def mlx(directory: Path) -> Path:
+    """A conversion to MLX."""
     sharded(directory)
     for shard in directory.glob("*.safetensors"):
         save_file({shard.stem: torch.zeros(2, 7, 7, 3)}, shard, {"format": "mlx"})
@@ -108,6 +116,7 @@ def mlx(directory: Path) -> Path:
 
 
 def onnx(directory: Path) -> Path:
+    """An export to ONNX."""
     shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns(WEIGHTS))
     (directory / "onnx").mkdir()
     (directory / "onnx" / "decoder_model.onnx").write_bytes(b"\x08")
@@ -115,18 +124,21 @@ def onnx(directory: Path) -> Path:
 
 
 def gguf(directory: Path) -> Path:
+    """A GGUF file."""
     directory.mkdir()
     (directory / "florence-2-q4.gguf").write_bytes(b"GGUF")
     return directory
 
 
 def pickled(directory: Path) -> Path:
+    """Weights only as a pickle."""
     shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns(WEIGHTS))
     (directory / "pytorch_model.bin").write_bytes(b"\x80\x04")
     return directory
 
 
 def adapter(directory: Path) -> Path:
+    """A LoRA adapter."""
     directory.mkdir()
     write(directory, "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "owner/base"})
     lora = {"base_model.model.language_model.lm_head.lora_A.weight": torch.zeros(2, 4)}
@@ -135,7 +147,7 @@ def adapter(directory: Path) -> Path:
 
 
 def adapter_as_a_model(directory: Path) -> Path:
-    """With a configuration and a tokenizer beside it, as trainers leave them."""
+    """An adapter named as a model, with the configuration and the tokenizer that trainers leave beside it."""
     adapter(directory)
     (directory / "adapter_model.safetensors").rename(directory / WEIGHTS)
     shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns(WEIGHTS), dirs_exist_ok=True)
@@ -143,16 +155,19 @@ def adapter_as_a_model(directory: Path) -> Path:
 
 
 def adapter_beside(directory: Path) -> Path:
+    """Weights with an adapter's tensors beside them."""
     return native(directory, lambda tensors: tensors | {"lm_head.lora_A.default.weight": torch.zeros(2, 4)})
 
 
 def shard_missing(directory: Path) -> Path:
+    """Sharded weights without the second shard."""
     sharded(directory)
     (directory / "model-00002-of-00002.safetensors").unlink()
     return directory
 
 
 def twice(directory: Path) -> Path:
+    """Weights with two names for one tensor."""
     return native(
         directory,
         lambda tensors: tensors | {"module.lm_head.weight": torch.zeros(2), "lm_head.weight": torch.ones(2)},
@@ -182,12 +197,13 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
 def test_what_is_no_checkpoint_is_refused_by_what_it_is(
     tmp_path: Path, make: Callable[[Path], Path], message: str
 ) -> None:
+    """A folder that can't be loaded is refused with what it is."""
     with pytest.raises(CheckpointError, match=message):
         ask(make(tmp_path / "made"))
 
 
 def test_weights_beside_an_adapter_are_a_model(tmp_path: Path, demo: Answer) -> None:
-    """A folder with a whole model and an adapter is the model."""
+    """A folder with a whole model and an adapter is loaded as the model."""
     made = native(tmp_path / "made")
     write(made, "adapter_config.json", {"peft_type": "LORA"})
     save_file({"lm_head.lora_A.weight": torch.zeros(2, 4)}, made / "adapter_model.safetensors")
@@ -201,7 +217,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
     "name", ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", INDEX]
 )
 def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path, name: str) -> None:
-    """In any file that is read: with its name, and no RecursionError."""
+    """JSON nested too deep, in any file, is refused without a RecursionError."""
     made = sharded(tmp_path / "made") if name == INDEX else native(tmp_path / "made")
     (made / name).write_text(f'{{"a": {DEEP}}}')
     with pytest.raises(CheckpointError, match=r"nested too deep|can't be read"):
@@ -224,7 +240,7 @@ def test_json_that_is_nested_too_deep_is_refused(tmp_path: Path, name: str) -> N
     ],
 )
 def test_absurd_sizes_are_refused_at_once(tmp_path: Path, section: str, key: str, value: object) -> None:
-    """Before a layer is made or a tensor is read, in one short line."""
+    """Absurd sizes are refused in one short line before a layer is made."""
     config = json.loads((DEMO / "config.json").read_text())
     config[section][key] = value
     write(tmp_path, "config.json", config)
@@ -234,7 +250,8 @@ def test_absurd_sizes_are_refused_at_once(tmp_path: Path, section: str, key: str
 
 
 def test_wrong_ids_outside_of_the_text_config_are_ignored(tmp_path: Path) -> None:
-    """At the top level and in generation_config.json: both layouts read those of `text_config`."""
+    """Wrong ids at the top level and in generation_config.json are ignored: both layouts use those of
+    `text_config`."""
     for made in (LAYOUTS["docvqa"](tmp_path / "original"), native(tmp_path / "native")):
         write(made, "generation_config.json", {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0})
         text = read_config(made).text
@@ -252,7 +269,7 @@ def test_wrong_ids_outside_of_the_text_config_are_ignored(tmp_path: Path) -> Non
     ],
 )
 def test_factors_that_make_no_pictures_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    """Else the checkpoint would load, and fail each request."""
+    """Factors that would make every request fail are refused at load."""
     made = native(tmp_path / "made")
     values = json.loads((made / "preprocessor_config.json").read_text())
     write(made, "preprocessor_config.json", values | change)
@@ -261,7 +278,7 @@ def test_factors_that_make_no_pictures_are_refused(tmp_path: Path, change: dict[
 
 
 def test_pictures_that_are_not_resized_need_a_size(tmp_path: Path, demo: Answer) -> None:
-    """`do_resize: false` says that pictures come in the right size; FLORENCE_INPUT_SIZE says in which."""
+    """A checkpoint with `do_resize: false` needs FLORENCE_INPUT_SIZE, and answers with it."""
     made = native(tmp_path / "made")
     values = json.loads((made / "preprocessor_config.json").read_text())
     write(made, "preprocessor_config.json", values | {"do_resize": False})
@@ -272,5 +289,6 @@ def test_pictures_that_are_not_resized_need_a_size(tmp_path: Path, demo: Answer)
 
 @pytest.mark.parametrize("side", [48, 100_000])
 def test_an_input_size_that_the_tower_can_not_take_is_refused(side: int) -> None:
+    """An input size that the tower does not support is refused."""
     with pytest.raises(CheckpointError, match=r"FLORENCE_INPUT_SIZE says; the tower needs multiples of 32"):
         ask("demo", input_size=side)

@@ -1,4 +1,5 @@
-"""FLORENCE_BASE, FLORENCE_ADAPTER and FLORENCE_INPUT_SIZE reach the model, and the service's start."""
+"""FLORENCE_BASE, FLORENCE_ADAPTER and FLORENCE_INPUT_SIZE: they reach the model and are checked at
+the start."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_the_variables_say_what_is_loaded(
+def test_variables_choose_what_is_loaded(
     tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Model, base, adapter and size from the environment, as `info` and each answer then say."""
+    """Model, base, adapter and size come from the environment, and `info` and the checkpoint's name show
+    them."""
     made = LAYOUTS["model_only"](tmp_path / "made")
     for name, value in (("MODEL", made), ("BASE", "demo"), ("ADAPTER", adapter), ("INPUT_SIZE", 96)):
         monkeypatch.setenv(f"FLORENCE_{name}", str(value))
@@ -51,7 +53,7 @@ def test_the_variables_say_what_is_loaded(
         ("REVISION", "main", "has no revisions"),
         ("ADAPTERS", "a=/nowhere", "there is no checkpoint"),
         ("ADAPTERS_FILE", "/nowhere", "can't be read"),
-        # As a folder that this user may not enter, which root may.
+        # Stands for a folder without permission, which root could enter all the same.
         ("MODEL", "x" * 5000, "File name too long"),
         ("BASE", "x" * 5000, "File name too long"),
         ("ADAPTER", "x" * 5000, "File name too long"),
@@ -60,7 +62,7 @@ def test_the_variables_say_what_is_loaded(
 def test_a_start_ends_with_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
-    """Before a worker is started, in one line that names the setting."""
+    """A wrong setting ends the start with one line that names it."""
     monkeypatch.setenv("FLORENCE_MODEL", str(LAYOUTS["model_only"](tmp_path / "made")))
     monkeypatch.setenv("FLORENCE_BASE", "demo")
     monkeypatch.setenv(f"FLORENCE_{name}", value)

@@ -1,4 +1,4 @@
-"""Input sizes other than 768: windows that a picture does not fill, and positions, as in the originals."""
+"""Input sizes other than 768: partly filled windows, and positions, as in the original implementations."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SIDES = (32, 64, 96, 224)
 @pytest.mark.parametrize("window", [3, 12])
 @torch.inference_mode()
 def test_logits_at_any_size_are_those_of_transformers(tmp_path: Path, window: int) -> None:
-    """Tower, positions of cells, projector, encoder and decoder. A window of 12, as published, is more than a
-    crop of 64 pixels has in all stages but the first; one of 3 is cut in another way."""
+    """Logits at any size equal those of transformers, for windows larger than a stage's cells and for small
+    ones."""
     native = make_native(tmp_path, vision_config={"window_size": window})
     model = load_float32(tmp_path, native.config.text_config.vocab_size)
     prompt, forced = [0, 71, 412, 33, 9, 2], [2, 0, 17, 300, 999, 5]
@@ -39,6 +39,7 @@ def test_logits_at_any_size_are_those_of_transformers(tmp_path: Path, window: in
 @pytest.mark.parametrize("window", [5, 12])
 @torch.inference_mode()
 def test_features_at_any_size_are_those_of_timm(window: int) -> None:
+    """The tower's features at any size equal timm's."""
     config = make_config(window)
     timm_tower, tower = make_timm(config), DaViT(config).eval()
     tower.load_state_dict(timm_tower.state_dict(), strict=True)
@@ -48,13 +49,14 @@ def test_features_at_any_size_are_those_of_timm(window: int) -> None:
 
 
 def test_a_picture_of_the_input_size_is_not_changed() -> None:
-    """So that FLORENCE_INPUT_SIZE with pictures of that size is the original's `do_resize: false`."""
+    """A picture of the input size is not resized, so FLORENCE_INPUT_SIZE can replace the original's
+    `do_resize: false`."""
     picture = Image.effect_noise((64, 64), 90).convert("RGB")
     assert resize(picture, InputSize(64, 64, 3)).tobytes() == picture.tobytes()
 
 
 def test_the_input_size_is_told_and_makes_fewer_picture_tokens() -> None:
-    """A checkpoint at another size than its own answers, and `info` says at which."""
+    """A checkpoint answers at another input size, and `info` shows that size."""
     with Florence2.load("demo", device="cpu", dtype="float32", threads=1, input_size=64) as model:
         assert model.info()["picture_size"] == [64, 64]
         assert model.run(ROOT / "data" / "busy_00.jpg", "<CAPTION>").token_ids

@@ -1,7 +1,8 @@
-"""The `florence` command against a real server with a fake model, and with the bundled checkpoint here."""
+"""The `florence` command with a real server with a fake model, and with the bundled checkpoint."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -18,33 +19,44 @@ from serving import ROOT, STOP_S, Server, free_port
 
 from florence import __version__
 from florence.cli import main
+from florence.cli.asking import find_task
 from florence.model.kernels.cpu.kept import cache_folders
-from florence.types.tasks import TASKS, Input
+from florence.types.tasks import TASKS, Input, Task
 
 PICTURE = str(ROOT / "data" / "scene_02.png")
 Run = Callable[..., tuple[int, str, str]]
 
 
 def test_the_console_script_is_this_program() -> None:
+    """The console script calls this program."""
     project = tomllib.loads((ROOT / "deploy/client/pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, name = project["scripts"]["florence"].partition(":")
     assert getattr(import_module(module), name) is main
 
 
 def test_version(florence: Run) -> None:
+    """`--version` prints the version."""
     assert florence("--version") == (0, f"florence {__version__}\n", "")
 
 
 def test_help_names_every_task_with_its_input(florence: Run) -> None:
+    """The help of `run` lists every task with its input."""
     inputs = {Input.NONE: "", Input.TEXT: " TEXT", Input.REGION: " --region"}
     lines = florence("run", "--help")[1].splitlines()
     assert all(f"  {task.name}{inputs[task.input]}" in lines for task in TASKS.values())
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_every_spelling_of_a_task_is_taken(task: Task) -> None:
+    """By `find_task`, which reads the tasks of `run`, `bulk`, its lists and manifests, and `evaluate`."""
+    for name in (task.token, task.token.strip("<>"), task.token.lower(), task.name, task.name.upper()):
+        assert find_task(argparse.Namespace(task=name, prompt=None, answer_as=None)) is task
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 @pytest.mark.slow
 def test_every_task_runs_and_prints_json(florence: Run, fake_server: Server, task: Any) -> None:
-    """By its token; region and text as the help says."""
+    """Every task runs by its token, with the text or region that the help names, and prints JSON."""
     given = {Input.NONE: [], Input.TEXT: ["a car"], Input.REGION: ["--region", "1,2,30,40"]}[task.input]
     status, out, err = florence("run", PICTURE, task.token, *given, "--json", "--url", fake_server.url)
     assert (status, err) == (0, "")
@@ -52,8 +64,9 @@ def test_every_task_runs_and_prints_json(florence: Run, fake_server: Server, tas
 
 
 @pytest.mark.slow
-def test_answers_are_lines_for_a_person(florence: Run, fake_server: Server) -> None:
-    """Text as it is; things with score, label and pixels; a region may stand in the text's place."""
+def test_answers_are_printed_as_lines(florence: Run, fake_server: Server) -> None:
+    """Texts are printed as they are, and items with score, label and pixels; a region can be given as the
+    text."""
     url = ("--url", fake_server.url)
     assert florence("run", PICTURE, "caption", *url) == (0, "a fake\n", "")
     assert florence("run", PICTURE, "<OD>", *url, "--num-beams", 1)[1] == "0.50  fake  1.0 2.0 3.0 4.0\n"
@@ -64,6 +77,7 @@ def test_answers_are_lines_for_a_person(florence: Run, fake_server: Server) -> N
 
 @pytest.mark.slow
 def test_draw_writes_the_picture(florence: Run, fake_server: Server, tmp_path: Path) -> None:
+    """`--draw` writes the picture in its size."""
     out = tmp_path / "drawn.png"
     assert florence("run", PICTURE, "<OD>", "--draw", out, "--url", fake_server.url)[0] == 0
     with Image.open(out) as drawn, Image.open(PICTURE) as picture:
@@ -99,7 +113,7 @@ def test_draw_writes_the_picture(florence: Run, fake_server: Server, tmp_path: P
 def test_mistakes_are_told_in_one_line(
     florence: Run, fake_server: Server, argv: list[str], status: int, words: str
 ) -> None:
-    """On stderr, with the exit status that --help says; nothing on stdout."""
+    """A mistake is one line on stderr, with the exit status of the help and nothing on stdout."""
     ended, out, err = florence(*argv, "--url", fake_server.url)
     assert (ended, out) == (status, "")
     assert words in err
@@ -107,7 +121,7 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_nothing_listens_at_the_url(florence: Run) -> None:
-    """One line that names the URL; a URL without its scheme is a mistake of the call."""
+    """An unreachable URL is an error that names it, and a URL without a scheme is a wrong argument."""
     for command in (("run", PICTURE, "caption"), ("info",)):
         status, _, err = florence(*command, "--url", "http://127.0.0.1:9")
         assert status == 1
@@ -117,7 +131,7 @@ def test_nothing_listens_at_the_url(florence: Run) -> None:
 
 @pytest.mark.slow
 def test_info_of_a_service(florence: Run, fake_server: Server) -> None:
-    """Where it is, whether it is ready, and what runs there."""
+    """`info` prints a service's URL, readiness, version, checkpoint and device."""
     status, out, _ = florence("info", "--url", fake_server.url)
     facts = json.loads(out)
     assert status == 0
@@ -129,7 +143,8 @@ def test_info_of_a_service(florence: Run, fake_server: Server) -> None:
 def test_the_bundled_checkpoint_here_and_a_picture_from_stdin(
     florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a service: the model is loaded in the program, and gives the library's answer."""
+    """Without a service the command loads the model itself, reads a picture from stdin and prints
+    its answer."""
     monkeypatch.setenv("FLORENCE_MODEL", "demo")
     monkeypatch.setenv("FLORENCE_THREADS", "1")
     program = "import sys; from florence.cli import main; sys.exit(main())"
@@ -150,7 +165,8 @@ def test_the_bundled_checkpoint_here_and_a_picture_from_stdin(
 def test_without_the_server_package_it_is_said_what_is_missing(
     florence: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where only the client is installed: no traceback."""
+    """With only the client installed, a command that needs the server names the missing package, without a
+    traceback."""
     monkeypatch.setitem(sys.modules, "florence.settings", None)
     for command in (("serve",), ("info", "--model", "demo")):
         status, _, err = florence(*command)
@@ -159,7 +175,7 @@ def test_without_the_server_package_it_is_said_what_is_missing(
 
 
 def test_a_model_here_keeps_the_settings_limits(florence: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those on pictures are the service's; of a list of devices it takes the first."""
+    """A model loaded by the command keeps the limits on pictures and uses the first device of a list."""
     monkeypatch.setenv("FLORENCE_MAX_IMAGE_PIXELS", "1000")
     monkeypatch.setenv("FLORENCE_DEVICE", "cpu,cpu")
     status, _, err = florence("run", PICTURE, "caption", "--model", "demo")
@@ -171,7 +187,8 @@ def test_a_model_here_keeps_the_settings_limits(florence: Run, monkeypatch: pyte
 def test_a_model_here_keeps_the_settings_batches(
     florence: Run, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    """A limit on the wait apart, which would refuse pictures of one's own."""
+    """A model loaded by the command keeps the batch settings, except the limit on the wait, which could
+    refuse the caller's own pictures."""
     for name, value in (("BATCH_SIZE", "3"), ("ENCODE_BATCH", "2"), ("QUEUE", "7"), ("LATENCY_MS", "1")):
         monkeypatch.setenv(f"FLORENCE_MAX_{name}", value)
     monkeypatch.setenv("FLORENCE_DEVICE", device)
@@ -184,7 +201,7 @@ def test_a_model_here_keeps_the_settings_batches(
 
 @pytest.mark.slow
 def test_serve_is_the_service_and_stops_when_told(tmp_path: Path) -> None:
-    """The process becomes the server: SIGTERM to it ends the service. A checkpoint's path may be relative."""
+    """`serve` becomes the server process: SIGTERM ends the service. A checkpoint's path may be relative."""
     port = free_port()
     log_path = tmp_path / "log"
     program = "import sys; from florence.cli import main; sys.exit(main())"
@@ -198,7 +215,7 @@ def test_serve_is_the_service_and_stops_when_told(tmp_path: Path) -> None:
     }
     (tmp_path / "mine").symlink_to(ROOT / "florence" / "demo" / "checkpoint")
     (tmp_path / "florence").mkdir()
-    (tmp_path / "florence" / "kernels").symlink_to(next(cache_folders()))  # nothing is compiled again
+    (tmp_path / "florence" / "kernels").symlink_to(next(cache_folders()))  # saves a compilation
     command = [sys.executable, "-c", program, "serve", "--model", "./mine", "--port", str(port)]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)

@@ -1,4 +1,5 @@
-"""`florence bulk` against a real server with a fake model: what a file holds, and how a run is completed."""
+"""`florence bulk` with a real server with a fake model: the content of its files, and how a run is
+completed."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def copies(directory: Path, count: int) -> list[str]:
-    """So many files of the picture, sorted."""
+    """Write `count` copies of the picture and return their sorted paths."""
     directory.mkdir()
     paths = [directory / f"{number:02}.png" for number in range(count)]
     for path in paths:
@@ -33,6 +34,7 @@ def copies(directory: Path, count: int) -> list[str]:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -40,7 +42,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_bulk_answers_each_picture_once_over_two_runs(
     florence: Run, fake_server: Server, tmp_path: Path
 ) -> None:
-    """A run that was killed in the middle of a line is completed: only missing pictures are sent."""
+    """A second run completes a run that was cut in the middle of a line, and sends only the missing
+    pictures."""
     pictures = copies(tmp_path / "in", 6)
     out = tmp_path / "results.jsonl"
     command = ("bulk", tmp_path / "in", "--task", "<OD>", "--out", out, "--url", fake_server.url)
@@ -59,7 +62,8 @@ def test_bulk_answers_each_picture_once_over_two_runs(
 def test_bulk_keeps_failures_in_a_file_of_their_own(
     florence: Run, fake_server: Server, tmp_path: Path
 ) -> None:
-    """They do not end the run; once they are repaired, the next run answers them and the file is gone."""
+    """Failures are written to their own file and do not end the run; a later run answers repaired pictures
+    and removes the file."""
     good, bad = copies(tmp_path / "in", 2)
     Path(bad).write_text("no picture")
     out, failures = tmp_path / "results.jsonl", tmp_path / "results.failures.jsonl"
@@ -82,7 +86,7 @@ def test_bulk_keeps_failures_in_a_file_of_their_own(
 def test_answers_are_never_overwritten_by_failures(
     florence: Run, fake_server: Server, tmp_path: Path, name: str
 ) -> None:
-    """One file for both is refused, however it is named; the answers in it stay."""
+    """One file for answers and failures is refused, under any of its names, and stays unchanged."""
     copies(tmp_path / "in", 2)
     out = tmp_path / name
     command = ("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--url", fake_server.url)
@@ -101,7 +105,7 @@ def test_answers_are_never_overwritten_by_failures(
 def test_a_file_that_cant_be_written_is_an_error_before_any_request(
     florence: Run, tmp_path: Path, name: str, words: str
 ) -> None:
-    """No service is needed to be told."""
+    """A file that can't be written is an error before any request."""
     for option in ("--out", "--failures"):
         files = {"--out": tmp_path / "r.jsonl", "--failures": tmp_path / "f.jsonl", option: tmp_path / name}
         pairs = [part for pair in files.items() for part in pair]
@@ -111,11 +115,11 @@ def test_a_file_that_cant_be_written_is_an_error_before_any_request(
 
 
 def test_a_device_is_no_file_for_answers(florence: Run) -> None:
-    """A second run would read it, and /dev/full has no end."""
+    """A device is refused as the file of answers: a second run would read it, and /dev/full has no end."""
     status, _, err = florence(
         "bulk", PICTURE, "--task", "caption", "--out", "/dev/full", "--url", "http://127.0.0.1:9"
     )
-    assert (status, "is not a file" in err) == (2, True)
+    assert (status, "must be a regular file" in err) == (2, True)
 
 
 @pytest.mark.slow
@@ -123,7 +127,8 @@ def test_a_device_is_no_file_for_answers(florence: Run) -> None:
 def test_a_file_whose_name_is_no_text_does_not_end_the_run(
     florence: Run, fake_server: Server, tmp_path: Path, name: str, status: int, answered: int
 ) -> None:
-    """JSON lines hold it, escaped, and know it again; of a Parquet file, which can't, it is a failure."""
+    """A file name that is not text is escaped in JSON lines and recognised again; for Parquet it is a failure
+    of that picture."""
     (good,) = copies(tmp_path / "in", 1)
     odd = Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/\xff.png"))
     try:
@@ -145,7 +150,8 @@ def test_a_file_whose_name_is_no_text_does_not_end_the_run(
 
 @pytest.mark.slow
 def test_a_file_may_hold_several_tasks(florence: Run, fake_server: Server, tmp_path: Path) -> None:
-    """One file may hold several tasks, texts and regions, which is told; each is completed for itself."""
+    """One file may hold answers of several tasks, texts and regions; this is reported, and each is completed
+    by itself."""
     copies(tmp_path / "in", 1)
     command = ("bulk", tmp_path / "in", "--out", tmp_path / "r.jsonl", "--url", fake_server.url)
     for asked in (
@@ -167,7 +173,7 @@ def test_a_file_may_hold_several_tasks(florence: Run, fake_server: Server, tmp_p
 def test_an_interrupted_run_says_what_is_kept(
     florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How many answers are in which file, and that the same command goes on; they are there."""
+    """An interrupted run reports its file and the number of answers in it, and those answers are there."""
     pictures = copies(tmp_path / "in", 5)
 
     def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> list[TaskAnswer[Text]]:
@@ -188,14 +194,14 @@ def test_an_interrupted_run_says_what_is_kept(
 def test_a_full_disk_ends_a_run_that_can_be_completed(
     florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says what is wrong, what is kept, and that the same command goes on, which it then does."""
+    """On a full disk, bulk reports the error and what is kept; the same command then completes the run."""
     copies(tmp_path / "in", 5)
     example = TaskAnswer[Text].model_validate(TaskAnswer[Text].model_json_schema()["examples"][0])
     monkeypatch.setattr("florence.cli.bulk.open_asker", lambda *_: nullcontext(lambda *_: [example]))
     out = tmp_path / "r.jsonl"
     command = ("bulk", tmp_path / "in", "--task", "caption", "--out", out, "--concurrency", 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # two lines and a half
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # the size of two and a half lines
     try:
         status, _, err = florence(*command)
     finally:
@@ -212,7 +218,7 @@ def test_a_full_disk_ends_a_run_that_can_be_completed(
 def test_bulk_takes_directories_globs_lists_and_files(
     florence: Run, fake_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Together, each picture once; a list may have comments."""
+    """Files, globs, lists with comments and directories can be combined; each picture is asked about once."""
     pictures = copies(tmp_path / "in", 3)
     (tmp_path / "list.txt").write_text(f"# some pictures\n{pictures[0]}\n\n  {PICTURE}\n")
     monkeypatch.chdir(tmp_path)
@@ -226,6 +232,7 @@ def test_bulk_takes_directories_globs_lists_and_files(
 
 @pytest.mark.parametrize("content", ["a diary\n", '{"a": 1}\n', "[1]\n", "no line end"])
 def test_bulk_never_writes_into_a_strange_file(florence: Run, tmp_path: Path, content: str) -> None:
+    """A file that `florence bulk` has not written is refused and stays unchanged."""
     out = tmp_path / "mine.jsonl"
     out.write_text(content)
     status, _, err = florence(
@@ -237,7 +244,7 @@ def test_bulk_never_writes_into_a_strange_file(florence: Run, tmp_path: Path, co
 
 
 def pruned(value: Any) -> Any:
-    """Without what is null: a column has a field in every row, a line only where it applies."""
+    """The value without nulls: a column has each field in every row, a line only where it applies."""
     if isinstance(value, dict):
         return {name: pruned(item) for name, item in value.items() if item is not None}
     return [pruned(item) for item in value] if isinstance(value, list) else value
@@ -254,7 +261,8 @@ TASKS_OF_EVERY_KIND = (
 
 @pytest.mark.slow
 def test_parquet_holds_what_the_lines_hold(florence: Run, fake_server: Server, tmp_path: Path) -> None:
-    """Every kind of answer, in one file each, field by field; the lines beside the Parquet file are gone."""
+    """A Parquet file has the same fields as the JSON lines for every kind of answer, and no other file is
+    left."""
     import pyarrow.parquet
 
     lines, packed = tmp_path / "r.jsonl", tmp_path / "r.parquet"
@@ -268,8 +276,8 @@ def test_parquet_holds_what_the_lines_hold(florence: Run, fake_server: Server, t
 
 @pytest.mark.slow
 def test_parquet_is_completed_over_runs(florence: Run, fake_server: Server, tmp_path: Path) -> None:
-    """What a killed run left beside the file, and what is in the file, is not asked again, nor doubled when
-    a run ended just before the lines were removed."""
+    """Answers in a Parquet file, and in the lines that a killed run left beside it, are not asked for again
+    or stored twice."""
     import pyarrow.parquet
 
     pictures = copies(tmp_path / "in", 5)
@@ -289,6 +297,7 @@ def test_parquet_is_completed_over_runs(florence: Run, fake_server: Server, tmp_
 
 @pytest.mark.slow
 def test_parquet_keeps_failures_in_lines(florence: Run, fake_server: Server, tmp_path: Path) -> None:
+    """Failures of a Parquet run are written as JSON lines."""
     _, bad = copies(tmp_path / "in", 2)
     Path(bad).write_text("no picture")
     out = tmp_path / "r.parquet"
@@ -298,7 +307,7 @@ def test_parquet_keeps_failures_in_lines(florence: Run, fake_server: Server, tmp
 
 
 def test_parquet_is_never_written_into_a_strange_file(florence: Run, tmp_path: Path) -> None:
-    """Neither into one that is no Parquet, nor into one with other columns."""
+    """A file that is not Parquet, or has other columns, is refused and stays unchanged."""
     import pyarrow
     import pyarrow.parquet
 
@@ -316,7 +325,7 @@ def test_parquet_is_never_written_into_a_strange_file(florence: Run, tmp_path: P
 def test_without_pyarrow_its_extra_is_named(
     florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any request."""
+    """Without pyarrow the command names the extra before any request."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     status, _, err = florence("bulk", PICTURE, "--task", "caption", "--out", tmp_path / "r.parquet")
     assert status == 1

@@ -1,4 +1,4 @@
-"""`florence bulk` with several tasks, sources of other kinds, several services, and labels at the end."""
+"""`florence bulk` with several tasks, other sources, several services, and labels at the end."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def echoed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An echo answers in place of a service."""
+    """Replace the service by an echo."""
     monkeypatch.setattr("florence.cli.bulk.open_asker", lambda *_: nullcontext(echo))
 
 
 def rows(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.usefixtures("echoed")
 def test_several_tasks_are_completed_together(florence: Run, folder: Path) -> None:
-    """An answer for each picture and task; a task that comes later is the only one that is asked then."""
+    """Each picture is asked about each task; in a later run only a new task is asked."""
     command = ("bulk", "in", "--out", "r.jsonl", "--task", "caption", "--task", "od")
     assert florence(*command)[2] == "florence: 8 answered\n"
     assert florence(*command, "--task", "ocr")[2] == "florence: 4 answered, 8 were there before\n"
@@ -53,7 +54,8 @@ def test_several_tasks_are_completed_together(florence: Run, folder: Path) -> No
 
 @pytest.mark.usefixtures("echoed")
 def test_a_text_goes_to_the_tasks_that_take_one(florence: Run, folder: Path) -> None:
-    """A text that none of them takes is refused."""
+    """A text goes to the tasks that accept one; arguments that no task accepts, and other mistakes, are
+    refused."""
     asked = ("--task", "caption", "--task", "open_vocabulary_detection")
     assert florence("bulk", "in/0.png", "--out", "r.jsonl", *asked, "--text", "a car")[0] == 0
     assert [(row["task"], row["text"]) for row in rows("r.jsonl")] == [
@@ -67,7 +69,7 @@ def test_a_text_goes_to_the_tasks_that_take_one(florence: Run, folder: Path) -> 
         ),
         (("--task", "caption", "--task", "caption"), "asked twice"),
         (("--task", "open_vocabulary_detection"), "text"),
-        ((), "Name a --task"),
+        ((), "no task given"),
         (("--task", "caption", "--shard", "9/8"), "such as 3/8"),
         (("--task", "caption", "--pages", "x"), "pages are all"),
         (("--task", "caption", "--page", "2", "--pages", "2"), "--page and --pages are both given"),
@@ -82,7 +84,7 @@ def test_a_text_goes_to_the_tasks_that_take_one(florence: Run, folder: Path) -> 
 
 @pytest.mark.usefixtures("echoed")
 def test_a_file_of_tasks_and_a_manifest(florence: Run, folder: Path) -> None:
-    """The file says what is asked of all; a manifest says it for each of its rows."""
+    """A file of tasks applies to all pictures, and a manifest gives the task of each of its rows."""
     (folder / "t.yaml").write_text("- caption\n- {task: open_vocabulary_detection, text: a tree}\n")
     assert florence("bulk", "in", "--out", "r.jsonl", "--tasks", "t.yaml")[2] == "florence: 8 answered\n"
     status, _, err = florence("bulk", "in", "--out", "r.jsonl", "--tasks", "t.yaml", "--text", "x")
@@ -99,7 +101,7 @@ def test_a_file_of_tasks_and_a_manifest(florence: Run, folder: Path) -> None:
 
 @pytest.mark.usefixtures("echoed")
 def test_shards_together_are_all(florence: Run, folder: Path) -> None:
-    """What belongs to another one, or comes twice, is counted."""
+    """Two shards together ask about each picture once, and repeated pictures are counted."""
     for number in (1, 2):
         shard = ("--shard", f"{number}/2", "--out", f"{number}.jsonl")
         assert florence("bulk", "in", "in/0.png", "--task", "caption", *shard)[0] == 0
@@ -107,18 +109,20 @@ def test_shards_together_are_all(florence: Run, folder: Path) -> None:
     assert first | second == {f"in/{number}.png" for number in range(4)}
     assert not first & second
     _, _, err = florence("bulk", "in", "in/0.png", "--task", "caption", "--out", "all.jsonl")
-    assert err == "florence: 1 passed over: named or asked twice\nflorence: 4 answered\n"
+    assert err == "florence: 1 skipped: named or asked twice\nflorence: 4 answered\n"
 
 
 @pytest.mark.usefixtures("echoed")
 def test_answers_come_in_order_where_asked(florence: Run, folder: Path) -> None:
+    """With `--ordered`, answers are written in the order of the pictures."""
     assert florence("bulk", "in", "--task", "caption", "--out", "r.jsonl", "--ordered")[0] == 0
     assert [row["picture"] for row in rows("r.jsonl")] == [f"in/{number}.png" for number in range(4)]
 
 
 @pytest.mark.usefixtures("echoed")
 def test_a_page_and_a_frame_are_part_of_the_name(florence: Run, folder: Path) -> None:
-    """--page is one of --pages: a picture that has no pages stays as it is."""
+    """A page and a frame are a part of the picture's name; `--page` leaves pictures without pages
+    unchanged."""
     pages = [drawn(24, 16, frame=index) for index in range(3)]
     (folder / "in" / "e.tiff").write_bytes(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
     assert florence("bulk", "in", "--task", "caption", "--out", "p.jsonl", "--page", "2")[0] == 0
@@ -130,7 +134,8 @@ def test_a_page_and_a_frame_are_part_of_the_name(florence: Run, folder: Path) ->
 
 @pytest.mark.usefixtures("echoed")
 def test_labels_are_made_at_the_end(florence: Run, folder: Path) -> None:
-    """As `florence export` makes them; a place that is taken is refused before anything is asked."""
+    """`--export` writes the labels that `florence export` writes; a target that exists is refused before any
+    request."""
     exports = ("--export", "coco=labels", "--export", "yolo=yolo")
     command = ("bulk", "in", "--task", "od", "--out", "r.jsonl", *exports)
     assert florence(*command)[0] == 0
@@ -144,8 +149,7 @@ def test_labels_are_made_at_the_end(florence: Run, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_pages_go_to_a_service(florence: Run, fake_server: Server, folder: Path) -> None:
-    """Each as a picture, under its own name; a page that is not there fails alone, and the service itself
-    reads no PDF."""
+    """Each page is sent to a service as a picture with its own name; a missing page fails alone."""
     (folder / "in" / "d.pdf").write_bytes(pdf())
     command = ("--task", "caption", "--task", "od", "--url", fake_server.url)
     status, _, err = florence("bulk", "in", "--out", "r.jsonl", "--pages", "2-", *command)
@@ -160,8 +164,8 @@ def test_pages_go_to_a_service(florence: Run, fake_server: Server, folder: Path)
 
 @pytest.mark.slow
 def test_the_service_says_how_large_a_picture_may_be(demo_server: Server) -> None:
-    """Whatever is set here, and though another service of the run is dead. A model that is loaded here has
-    the setting."""
+    """The limit on a picture's bytes is the service's, even if another service is dead; for a loaded model it
+    is the setting."""
     dead = "http://127.0.0.1:9"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLORENCE_MAX_IMAGE_BYTES", "77")
@@ -171,7 +175,7 @@ def test_the_service_says_how_large_a_picture_may_be(demo_server: Server) -> Non
 
 @pytest.mark.slow
 def test_a_dead_service_is_left_out(florence: Run, fake_server: Server, folder: Path) -> None:
-    """The others answer everything; where none can be reached, that is the error."""
+    """A dead service is left out and the others answer; if none can be reached, the run fails."""
     dead = "http://127.0.0.1:9"
     command = ("bulk", "in", "--task", "caption", "--out", "r.jsonl")
     status, _, err = florence(*command, "--url", dead, "--url", fake_server.url)

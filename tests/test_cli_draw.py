@@ -1,4 +1,4 @@
-"""`florence draw`: what it writes for the lines of a file, and what it says of those it can't draw."""
+"""`florence draw`: the drawings of a file's lines, and reports about lines that can't be drawn."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ SIZE = (120, 90)
 
 
 def line(picture: object, task: str, result: Any, size: tuple[int, int] = SIZE) -> str:
+    """A line of `florence bulk` with this result."""
     answer = TaskAnswer[Any](
         task=task,
         result=result,
@@ -38,6 +39,7 @@ def line(picture: object, task: str, result: Any, size: tuple[int, int] = SIZE) 
 
 
 def boxes(*labels: str) -> Detections:
+    """A result with one box for each label."""
     return Detections(detections=[Detection(label=label, box=(10, 30, 60, 80)) for label in labels])
 
 
@@ -48,7 +50,7 @@ def contents(folder: Path) -> dict[str, Image.Image]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With the pictures a.png and sub/a.jpg."""
+    """A folder with the pictures a.png and sub/a.jpg."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.png").write_bytes(saved(Image.new("RGB", SIZE, "grey"), "PNG"))
     (tmp_path / "sub" / "a.jpg").write_bytes(saved(Image.new("RGB", SIZE, "navy"), "JPEG"))
@@ -56,13 +58,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def results(folder: Path, *lines: str) -> Path:
+    """Write a file with these lines."""
     path = folder / "results.jsonl"
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
 def test_each_answer_is_drawn_on_its_picture(florence: Run, folder: Path) -> None:
-    """As `draw` of the answer does it, for every task; the file is named by picture and task."""
+    """Each answer, of any task, is drawn as `draw` of the answer does it, in a file named by picture and
+    task."""
     picture = folder / "a.png"
     file = results(folder, *(line(picture, each.token, RESULT[each.kind]) for each in TASKS.values()))
     status, printed, err = florence("draw", file, folder / "new" / "out")
@@ -78,7 +82,8 @@ def test_each_answer_is_drawn_on_its_picture(florence: Run, folder: Path) -> Non
 def test_pictures_of_one_name_and_lines_of_one_task_have_files_of_their_own(
     florence: Run, folder: Path
 ) -> None:
-    """Paths in lines are relative to --pictures."""
+    """Pictures of one name, and several lines of one task, get separate files; paths are relative to
+    --pictures."""
     found = boxes("car")
     file = results(folder, *(line(name, "<OD>", found) for name in ("a.png", "sub/a.jpg", "a.png")))
     assert florence("draw", file, folder / "out", "--pictures", folder)[0] == 0
@@ -89,7 +94,7 @@ def test_pictures_of_one_name_and_lines_of_one_task_have_files_of_their_own(
 
 
 def test_a_label_has_one_colour_in_all_pictures(florence: Run, folder: Path) -> None:
-    """That of --colours, or the same of the palette, whatever came first in a picture."""
+    """A label has the same colour in all pictures: that of --colours, or one from the palette."""
     lines = [line(folder / "a.png", "<OD>", boxes(*labels)) for labels in (["car", "tree"], ["tree"])]
     file = results(folder, *lines)
     assert florence("draw", file, folder / "one")[0] == 0
@@ -102,11 +107,12 @@ def test_a_label_has_one_colour_in_all_pictures(florence: Run, folder: Path) -> 
 
 
 def pixels_of(image: Image.Image) -> list[Any]:
-    """Colours of many pixels."""
+    """The colours of more than 40 pixels."""
     return [colour for count, colour in image.convert("RGB").getcolors(10**5) or [] if count > 40]
 
 
 def test_overlays_are_transparent_and_masks_as_told(florence: Run, folder: Path) -> None:
+    """An overlay is transparent outside its masks, which have the given opacity."""
     mask = Segmentation(instances=[Instance(label="", polygons=[[20, 20, 100, 20, 100, 80, 20, 80]])])
     file = results(folder, line(folder / "a.png", "<OD>", mask))
     assert florence("draw", file, folder / "out", "--overlay", "--opacity", "1")[0] == 0
@@ -117,7 +123,8 @@ def test_overlays_are_transparent_and_masks_as_told(florence: Run, folder: Path)
 
 
 def test_what_cant_be_drawn_is_counted_and_named(florence: Run, folder: Path) -> None:
-    """A picture that is gone, broken or changed, a line that is not an answer: the rest is drawn."""
+    """A missing, broken or changed picture, and a wrong line, are reported and counted; the others
+    are drawn."""
     (folder / "broken.png").write_bytes(b"no picture")
     good = folder / "a.png"
     file = results(
@@ -139,7 +146,7 @@ def test_what_cant_be_drawn_is_counted_and_named(florence: Run, folder: Path) ->
     assert len(contents(folder / "out")) == 2
     status, _, err = florence("draw", file, folder / "overlays", "--overlay")
     assert status == 3
-    assert "a.png, <CAPTION>: a text has no place in the picture" in err
+    assert "a.png, <CAPTION>: a text has no location in the picture" in err
 
 
 @pytest.mark.parametrize(
@@ -155,6 +162,7 @@ def test_what_cant_be_drawn_is_counted_and_named(florence: Run, folder: Path) ->
 def test_wrong_options_are_told_before_anything_is_written(
     florence: Run, folder: Path, options: tuple[str, ...], words: str
 ) -> None:
+    """A wrong option is an error before any file is written."""
     file = results(folder, line(folder / "a.png", "<OD>", boxes("car")))
     status, _, err = florence("draw", file, folder / "out", *options)
     assert status == 2
@@ -163,7 +171,7 @@ def test_wrong_options_are_told_before_anything_is_written(
 
 
 def test_nothing_is_written_over(florence: Run, folder: Path) -> None:
-    """OUT is new or empty: the pictures themselves, or earlier drawings, may be in another one."""
+    """OUT must be new or empty, so neither pictures nor earlier drawings are overwritten."""
     file = results(folder, line(folder / "a.png", "<OD>", boxes("car")))
     before = sorted(folder.rglob("*"))
     for out in (folder, folder / "sub", folder / "a.png"):
@@ -176,6 +184,7 @@ def test_nothing_is_written_over(florence: Run, folder: Path) -> None:
 
 
 def test_a_file_without_answers_is_told(florence: Run, folder: Path) -> None:
+    """A file without answers, and a missing file, are errors."""
     status, _, err = florence("draw", results(folder), folder / "out")
     assert (status, err) == (2, f"florence: {folder / 'results.jsonl'} holds no answer\n")
     assert florence("draw", folder / "absent.jsonl", folder / "out")[0] == 1

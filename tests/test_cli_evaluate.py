@@ -1,4 +1,4 @@
-"""`florence evaluate` on drawn scenes: the figures are the demo's, runs go on, pages are safe."""
+"""`florence evaluate` on drawn scenes: the demo's figures, continued runs, safe pages."""
 
 from __future__ import annotations
 
@@ -42,11 +42,12 @@ CASES = {
     "<OCR>": ("ocr", "annotations"),
     "<OCR_WITH_REGION>": ("ocr", "annotations"),
 }
-OWN = ("questions", "exact", "CIDEr_of_truth", "ECE")  # what the demo's captions have, and its counts
+OWN = ("questions", "exact", "CIDEr_of_truth", "ECE")  # figures that only the demo's grades have
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn scenes with COCO files."""
     folder = tmp_path_factory.mktemp("scenes")
     draw(folder, SEED, SCENES, Limits(), tasks=True)
     return folder
@@ -54,19 +55,20 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Florence2]:
+    """The demo checkpoint."""
     with Florence2.load("demo", device="cpu", dtype="float32") as model:
         yield model
 
 
 @pytest.fixture
 def java() -> Path:
+    """The path of Java."""
     return Path(program("java", "default-jre-headless", "JAVA_PROGRAM"))
 
 
 @pytest.fixture
 def loaded(demo: Florence2, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The command finds the model loaded, and no Java; of each time that it asks for a model, the
-    arguments."""
+    """Give the command the loaded model and hide Java; return the arguments of each load."""
     asked: list[object] = []
 
     class Open:
@@ -88,7 +90,7 @@ def loaded(demo: Florence2, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.fixture(scope="module")
 def grades(demo: Florence2) -> dict[str, dict[str, float]]:
-    """By task the figures of `python -m florence.demo.evaluate`."""
+    """The figures of `python -m florence.demo.evaluate`, by task."""
     exam = Exam.draw(SEED, SCENES, tuple(CASES), Limits())
     answers = ask_model(demo, exam.items)
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +100,7 @@ def grades(demo: Florence2) -> dict[str, dict[str, float]]:
 
 
 def evaluated(florence: Run, out: Path, subject: str, *words: object) -> tuple[dict[str, Any], str]:
-    """The JSON that a run writes, and what it prints."""
+    """Run an evaluation; return its JSON and its output."""
     status, printed, said = florence("evaluate", subject, *words, "--out", out, "--no-progress")
     assert status == 0, said
     return json.loads((out / "figures.json").read_text()), printed
@@ -114,7 +116,7 @@ def test_the_figures_are_the_demos(
     florence: Run,
     tmp_path: Path,
 ) -> None:
-    """On scenes exported as COCO, to the third digit and beyond; the table has what the JSON has."""
+    """On scenes exported as COCO the figures equal the demo's, and the printed table equals the JSON."""
     subject, file = CASES[task]
     words = ("--coco", scenes / f"scene_{file}.json", "--images", scenes, "--task", task)
     report, printed = evaluated(florence, tmp_path / "out", subject, *words)
@@ -132,7 +134,7 @@ def test_the_figures_are_the_demos(
 def test_tiles_wait_for_room_in_the_queue(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures that are cut take many places each: no question is refused, however many are asked at once."""
+    """Tiled pictures need several slots of the queue each, but no question is refused."""
     small = EngineConfig.for_device("cpu", max_queue=4)
     model = Florence2.load("demo", device="cpu", dtype="float32", config=small)
     monkeypatch.setattr(asking, "load_model", lambda arguments: model)
@@ -145,7 +147,7 @@ def test_tiles_wait_for_room_in_the_queue(
 def test_captions_have_all_of_cocos_figures(
     java: Path, scenes: Path, loaded: object, florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With Java: METEOR, and the Penn Treebank's words; it is said which words were compared."""
+    """With Java, captions get METEOR and the Penn Treebank tokenizer; the report names the tokenizer."""
     words = ("captions", "--coco", scenes / "scene_captions.json", "--images", scenes)
     plain, printed = evaluated(florence, tmp_path, *words)
     assert "METEOR" not in plain["figures"]
@@ -154,7 +156,7 @@ def test_captions_have_all_of_cocos_figures(
     whole, printed = evaluated(florence, tmp_path, *words)
     assert list(whole["figures"]) == list(ALL_SCORES)
     assert 0.9 < whole["figures"].pop("METEOR") <= 1
-    assert whole["figures"] == pytest.approx(plain["figures"])  # this world's words are plain
+    assert whole["figures"] == pytest.approx(plain["figures"])  # these words are split alike
     assert "after the Penn Treebank tokenizer" in printed
 
 
@@ -162,8 +164,8 @@ def test_captions_have_all_of_cocos_figures(
 def test_a_run_goes_on_where_it_stopped(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path, demo: Florence2
 ) -> None:
-    """After a kill in the middle of a line only the missing answers are asked for; a finished run loads no
-    model; a directory of another run is refused, with what differs."""
+    """A run killed in the middle of a line asks only for missing answers, a finished one loads no model, and
+    a directory of another run is refused."""
     words = ("captions", "--coco", scenes / "scene_captions.json", "--images", scenes)
     report, printed = evaluated(florence, tmp_path, *words)
     kept = tmp_path / "answers.jsonl"
@@ -184,7 +186,7 @@ def test_a_run_goes_on_where_it_stopped(
 def test_the_same_words_about_a_picture_are_asked_once(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path
 ) -> None:
-    """Though two questions stand in the file, and both count."""
+    """Two equal questions about a picture are asked once and both counted."""
     row = {"picture": "scene_00.png", "answer": "no"}
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({**row, "text": word}) for word in "aab"))
     report, _ = evaluated(
@@ -200,8 +202,7 @@ def test_the_same_words_about_a_picture_are_asked_once(
 def test_two_answerers_are_compared(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path, demo: Florence2
 ) -> None:
-    """Both sides' figures with an interval, in table and JSON; equal sides differ by nothing; the page has
-    both beside the truth."""
+    """Table, JSON and page compare both sides, with intervals; equal sides do not differ."""
     words = ("--coco", scenes / "scene_annotations.json", "--images", scenes, "--resamples", 20)
     report, printed = evaluated(
         florence, tmp_path, "detection", *words, "--compare", "num_beams=1,max_new_tokens=8", "demo"
@@ -222,7 +223,7 @@ def test_two_answerers_are_compared(
 
 
 class Page(HTMLParser):
-    """Collects a page's tags and attributes."""
+    """A parser that collects a page's tags and attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -237,10 +238,9 @@ class Page(HTMLParser):
 def test_the_page_runs_nothing_and_asks_no_other_host(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path
 ) -> None:
-    """Whatever names, texts and answers hold; it has as many of the worst answers as asked for, worst
-    first."""
+    """The page runs no script and contacts no host, and shows the requested number of worst answers."""
     evil = '<script src="http://evil.example/x.js"></script>"\'><img src=x onerror=alert(1)>.png'
-    name = evil.replace("/", "\u2044")  # a file's name has no slash
+    name = evil.replace("/", "\u2044")  # a file name can't contain a slash
     (tmp_path / name).write_bytes((scenes / "scene_00.png").read_bytes())
     (tmp_path / "good.png").write_bytes((scenes / "scene_01.png").read_bytes())
     rows = [{"picture": each, "answer": evil, "text": evil} for each in (name, "good.png")]
@@ -265,7 +265,7 @@ def test_the_page_runs_nothing_and_asks_no_other_host(
 def test_a_picture_that_fails_is_in_no_figure(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path
 ) -> None:
-    """It is counted, with its error, and the status is 3; where all fail, there is one error."""
+    """A failed picture is counted but in no figure, with status 3; if all fail, there is one error."""
     (tmp_path / "bad.png").write_bytes(b"none")
     (tmp_path / "good.png").write_bytes((scenes / "scene_00.png").read_bytes())
     rows = tmp_path / "rows.jsonl"
@@ -283,7 +283,7 @@ def test_a_picture_that_fails_is_in_no_figure(
 def test_a_service_is_asked_the_same(
     fake_server: Server, scenes: Path, florence: Run, tmp_path: Path
 ) -> None:
-    """By --url, and as one side of a comparison; its settings are its own."""
+    """A service can be evaluated by --url and as one side of a comparison; its settings can't be changed."""
     words = ("detection", "--coco", scenes / "scene_annotations.json", "--images", scenes)
     report, _ = evaluated(florence, tmp_path / "one", *words, "--url", fake_server.url)
     assert report["questions"] == SCENES
@@ -299,7 +299,7 @@ def test_a_service_is_asked_the_same(
 
 
 def test_sides_change_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint drops the revision of another; settings are checked; options of a request are options."""
+    """A side drops the other checkpoint's revision; its settings and options are read and checked."""
     monkeypatch.setenv("FLORENCE_MODEL", "owner/name")
     monkeypatch.setenv("FLORENCE_REVISION", "v1")
     parser = make_parser()
@@ -323,7 +323,7 @@ def test_sides_change_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
         (("captions", "--images", "."), 2, "this needs --coco"),
         (("vqa", "--images", "."), 2, "needs a --task, or a --prompt with {input}"),
         (("captions", "--images", ".", "--task", "sing"), 2, "sing"),
-        (("detection", "--images", ".", "--task", "caption"), 2, "<CAPTION> answers in text"),
+        (("detection", "--images", ".", "--task", "caption"), 2, "<CAPTION> answers with text"),
         (("songs", "--images", "."), 2, "invalid choice: 'songs'"),
         (("captions", "--images", ".", "--limit", "0"), 2, "must be a whole number from 1"),
     ],
@@ -331,7 +331,7 @@ def test_sides_change_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes_end_it_in_a_line(
     words: tuple[str, ...], status: int, said: str, florence: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any model is loaded."""
+    """A mistake is one line, before any model is loaded."""
     monkeypatch.setenv("FLORENCE_MODEL", "demo")
     assert florence("evaluate", *words)[0] == status
     assert said in florence("evaluate", *words)[2].splitlines()[-1]
@@ -341,7 +341,7 @@ def test_mistakes_end_it_in_a_line(
 def test_without_its_packages_it_names_them(
     library: str, florence: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is asked."""
+    """Without its packages the command names the extra before any request."""
     monkeypatch.setitem(sys.modules, library, None)
     status, _, said = florence("evaluate", "captions", "--images", ".")
     assert (status, 'pip install ".[evaluate]"' in said) == (1, True)

@@ -1,9 +1,10 @@
-"""`florence export`: labels that other programs read, captions beside pictures, label maps, refusals."""
+"""`florence export`: labels for other programs, captions beside pictures, label maps, and errors."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from florence.bulk.lines import answer_line
 from florence.bulk.question import PictureQuestion
 from florence.export.labelstudio import label_config
 from florence.types.results import Instance, OcrRegion, OcrRegions, Segmentation
-from florence.types.tasks import TASKS
+from florence.types.tasks import TASKS, Task
 
 Run = Callable[..., tuple[int, str, str]]
 SIZE = (48, 32)
 
 
 def line(picture: str, task: str, said: str = "", result: Any = None, size: tuple[int, int] = SIZE) -> str:
+    """A line of `florence bulk` with this result."""
     made = answer(TASKS[task], said, size)
     made = made if result is None else made.model_copy(update={"result": result})
     return answer_line(PictureItem(picture, picture), PictureQuestion(TASKS[task]), made)
@@ -34,7 +36,7 @@ def line(picture: str, task: str, said: str = "", result: Any = None, size: tupl
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, with pictures of SIZE when they are upright; one lies on its side."""
+    """The current directory, with pictures that have SIZE when upright; one is rotated by its EXIF data."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(saved(drawn(*SIZE), "PNG"))
     (tmp_path / "in" / "a.jpg").write_bytes(saved(drawn(*SIZE), "JPEG"))
@@ -46,6 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(folder: Path, *lines: str) -> Path:
+    """Write a file with these lines."""
     (folder / "r.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder / "r.jsonl"
 
@@ -55,8 +58,10 @@ BOXES = [("in/a.png", "<OD>"), ("in/a.jpg", "<OD>"), ("in/turned.jpg", "<OD>"), 
 
 @pytest.mark.parametrize("format", ["yolo", "voc"])
 def test_supervision_reads_what_it_wrote(florence: Run, folder: Path, format: str) -> None:
-    """Boxes and classes of each picture; pictures of one stem are two; a picture that lies on its side is
-    stored upright, others as they came."""
+    """supervision reads the exported boxes and classes; pictures with one stem get two names.
+
+    A rotated picture is stored upright, and the others unchanged.
+    """
     results = write(folder, *(line(*each) for each in BOXES))
     assert florence("export", results, "--as", format, "--out", "out")[0] == 0
     files = sorted((folder / "out" / "images").iterdir())
@@ -77,7 +82,7 @@ def test_supervision_reads_what_it_wrote(florence: Run, folder: Path, format: st
 
 
 def test_polygons_are_masks_in_yolo(florence: Run, folder: Path) -> None:
-    """A thing with an area has a polygon in its line, not only its box."""
+    """An item with polygons has a polygon in its YOLO line, not only its box."""
     thing = Instance(label="roof", polygons=[[4, 4, 40, 4, 22, 28]], score=0.5)
     task = "<REFERRING_EXPRESSION_SEGMENTATION>"
     results = write(folder, line("in/a.png", task, result=Segmentation(instances=[thing])))
@@ -88,7 +93,7 @@ def test_polygons_are_masks_in_yolo(florence: Run, folder: Path) -> None:
 
 
 def test_coco_keeps_scores_and_the_maps_numbers(florence: Run, folder: Path) -> None:
-    """Answers about a picture are one image, whatever tasks they are of; ids come from the file."""
+    """All answers about a picture belong to one COCO image, and category ids come from the label map."""
     results = write(folder, *(line(*each) for each in BOXES))
     (folder / "map.json").write_text('{"tree": 7, "car": 3}')
     assert florence("export", results, "--as", "coco", "--out", "out", "--label-map", "map.json")[0] == 0
@@ -100,7 +105,7 @@ def test_coco_keeps_scores_and_the_maps_numbers(florence: Run, folder: Path) -> 
 
 
 def test_supervision_and_pycocotools_read_coco(florence: Run, folder: Path) -> None:
-    """The file that is written here: the boxes, classes and masks of the answers."""
+    """supervision and pycocotools read the boxes, classes and masks of the COCO file."""
     library = pytest.importorskip("supervision")
     leaf = Instance(label="leaf", polygons=[[2, 2, 22, 2, 22, 22, 2, 22]], score=0.7)
     region = line("in/a.jpg", "<REGION_TO_SEGMENTATION>", result=Segmentation(instances=[leaf]))
@@ -130,7 +135,7 @@ def test_supervision_and_pycocotools_read_coco(florence: Run, folder: Path) -> N
     ],
 )
 def test_label_maps_come_in_the_usual_files(florence: Run, folder: Path, name: str, content: str) -> None:
-    """All of them say the same here."""
+    """A label map is read from each usual format."""
     (folder / name).write_text(content)
     results = write(folder, line("in/a.png", "<OD>"))
     assert florence("export", results, "--as", "coco", "--out", "out", "--label-map", name)[0] == 0
@@ -141,7 +146,8 @@ def test_label_maps_come_in_the_usual_files(florence: Run, folder: Path, name: s
 
 
 def test_a_label_that_the_map_lacks_is_told(florence: Run, folder: Path) -> None:
-    """It is an error, or counted and left out where that is asked for; a file that is no map is told too."""
+    """A label that the map lacks is an error, or with --only-labels it is left out and counted; an invalid
+    map is an error."""
     results = write(folder, line("in/a.png", "<OD>"))
     (folder / "map.txt").write_text("car\n")
     command = ("export", results, "--as", "coco", "--out", "out", "--label-map", "map.txt")
@@ -160,7 +166,8 @@ def test_a_label_that_the_map_lacks_is_told(florence: Run, folder: Path) -> None
 
 
 def test_label_studio_gets_predictions(florence: Run, folder: Path) -> None:
-    """Places in percent, polygons, words with their text, captions; the interface names each label."""
+    """Label Studio gets places in percent, polygons, words with their text and captions; its interface names
+    each label."""
     quad = OcrRegions(regions=[OcrRegion(text="EXIT", quad=(4, 4, 24, 4, 24, 12, 4, 12), score=0.75)])
     lines = [line("in/a.png", "<OD>"), line("in/a.png", "<OCR_WITH_REGION>", result=quad)]
     results = write(folder, *lines, line("in/a.png", "<CAPTION>", "a car"))
@@ -182,8 +189,10 @@ def test_label_studio_gets_predictions(florence: Run, folder: Path) -> None:
 
 
 def test_captions_lie_beside_the_pictures(florence: Run, folder: Path) -> None:
-    """Or in a directory. A second export changes nothing; a file with another text stays, and is told; two
-    texts of one picture need a task."""
+    """Captions are written beside the pictures or into a directory, and a second export changes nothing.
+
+    A file with another text stays and is reported, and two texts of one picture need a task.
+    """
     results = write(
         folder, line("in/a.png", "<CAPTION>", "a car"), line("in/turned.jpg", "<CAPTION>", "a tree")
     )
@@ -192,30 +201,41 @@ def test_captions_lie_beside_the_pictures(florence: Run, folder: Path) -> None:
         assert (folder / "in" / "a.txt").read_text() == "a car\n"
     (folder / "in" / "a.txt").write_text("mine")
     status, _, err = florence("export", results, "--as", "txt")
-    assert (status, "a.txt is there with another text" in err) == (3, True)
+    assert (status, "a.txt exists with another text" in err) == (3, True)
     assert (folder / "in" / "a.txt").read_text() == "mine"
     assert florence("export", results, "--as", "txt", "--out", "out")[0] == 0
     assert {path.name for path in (folder / "out").iterdir()} == {"a.txt", "turned.txt"}
     results = write(folder, line("in/a.png", "<CAPTION>", "a"), line("in/a.png", "<DETAILED_CAPTION>", "b"))
     status, _, err = florence("export", results, "--as", "txt", "--out", "two")
-    assert (status, "say by --task which" in err) == (2, True)
+    assert (status, "choose it with --task" in err) == (2, True)
     assert florence("export", results, "--as", "txt", "--out", "two", "--task", "detailed_caption")[0] == 0
     assert (folder / "two" / "a.txt").read_text() == "b\n"
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_a_task_is_chosen_by_any_of_its_names(florence: Run, folder: Path, task: Task) -> None:
+    """`--task` takes what the other commands take, and leaves out the answers of the other fourteen."""
+    results = write(folder, *(line("in/a.png", token, "x") for token in TASKS))
+    for number, name in enumerate((task.token, task.token.strip("<>"), task.token.lower(), task.name)):
+        out = folder / f"out{number}"
+        assert florence("export", results, "--as", "drawn", "--out", out, "--task", name)[0] == 0
+        drawn = re.sub(r"\W+", "", task.token).lower()
+        assert [path.name for path in out.iterdir()] == [f"a_{drawn}.png"]
+
+
 def test_captions_of_two_pictures_never_share_a_file(florence: Run, folder: Path) -> None:
-    """Pictures of one name in two directories, and two pages."""
+    """Pictures with one stem, and a page, get separate caption files."""
     lines = [line("in/a.png", "<CAPTION>", "1"), line("in/a.jpg", "<CAPTION>", "2")]
     results = write(folder, *lines, line("in/d.pdf#page=2", "<CAPTION>", "3"))
     assert florence("export", results, "--as", "txt", "--out", "out")[0] == 0
     texts = {path.read_text() for path in (folder / "out").iterdir()}
     assert texts == {"1\n", "2\n", "3\n"}
     status, _, err = florence("export", results, "--as", "txt")
-    assert (status, "is there with another text" in err) == (3, True)
+    assert (status, "exists with another text" in err) == (3, True)
 
 
 def test_a_page_is_drawn_and_stored(florence: Run, folder: Path) -> None:
-    """The name of an answer opens its page again."""
+    """A page is opened by the name in its answer, drawn and stored."""
     (folder / "in" / "d.pdf").write_bytes(pdf())
     results = write(folder, line("in/d.pdf#page=2", "<OD>", size=(300, 150)))
     for format, made in (("drawn", "d_page_2_od.png"), ("voc", "images/d_page_2.png")):
@@ -225,7 +245,7 @@ def test_a_page_is_drawn_and_stored(florence: Run, folder: Path) -> None:
 
 
 def test_what_cant_be_exported_is_named(florence: Run, folder: Path) -> None:
-    """A picture that is gone or another one by now, a line that is not an answer: the rest is made."""
+    """A missing or changed picture and a wrong line are reported; the others are exported."""
     lines = [line("in/gone.png", "<OD>"), line("in/a.png", "<OD>"), line("in/a.jpg", "<OD>", size=(9, 9))]
     results = write(folder, *lines, "no answer\n")
     status, _, err = florence("export", results, "--as", "yolo", "--out", "out")
@@ -249,6 +269,7 @@ def test_what_cant_be_exported_is_named(florence: Run, folder: Path) -> None:
 def test_wrong_exports_write_nothing(
     florence: Run, folder: Path, options: tuple[str, ...], words: str
 ) -> None:
+    """A wrong export writes no files."""
     results = write(folder, *(line(*each, "x") for each in BOXES))
     status, _, err = florence("export", results, *options)
     assert (status, words in err) == (2, True), err
@@ -256,7 +277,7 @@ def test_wrong_exports_write_nothing(
 
 
 def test_parquet_is_exported_alike(florence: Run, folder: Path) -> None:
-    """`draw` and `export` read all forms of answers."""
+    """`draw` and `export` also read Parquet files and parts."""
     from florence.bulk.items import PictureItem
     from florence.bulk.question import PictureQuestion
     from florence.bulk.store import Store

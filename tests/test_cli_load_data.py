@@ -1,4 +1,4 @@
-"""perf_analyzer's input: what `florence load-data` writes, and what lies in data/."""
+"""perf_analyzer's input: the files that `florence load-data` writes, and those in data/."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PICTURES = [b"\x89PNG some bytes", b"\xff\xd8 others"]
 
 @pytest.mark.parametrize("token", TASKS)
 def test_load_data_is_what_the_service_takes(token: str) -> None:
-    """A request for each picture; each input has one value of shape [1]; only tasks that take one have a
+    """Each picture has one request whose inputs have one value of shape [1]; only tasks with an input have a
     text."""
     requests = load_data(PICTURES, TASKS.resolve(token), None)["data"]
     for picture, inputs in zip(PICTURES, requests, strict=True):
@@ -30,7 +30,7 @@ def test_load_data_is_what_the_service_takes(token: str) -> None:
 
 
 def test_a_file_for_each_task(florence: Run, tmp_path: Path) -> None:
-    """Nine tasks unless others are named; the given text is the one that is asked."""
+    """Without --task there is a file for each of nine tasks, and the given text is used."""
     picture = ROOT / "data" / "scene_02.png"
     status, out, _ = florence("load-data", picture, "--out", tmp_path / "nine", "--text", "a red star")
     assert status == 0
@@ -49,7 +49,7 @@ def test_a_file_for_each_task(florence: Run, tmp_path: Path) -> None:
 def test_files_go_into_a_directory_of_their_own(
     florence: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without --out nothing is written beside the checkout's own data."""
+    """Without --out the files go into a directory of their own."""
     monkeypatch.chdir(tmp_path)
     florence("load-data", ROOT / "data" / "scene_02.png", "--task", "ocr")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")] == [
@@ -58,7 +58,7 @@ def test_files_go_into_a_directory_of_their_own(
 
 
 def test_mistakes_write_nothing(florence: Run, tmp_path: Path) -> None:
-    """An unknown task, a picture that is not there, and a file that is none: before any file is written."""
+    """An unknown task, a missing picture and a file that is not a picture are errors; no file is written."""
     out = tmp_path / "out"
     status, _, err = florence("load-data", ROOT / "data", "--out", out, "--task", "ocr", "--task", "<FOO>")
     assert (status, out.exists()) == (2, False)
@@ -71,7 +71,7 @@ def test_mistakes_write_nothing(florence: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", TRITON_TASKS)
 def test_the_repositorys_load_data_hold_its_crowded_picture(token: str) -> None:
-    """data/ has perf_analyzer's input for the nine tasks that can be compared."""
+    """The files in data/ are what the command makes of the crowded picture."""
     content = json.loads((ROOT / "data" / f"load_data_{token.strip('<>')}.json").read_text())
     text = content["data"][0].get("TEXT_PROMPT", {"content": [None]})["content"][0]
     picture = (ROOT / "data" / "crowded_00.jpg").read_bytes()

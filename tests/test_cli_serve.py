@@ -1,4 +1,4 @@
-"""`florence serve` before it becomes the server: its addresses, and the folder that it works in."""
+"""`florence serve` before it becomes the server: its addresses, and its working folder."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def _no_named_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset BENTOML_HOME."""
     monkeypatch.delenv("BENTOML_HOME", raising=False)
 
 
-@pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "256.1.1.1", "x" * 300, ".."])
+@pytest.mark.parametrize("host", ["192.0.2.1", "x" * 300, ".."])
 @pytest.mark.parametrize("setting", ["--host", "FLORENCE_GRPC_HOST"])
 def test_serve_says_that_an_address_is_not_here(
     florence: Run, monkeypatch: pytest.MonkeyPatch, host: str, setting: str
 ) -> None:
-    """A name that nothing knows, and an address of another machine: in one line that names the setting."""
+    """A host of another machine or a malformed name is one line that names the setting; no DNS is asked."""
     if setting == "FLORENCE_GRPC_HOST":
         monkeypatch.setenv(setting, host)
     monkeypatch.setenv("FLORENCE_GRPC_PORT", str(free_port()))
@@ -41,7 +42,7 @@ def test_serve_says_that_an_address_is_not_here(
 def test_a_named_home_that_cannot_be_written_is_refused(
     florence: Run, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
-    """In one line, where BentoML would end with a traceback."""
+    """A BENTOML_HOME that can't be written is one line, without BentoML's traceback."""
     monkeypatch.setenv("BENTOML_HOME", named)
     monkeypatch.setenv("FLORENCE_GRPC_PORT", "0")
     status, out, err = florence("serve", "--port", str(free_port()))
@@ -52,7 +53,7 @@ def test_a_named_home_that_cannot_be_written_is_refused(
 def test_a_named_home_is_taken_and_an_empty_name_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As BentoML reads it, with ~ and variables; empty variables of this service count as not set."""
+    """BENTOML_HOME is read as BentoML reads it, with ~ expanded; an empty one counts as not set."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("BENTOML_HOME", "~/mine")
     assert home_of(8000) == tmp_path / "mine"
@@ -64,7 +65,7 @@ def test_a_named_home_is_taken_and_an_empty_name_is_none(
 def test_serve_says_that_a_port_is_taken(
     florence: Run, monkeypatch: pytest.MonkeyPatch, port: str, setting: str
 ) -> None:
-    """In one line, before the model is loaded."""
+    """A port in use is one line, before the model is loaded."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -78,7 +79,7 @@ def test_serve_says_that_a_port_is_taken(
 
 
 def test_services_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for each port, in the user's cache."""
+    """Each port has its own folder in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert home_of(8000) == home_of(8000) != home_of(8001)
     assert home_of(8000).is_relative_to(tmp_path)
@@ -88,10 +89,10 @@ def test_services_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.
 def test_without_a_cache_a_service_has_one_temporary_folder_a_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
-    """The same at each start, so starts leave no more than one; only this user may read and write it."""
+    """Without a cache each port has one temporary folder, the same at each start, for this user only."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.chdir("/proc")  # where a path that is not absolute would fail, too
-    if cache == "read-only":  # as if it had been made before the root became read-only
+    monkeypatch.chdir("/proc")  # where creating a relative path would fail
+    if cache == "read-only":  # as if it had been made before the root was read-only
         monkeypatch.setattr(os, "access", lambda *_: False)
         cache = str(tmp_path / "cache")
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
@@ -102,16 +103,19 @@ def test_without_a_cache_a_service_has_one_temporary_folder_a_port(
 
 
 def is_link(home: Path) -> None:
+    """Replace the folder by a symbolic link."""
     home.rename(home.with_name("elsewhere"))
     home.symlink_to(home.with_name("elsewhere"))
 
 
 def is_file(home: Path) -> None:
+    """Replace the folder by a file."""
     home.rmdir()
     home.write_text("")
 
 
 def is_shared(home: Path) -> None:
+    """Let the group write into the folder."""
     home.chmod(0o770)
 
 
@@ -119,8 +123,8 @@ def is_shared(home: Path) -> None:
 def test_a_temporary_folder_that_others_may_write_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None] | None
 ) -> None:
-    """As another user could have made it in /tmp: the message names it and the way out. `None`: it belongs
-    to another user."""
+    """A temporary folder that another user may have made is refused with a remedy. `None`: it belongs to
+    another user."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     home = home_of(8000)
@@ -134,7 +138,7 @@ def test_a_temporary_folder_that_others_may_write_is_refused(
 
 
 def test_without_any_folder_serve_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cache, and nowhere to put temporary files."""
+    """Without a cache and without a temporary directory the error names BENTOML_HOME."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: "/proc/nowhere")
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     with pytest.raises(FlorenceError, match="BENTOML_HOME"):

@@ -1,4 +1,4 @@
-"""The client's API key: sent from the argument or the environment; a refusal is told at once."""
+"""The client's API key: sent from the argument or the environment; a refusal is raised at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ URL = "http://florence.test"
 def test_the_key_goes_with_every_request(
     monkeypatch: pytest.MonkeyPatch, argument: str | None, variable: str | None, sent: str | None
 ) -> None:
-    """The argument before FLORENCE_API_KEY, from both clients; headers given by the caller come before it."""
+    """Both clients send the key of the argument, else that of FLORENCE_API_KEY; a given Authorization header
+    replaces both."""
     monkeypatch.delenv("FLORENCE_API_KEY", raising=False)
     if variable:
         monkeypatch.setenv("FLORENCE_API_KEY", variable)
@@ -50,7 +51,7 @@ def test_the_key_goes_with_every_request(
 
 
 def test_a_refusal_is_told_at_once_in_the_services_words() -> None:
-    """Unauthorized, without another try."""
+    """A refused key raises Unauthorized with the service's message, without a retry."""
     tries = []
 
     def refuse(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Pictures as a caller has them reach the service as the library would take them."""
+"""Pictures in each form that a caller may have: the service reads them as the library does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GREEN = View(background=(0, 255, 0))
 @pytest.mark.parametrize("view", [SEEN, GREEN, ORIGINAL], ids=["seen", "on green", "original"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_pil_image_loses_nothing_on_its_way(mode: str, view: View) -> None:
-    """Of any mode: the service makes the pixels that the library makes of the same object."""
+    """The service makes the same pixels of a PIL image, of any mode, as the library."""
     image = drawn(mode=mode)
     sent, taken = open_image(picture_bytes(image), view=view), load_image(image, view=view)
     assert ImageChops.difference(sent, taken).getbbox() is None
@@ -32,8 +32,11 @@ def test_a_pil_image_loses_nothing_on_its_way(mode: str, view: View) -> None:
 
 @pytest.mark.parametrize("format", STORABLE)
 def test_a_pil_image_is_what_its_file_is(format: str) -> None:
-    """Upright by EXIF, with its depth, transparency and colour profile: opened, or opened and loaded. The
-    object itself is not changed."""
+    """An opened PIL image, loaded or not, is sent like its file: rotation, depth, transparency and colour
+    profile.
+
+    The object itself is not changed.
+    """
     exif = Image.Exif()
     exif[0x0112] = 6
     for mode in STORABLE[format]:
@@ -44,7 +47,7 @@ def test_a_pil_image_is_what_its_file_is(format: str) -> None:
         data = saved(drawn(mode=mode), format, **extra)
         wanted = open_image(data, view=SEEN)
         for loaded in (False, True):
-            with Image.open(io.BytesIO(data)) as image:  # Pillow garbles a TIFF of a path that it turns
+            with Image.open(io.BytesIO(data)) as image:  # by path, Pillow corrupts a rotated TIFF
                 if loaded:
                     image.load()
                 before = image.info.get("exif"), image.mode
@@ -53,6 +56,7 @@ def test_a_pil_image_is_what_its_file_is(format: str) -> None:
 
 
 def test_inks_without_adobes_mark_stay_as_they_stand() -> None:
+    """A CMYK JPEG is sent with its own inks, with Adobe's marker and without it."""
     marked = saved(drawn(mode="CMYK"), "JPEG")
     start = marked.index(b"\xff\xee")
     data = marked[:start] + marked[start + 2 + int.from_bytes(marked[start + 2 : start + 4], "big") :]
@@ -63,6 +67,7 @@ def test_inks_without_adobes_mark_stay_as_they_stand() -> None:
 
 
 def test_files_and_bytes_go_as_they_are(tmp_path: Path) -> None:
+    """Files and bytes are sent unchanged."""
     data = saved(drawn(), "JPEG")
     path = tmp_path / "picture.jpg"
     path.write_bytes(data)
@@ -72,7 +77,7 @@ def test_files_and_bytes_go_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 4)])
 def test_arrays_are_pixels(shape: tuple[int, ...]) -> None:
-    """uint8 [H, W], [H, W, 3] and [H, W, 4]; views too."""
+    """Arrays [H, W], [H, W, 3] and [H, W, 4] of uint8, views included, are sent as pixels."""
     array = np.random.default_rng(0).integers(0, 256, (10, *shape[1:]), dtype=np.uint8)[::2]
     sent = np.asarray(open_image(picture_bytes(array)))
     wanted = np.repeat(array[..., None], 3, 2) if array.ndim == 2 else array[..., :3]
@@ -96,19 +101,21 @@ def test_arrays_are_pixels(shape: tuple[int, ...]) -> None:
     ids=repr,
 )
 def test_what_is_no_picture_is_refused_with_words(picture: Any) -> None:
+    """An object that is not a picture is refused with a reason."""
     with pytest.raises(ImageError, match=r"picture|pixels"):
         picture_bytes(picture)
 
 
 @pytest.mark.parametrize("read", [picture_bytes, load_image, lambda url: PictureItem(url, url).read()])
 def test_a_url_is_refused_as_such(read: Callable[[str], object]) -> None:
-    """In the client, the library and a command: with all its slashes, and what to do in its place."""
+    """A URL is refused by the client, the library and the command, quoted in full and with a remedy."""
     told = r"'http://x/y\.jpg' can't be read: it is a URL; download it.*ImageUrl"
     with pytest.raises(ImageError, match=told):
         read("http://x/y.jpg")
 
 
 def test_a_damaged_file_behind_a_pil_image_is_refused(tmp_path: Path) -> None:
+    """A PIL image of a damaged file is refused."""
     path = tmp_path / "cut.png"
     path.write_bytes(saved(drawn(200, 200), "PNG")[:-200])
     with Image.open(path) as image, pytest.raises(ImageError, match="can't be read"):
@@ -116,5 +123,6 @@ def test_a_damaged_file_behind_a_pil_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_messages_name_paths_and_kinds() -> None:
+    """Messages name a picture by its path or its type."""
     assert picture_name(Path("a/b.png")) == "a/b.png"
     assert picture_name(b"abc") == "<bytes>"

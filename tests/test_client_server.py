@@ -1,4 +1,4 @@
-"""The typed client against real servers: the fake model for all tasks, the bundled checkpoint once."""
+"""The typed client with real servers: the fake model for all tasks, the bundled checkpoint once."""
 
 from __future__ import annotations
 
@@ -29,29 +29,33 @@ TYPES = {
     Kind.BOXES: Detections,
     Kind.QUADS: OcrRegions,
     Kind.POLYGONS: Segmentation,
-    Kind.BOXES_OR_POLYGONS: Segmentation,  # what the fake answers
+    Kind.BOXES_OR_POLYGONS: Segmentation,  # the fake's answer
 }
 
 
 @pytest.fixture(scope="module")
 def server(fake_server: Server) -> Server:
+    """The fake server."""
     return fake_server
 
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[Client]:
+    """A client of the fake server."""
     with Client(server.url) as made:
         yield made
 
 
 def given(task: Task) -> dict[str, Any]:
+    """The text or region for the task."""
     if task.input is Input.TEXT:
         return {"text": 'null "twelve" 12'}
     return {"region": np.array([1.5, 2, 30, 40])} if task.input is Input.REGION else {}
 
 
 def test_many_tasks_on_one_picture_in_one_call(server: Server, client: Client) -> None:
-    """Texts and regions in pairs, a failure in its place; asyncio gives the same."""
+    """Many tasks with texts and regions are one call; a failed task is a TaskFailure, and asyncio gives the
+    same."""
     asks = [task.name if not given(task) else (task.token, next(iter(given(task).values()))) for task in ALL]
     answers = client.analyze(PICTURE, [*asks, ("caption", "a text")], num_beams=1)
     assert [answer.task for answer in answers] == [*TASKS, "<CAPTION>"]
@@ -73,7 +77,7 @@ def test_many_tasks_on_one_picture_in_one_call(server: Server, client: Client) -
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_every_task_has_its_method(client: Client, task: Task) -> None:
-    """With its own type of result, and the same under `run`, by name and by token."""
+    """Each task's method gives its own result type, and `run` by token gives the same result."""
     answer = getattr(client, task.name)(PICTURE, num_beams=1, early_stopping=False, **given(task))
     assert answer.task == task.token
     assert type(answer.result) is TYPES[task.kind]
@@ -81,7 +85,7 @@ def test_every_task_has_its_method(client: Client, task: Task) -> None:
 
 
 def test_asyncio_gives_the_same(server: Server, client: Client) -> None:
-    """All tasks at once over one AsyncClient."""
+    """All tasks at once over one AsyncClient give the same results."""
 
     async def ask() -> list[Any]:
         async with AsyncClient(server.url + "/") as waiting:
@@ -101,6 +105,7 @@ def test_asyncio_gives_the_same(server: Server, client: Client) -> None:
     ids=lambda picture: type(picture).__name__,
 )
 def test_every_kind_of_picture_arrives(client: Client, picture: Any) -> None:
+    """Each form of picture arrives with its size."""
     with Image.open(PICTURE) as image:
         size = image.size if isinstance(picture, Path | str | bytes) else (8, 6)
     seen = client.caption(picture).image_size
@@ -121,11 +126,13 @@ def test_every_kind_of_picture_arrives(client: Client, picture: Any) -> None:
 def test_the_services_refusals_arrive_word_for_word(
     client: Client, options: dict[str, Any], words: str
 ) -> None:
+    """The service's refusals are raised with their message."""
     with pytest.raises(RequestError, match=words):
         client.run(PICTURE, **options)
 
 
 def test_bytes_that_are_no_picture_and_too_many_of_them(client: Client) -> None:
+    """Bytes that are not a picture, and too many bytes, are refused with their own errors."""
     with pytest.raises(RequestError, match=r"not a picture|format"):
         client.caption(b"hello")
     with pytest.raises(ImageTooLarge, match="FLORENCE_MAX_BODY_BYTES"):
@@ -133,7 +140,7 @@ def test_bytes_that_are_no_picture_and_too_many_of_them(client: Client) -> None:
 
 
 def test_many_pictures(client: Client, tmp_path: Path) -> None:
-    """Good ones are answered, bad ones are in the failures, each with its own reason."""
+    """`map` answers the good pictures and lists the bad ones as failures."""
     text, missing = tmp_path / "text.png", tmp_path / "missing.png"
     text.write_text("no picture")
     pictures = [PICTURE, text, *[PICTURE] * 20, missing]
@@ -145,6 +152,7 @@ def test_many_pictures(client: Client, tmp_path: Path) -> None:
 
 
 def test_many_pictures_awaited(server: Server, tmp_path: Path) -> None:
+    """The asyncio `map` answers the good pictures and lists the bad ones as failures."""
     missing = tmp_path / "missing.png"
 
     async def ask() -> tuple[int, list[Any]]:
@@ -157,6 +165,7 @@ def test_many_pictures_awaited(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_stopped_server_is_unreachable() -> None:
+    """Each call to a stopped server is an error that names its URL."""
     with Client("http://127.0.0.1:9", retries=0) as client:
         for call in (client.ready, client.server, client.info, lambda: client.caption(PICTURE)):
             with pytest.raises(FlorenceError, match=r"127\.0\.0\.1:9.*can't be reached"):
@@ -164,13 +173,13 @@ def test_a_stopped_server_is_unreachable() -> None:
 
 
 def sendable(task: Task) -> dict[str, Any]:
-    """What the task takes, in types that JSON has."""
+    """The task's input in types that JSON has."""
     region = {"region": [1.5, 2, 30, 40]}
     return {"image": PICTURE, "num_beams": 1, **(region if task.input is Input.REGION else given(task))}
 
 
 def test_bentomls_own_client_asks_every_task(server: Server, client: Client) -> None:
-    """SyncHTTPClient learns the endpoints from the service; its answers are the typed ones as JSON."""
+    """SyncHTTPClient reads the endpoints from the service, and its answers equal the typed ones as JSON."""
     with bentoml.SyncHTTPClient(server.url) as plain:
         assert set(plain.endpoints) == {"analyze", "prompt", *(task.name for task in TASKS.values())}
         for task in TASKS.values():
@@ -181,7 +190,7 @@ def test_bentomls_own_client_asks_every_task(server: Server, client: Client) -> 
 
 
 def test_bentomls_own_asyncio_client_asks_every_task(server: Server, client: Client) -> None:
-    """AsyncHTTPClient gives the same."""
+    """AsyncHTTPClient's answers equal the typed ones as JSON."""
 
     async def ask() -> list[Any]:
         async with bentoml.AsyncHTTPClient(server.url) as plain:
@@ -192,7 +201,7 @@ def test_bentomls_own_asyncio_client_asks_every_task(server: Server, client: Cli
 
 
 def test_the_bundled_checkpoint_through_the_client(demo_server: Server) -> None:
-    """A real answer: things found in the picture, with scores, in its pixels."""
+    """The bundled checkpoint gives detections with scores and boxes inside the picture."""
     with Client(demo_server.url) as client:
         answer = client.object_detection(PICTURE)
     assert answer.checkpoint.startswith("demo")

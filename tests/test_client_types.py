@@ -1,4 +1,4 @@
-"""What a type checker makes of the client: each task's method has its own type of answer."""
+"""The client's types for a type checker: each task's method has its own type of answer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def wait(client: AsyncClient) -> None:
 
 
 def test_the_methods_are_the_tables() -> None:
-    """Each task has its method, which takes and answers what the table says; there is no other."""
+    """The client has one method for each task, with the input and answer type of the table, and no others."""
     inputs = {Input.NONE: "PlainMethod", Input.TEXT: "TextMethod", Input.REGION: "RegionMethod"}
     answers = {
         Kind.TEXT: "TextT",
@@ -62,7 +62,7 @@ def test_the_methods_are_the_tables() -> None:
     }
     declared = {
         task.name: f"{inputs[task.input]}[{answers[task.kind]}]" for task in TASKS.values()
-    }  # in the table's order, too
+    }  # in the table's order
     shown = [item for item in TaskMethods.__annotations__.items() if not item[0].startswith("_")]
     assert shown == list(declared.items())
     for task in TASKS.values():
@@ -74,12 +74,12 @@ def test_the_methods_are_the_tables() -> None:
 
 @pytest.mark.slow
 def test_mypy_sees_each_tasks_own_answer(tmp_path: Path) -> None:
-    """As strictly as here; the comments say what it has to reveal, and where it has to refuse."""
+    """mypy in strict mode reveals the types, and finds the errors, that the program's comments name."""
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
     ran = subprocess.run(
         [sys.executable, "-m", "mypy", str(file)],
-        cwd=ROOT,  # where the settings are, and the cache of `make types`
+        cwd=ROOT,  # this folder has mypy's settings and the cache of `make types`
         capture_output=True,
         text=True,
         check=False,

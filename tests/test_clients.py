@@ -1,7 +1,7 @@
-"""Clients that others wrote, unchanged, each in an environment of its own, against a running service.
+"""Unchanged clients of other projects, each in an environment of its own, with a running service.
 
 `tests/clients/` has for each a list of packages with hashes and a program that asks for a caption in every
-way that the client has. Environments are kept under `build/clients`, by their list.
+way that the client offers. Environments are kept under `build/clients`, by their list.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from tritonclient.grpc import service_pb2
 CLIENTS: Final = ROOT / "tests" / "clients"
 KEPT: Final = ROOT / "build" / "clients"
 PICTURE: Final = ROOT / "data" / "scene_02.png"
-INSTALL_S: Final = 900.0  # some 300 MB each, on a slow line
+INSTALL_S: Final = 900.0  # enough for some 300 MB on a slow connection
 ASK_S: Final = 180.0
 PYTHON: Final = ("kserve", "mlserver", "pytriton", "tritony")
 
 Install = Callable[[Path, Path], None]
-"""Puts what a folder of `CLIENTS` lists into a new folder."""
+"""A function that installs the packages listed in a folder of `CLIENTS` into a new folder."""
 
 
 def install_python(listed: Path, into: Path) -> None:
-    """A virtual environment. No package's own code runs while it is installed."""
+    """Make a virtual environment. Packages run no code of their own while they are installed."""
     subprocess.run([sys.executable, "-m", "venv", into], check=True, capture_output=True)
     pip = [into / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     exactly = ["--require-hashes", "--only-binary", ":all:", "--retries", "2"]
@@ -44,7 +44,7 @@ def install_python(listed: Path, into: Path) -> None:
 
 
 def install_node(listed: Path, into: Path) -> None:
-    """The packages, and the program beside them, where Node looks for them."""
+    """Install the packages, and put the program beside them, where Node finds them."""
     into.mkdir(parents=True)
     for name in ("package.json", "package-lock.json", "ask.mjs"):
         shutil.copy(listed / name, into / name)
@@ -54,7 +54,7 @@ def install_node(listed: Path, into: Path) -> None:
 
 
 def environment(name: str, install: Install) -> Path:
-    """The client's environment, made where there is none for its list as it is now."""
+    """The client's environment; it is made if its list has none yet."""
     listed = CLIENTS / name
     said = b"".join(path.read_bytes() for path in sorted(listed.iterdir()) if path.suffix != ".py")
     kept = KEPT / f"{name}-{hashlib.sha256(said + sys.version.encode()).hexdigest()[:12]}"
@@ -68,7 +68,7 @@ def environment(name: str, install: Install) -> Path:
 
 @pytest.fixture(scope="module")
 def environments() -> Iterator[Mapping[str, Future[Path]]]:
-    """All environments, installed side by side: that takes longer than the tests."""
+    """All environments, installed in parallel, since that takes longer than the tests."""
     kinds: dict[str, Install] = dict.fromkeys(PYTHON, install_python) | {"node": install_node}
     if shutil.which("npm") is None:
         del kinds["node"]
@@ -78,7 +78,7 @@ def environments() -> Iterator[Mapping[str, Future[Path]]]:
 
 @pytest.fixture(scope="module")
 def caption(demo_server: Server) -> str:
-    """What every client has to get."""
+    """The caption that every client must get."""
     reply = httpx.post(demo_server.url + "/caption", files={"image": PICTURE.read_bytes()}, timeout=ASK_S)
     text = str(reply.json()["result"]["text"])
     assert len(text) > 10
@@ -86,7 +86,7 @@ def caption(demo_server: Server) -> str:
 
 
 def installed(environments: Mapping[str, Future[Path]], name: str) -> Path:
-    """The client's environment; the test is skipped where packages can't be fetched."""
+    """The client's environment; the test is skipped if its packages can't be fetched."""
     try:
         return environments[name].result()
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
@@ -95,8 +95,7 @@ def installed(environments: Mapping[str, Future[Path]], name: str) -> Path:
 
 
 def seen(command: list[str | Path], server: Server) -> dict[str, object]:
-    """What a client's program prints: for each thing that it did, the caption that it got, or whether all
-    was as it should be."""
+    """The output of a client's program: for each action, its caption, or whether the result was correct."""
     addresses = [server.url, f"127.0.0.1:{server.grpc_port}", PICTURE]
     program, *more = command
     ran = subprocess.run([program, more[0], *addresses, *more[1:]], capture_output=True, timeout=ASK_S)
@@ -105,7 +104,7 @@ def seen(command: list[str | Path], server: Server) -> dict[str, object]:
 
 
 def wrong(answers: Mapping[str, object], caption: str) -> dict[str, object]:
-    """Those that are neither the caption nor true."""
+    """The answers that are neither the caption nor true."""
     return {what: value for what, value in answers.items() if value != caption and value is not True}
 
 
@@ -114,7 +113,8 @@ def wrong(answers: Mapping[str, object], caption: str) -> dict[str, object]:
 def test_a_python_client_gets_the_caption(
     environments: Mapping[str, Future[Path]], demo_server: Server, caption: str, name: str
 ) -> None:
-    """In every way that the client has, and what it asks beside that is answered as it expects."""
+    """A Python client gets the caption in every way that it offers, and its other requests get the answers
+    that it expects."""
     python = installed(environments, name) / "bin" / "python"
     answers = seen([python, CLIENTS / name / "ask.py"], demo_server)
     assert len(answers) >= 3
@@ -125,7 +125,7 @@ def test_a_python_client_gets_the_caption(
 def test_node_gets_the_caption(
     environments: Mapping[str, Future[Path]], demo_server: Server, caption: str, tmp_path: Path
 ) -> None:
-    """Its own fetch, with forms, JSON and a stream of events, and grpc-js with calls and a stream."""
+    """Node gets the caption by its own fetch, with forms, JSON and an event stream, and by grpc-js."""
     node = program("node", "nodejs", "NODE_PROGRAM")
     program("npm", "npm", "NPM_PROGRAM")
     folder = installed(environments, "node")
@@ -144,7 +144,7 @@ def test_node_gets_the_caption(
 def test_kserve_s_types_have_the_fields_of_the_trimmed_schemas(
     environments: Mapping[str, Future[Path]], name: str, outermost: str
 ) -> None:
-    """Each field of `tests/schemas` is one of KServe's own type at that place, and of its kind."""
+    """Each field of `tests/schemas` exists in KServe's own type, with the same kind."""
     python = installed(environments, "kserve") / "bin" / "python"
     printed = subprocess.run(
         [python, CLIENTS / "kserve" / "fields.py"], capture_output=True, check=True, timeout=ASK_S
@@ -156,12 +156,12 @@ def test_kserve_s_types_have_the_fields_of_the_trimmed_schemas(
 
 
 def kserve_version() -> str:
-    """As its list of packages says."""
+    """The version in KServe's list of packages."""
     return (CLIENTS / "kserve" / "requirements.in").read_text(encoding="utf-8").strip().partition("==")[2]
 
 
 def unlike(schema: Mapping[str, Any], kind: str, types: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Where a schema says something else than the API's type; Kubernetes' own types are passed over."""
+    """The places where a schema differs from the API's type; Kubernetes' own types are ignored."""
     if kind.startswith("list["):
         if schema.get("type") != "array":
             yield kind
@@ -178,7 +178,7 @@ def unlike(schema: Mapping[str, Any], kind: str, types: Mapping[str, Mapping[str
 
 
 def described() -> bytes:
-    """The v2 protocol's messages and calls, for a client that has no stubs."""
+    """The v2 protocol's descriptors, for a client without stubs."""
     made = FileDescriptorSet()
     for module in (service_pb2.model__config__pb2, service_pb2):
         module.DESCRIPTOR.CopyToProto(made.file.add())
@@ -187,7 +187,7 @@ def described() -> bytes:
 
 @pytest.mark.parametrize("path", sorted(CLIENTS.glob("*/*lock*")), ids=lambda path: path.parent.name)
 def test_a_lock_has_hashes_and_names_no_place(path: Path) -> None:
-    """Where packages come from is for the machine to say; what they are is not."""
+    """A lock file has hashes and no addresses."""
     text = path.read_text(encoding="utf-8")
     assert "sha256:" in text or '"integrity": "sha512-' in text
     assert "://" not in text

@@ -1,4 +1,4 @@
-"""data/README.md says what lies in data/, and its commands make it."""
+"""data/README.md describes the files in data/, and its commands make them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = re.findall(r"^python (-m florence\.demo\.draw .*)$", PAGE, re.MULTILI
 
 
 def test_the_page_names_every_file() -> None:
-    """Files of a kind by their pattern."""
+    """The page names every file, or its pattern."""
     for path in DATA.iterdir():
         pattern = re.sub(r"load_data_[A-Z_]+", "load_data_<TASK>", path.name)
         pattern = re.sub(r"^[a-z]+_(?=annotations|captions|questions)", "*_", pattern)
@@ -28,6 +28,7 @@ def test_the_page_names_every_file() -> None:
 
 
 def test_sizes_are_the_pictures() -> None:
+    """The page states each picture's size."""
     rows = re.findall(r"^\| `(\w+\.(?:png|jpg))` \| (\d+) x (\d+) \|", PAGE, re.MULTILINE)
     assert {name for name, _, _ in rows} == {
         path.name for path in DATA.iterdir() if path.suffix in (".png", ".jpg")
@@ -40,7 +41,8 @@ def test_sizes_are_the_pictures() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_draw_it_again(command: str, tmp_path: Path) -> None:
-    """The truth to the letter; pixels but for another Pillow's last bits."""
+    """The page's commands make the same truth, and the same pixels up to rounding of another Pillow
+    version."""
     argv = [sys.executable, *shlex.split(command.replace("--out data", f"--out {tmp_path}"))]
     subprocess.run(argv, cwd=ROOT, check=True)
     made = sorted(tmp_path.iterdir())
@@ -53,6 +55,6 @@ def test_the_commands_draw_it_again(command: str, tmp_path: Path) -> None:
             assert np.asarray(ImageChops.difference(again, committed)).mean() < 1
 
 
-def test_the_crowd_is_one() -> None:
-    """Many more things than the other pictures have."""
+def test_the_crowded_picture_has_thirty_items() -> None:
+    """The crowded picture has thirty items."""
     assert len(json.loads((DATA / "crowded_annotations.json").read_text())["annotations"]) == 30

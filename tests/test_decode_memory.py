@@ -1,6 +1,7 @@
-"""The memory and time that one picture, and all readers together, may take: told from the header, never more.
+"""The memory and time that pictures may take, for one picture and for all readers together, estimated from
+the header.
 
-The files here are those that take gigabytes from a few bytes where only width times height is checked.
+The pictures here need gigabytes from a few bytes if only width times height is checked.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
     ("WEBP", "RGB", {"lossless": True}),
     ("TIFF", "1", {"compression": "group4"}),
     *[("TIFF", mode, {"compression": "tiff_lzw"}) for mode in ("RGB", "CMYK", "I;16")],
-    ("TIFF", "RGBA", {"compression": "tiff_adobe_deflate", "tiffinfo": {278: LARGE[1]}}),  # one strip
+    ("TIFF", "RGBA", {"compression": "tiff_adobe_deflate", "tiffinfo": {278: LARGE[1]}}),  # a single strip
     ("TIFF", "RGB", {"compression": "jpeg"}),
 ]
-"""Beside each mode that Pillow writes in a format."""
+"""Variants in addition to each mode that Pillow writes in a format."""
 
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., ProcessReaders]]:
+    """A function that starts reader processes, which are closed at the end."""
     made: list[ProcessReaders] = []
 
     def readers(count: int = 1, **options: Any) -> ProcessReaders:
@@ -57,7 +59,7 @@ def make() -> Iterator[Callable[..., ProcessReaders]]:
 
 @pytest.mark.slow
 def test_decoding_takes_no_more_than_the_header_lets_expect(make: Callable[..., ProcessReaders]) -> None:
-    """Of each format and mode: the system refuses a reader any memory beyond that, and 2 MiB for Python."""
+    """Decoding any format and mode needs no more memory than the header predicts, plus 2 MiB for Python."""
     readers = make(process_limits=ProcessLimits(slack_bytes=2 * MIB))
     plain = [(format, mode, {}) for format, modes in STORABLE.items() for mode in modes]
     draw = cache(lambda mode: drawn(*LARGE, mode))
@@ -71,7 +73,7 @@ def test_decoding_takes_no_more_than_the_header_lets_expect(make: Callable[..., 
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG of zeros, 8 bit grey: about a thousandth of its pixels in bytes."""
+    """An 8-bit grey PNG of zeros, about a thousandth of its pixels in bytes."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -82,13 +84,13 @@ def png(width: int, height: int) -> bytes:
 
 
 def tiff(tags: dict[int, tuple[int, int, int]]) -> bytes:
-    """A little-endian TIFF file of one directory; each tag has a type, a number and a value or an offset."""
+    """A little-endian TIFF file with one directory; each tag has a type, a count and a value or an offset."""
     entries = [struct.pack("<HHII", tag, *entry) for tag, entry in sorted(tags.items())]
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4 + 4096)
 
 
 def tiff_of(width: int, height: int, **tags: tuple[int, int, int]) -> bytes:
-    """A grey TIFF picture in one strip; `tags` by name replace its tags and add to them."""
+    """A grey TIFF picture in one strip; `tags` by name replace or add tags."""
     names = {
         "compression": 259,
         "strips": 273,
@@ -123,8 +125,8 @@ REFUSED: dict[str, tuple[bytes, type[ImageError], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_pixels_do_not_show_is_limited(name: str) -> None:
-    """Sides, tiles, strips, samples and compressions are told from the header, and refused by name."""
+def test_hidden_costs_in_headers_are_limited(name: str) -> None:
+    """Sides, tiles, strips, samples and compressions over a limit are refused by name from the header."""
     data, error, words = REFUSED[name]
     with pytest.raises(error, match=words) as caught:
         inspect(data, DEFAULT_LIMITS)
@@ -132,7 +134,8 @@ def test_what_the_pixels_do_not_show_is_limited(name: str) -> None:
 
 
 def test_scans_are_limited_by_what_they_cost() -> None:
-    """All pixels in all scans together: many scans of a small picture are read, few of a large one too."""
+    """The pixels of all scans together are limited: many scans of a small picture are read, and few of a
+    large one."""
     data = saved(drawn(400, 300), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     repeated = data[:-2] + data[last:-2] * 20 + data[-2:]
@@ -146,7 +149,8 @@ def test_scans_are_limited_by_what_they_cost() -> None:
 def test_a_picture_that_never_fits_is_refused_by_the_settings_name(
     make: Callable[..., ProcessReaders],
 ) -> None:
-    """Before anything is decoded, by process and thread alike; what fits exactly is read."""
+    """A picture that needs more memory than the setting allows is refused before decoding; one that fits
+    exactly is read."""
     data = png(4000, 3000)
     needed = memory_to_read(inspect(data, DEFAULT_LIMITS), SIZE, DEFAULT_LIMITS)
     assert needed > 9 * 12_000_000
@@ -158,7 +162,7 @@ def test_a_picture_that_never_fits_is_refused_by_the_settings_name(
 
 
 def test_readers_together_stay_within_the_memory() -> None:
-    """Random needs from many threads: never more than there is, none is lost, a large one gets its turn."""
+    """Threads with random needs never hold more than the budget, and each of them is served."""
     budget, most, done = DecodeBudget(100), [0], []
 
     def read(need: int) -> None:
@@ -178,7 +182,7 @@ def test_readers_together_stay_within_the_memory() -> None:
 
 
 def test_a_large_picture_is_not_overtaken_for_ever() -> None:
-    """Memory is given in the order in which it was asked for."""
+    """Memory is given in the order of the requests."""
     budget, order = DecodeBudget(10), []
 
     def read(need: int) -> None:
@@ -189,7 +193,7 @@ def test_a_large_picture_is_not_overtaken_for_ever() -> None:
         large = threading.Thread(target=read, args=(9,))
         large.start()
         wait_until(lambda: len(budget.asking) == 1)
-        small = threading.Thread(target=read, args=(4,))  # would fit beside the 5
+        small = threading.Thread(target=read, args=(4,))  # this one would fit beside the 5
         small.start()
         wait_until(lambda: len(budget.asking) == 2)
     large.join(PATIENCE_S)
@@ -198,6 +202,6 @@ def test_a_large_picture_is_not_overtaken_for_ever() -> None:
 
 
 def test_a_need_beyond_the_total_is_an_error_of_the_caller() -> None:
-    """It would wait for ever."""
+    """A need beyond the whole budget is a ValueError, since it would wait for ever."""
     with pytest.raises(ValueError, match="more than there ever are"), DecodeBudget(10).hold(11):
         pass

@@ -1,4 +1,4 @@
-"""The bundled checkpoint: what it is, and that it answers held-out scenes as well as its README says."""
+"""The bundled checkpoint: its files, and its figures on held-out scenes, which its README states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from florence.demo.world.scenes import Limits
 
 CHECKPOINT = Path(str(resources.files("florence.demo"))) / "checkpoint"
 SEED, SCENES = 41, 40
-# What the checkpoint is to reach on scenes that it never saw.
+# The figures that the checkpoint must reach on unseen scenes.
 LEAST = {
     "<CAPTION>": {"exact": 0.9},
     "<CAPTION_TO_PHRASE_GROUNDING>": {"right@50": 0.8},
@@ -40,12 +40,14 @@ MOST_INVENTED = 0.05
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Florence2]:
+    """The demo checkpoint."""
     with Florence2.load("demo", device="cpu", dtype="float32") as model:
         yield model
 
 
 def test_the_bundle_is_small_and_whole() -> None:
-    """Six files and a README; float16 weights of at most 12 MB; the generation settings are Florence-2's."""
+    """The bundle has six files and a README, float16 weights of at most 12 MB, and Florence-2's generation
+    settings."""
     names = {path.name for path in CHECKPOINT.iterdir()}
     assert names == {
         "README.md", "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json",
@@ -63,7 +65,7 @@ def test_the_bundle_is_small_and_whole() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("evaluators")
 def test_held_out_scenes_are_answered_well(demo: Florence2) -> None:
-    """Unseen scenes of one to four things, all tasks that have an aim."""
+    """The answers about unseen scenes reach the required figure for each task."""
     exam = Exam.draw(SEED, SCENES, tuple(LEAST), Limits())
     grades = exam.grade([answer.result for answer in ask_model(demo, exam.items)])
     figures = {task: one.figures for task, one in grades.items()}
@@ -76,8 +78,8 @@ def test_held_out_scenes_are_answered_well(demo: Florence2) -> None:
 def test_the_evaluation_command_writes_what_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The JSON has the figures of the printed table, for the tasks asked for, named by token or by name, and
-    says what made words of the captions."""
+    """The JSON has the printed figures of the requested tasks, named by token or by name, and the captions'
+    tokenizer."""
     path = tmp_path / "figures.json"
     options = ["--count", "2", "--tasks", "caption", "<OD>", "--dtype", "float32", "--json", str(path)]
     monkeypatch.setattr("sys.argv", ["evaluate", *options])
@@ -95,7 +97,7 @@ def test_the_evaluation_command_writes_what_it_prints(
 def test_without_its_packages_the_evaluation_names_them(
     library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before anything is asked."""
+    """Without its packages the evaluation names the extra before any request."""
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setattr("sys.argv", ["evaluate"])
     with pytest.raises(SystemExit, match="1"):
@@ -120,6 +122,7 @@ def test_mistakes_end_the_evaluation_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A mistake ends the evaluation with one line."""
     monkeypatch.setattr("sys.argv", ["evaluate", *wrong])
     with pytest.raises(SystemExit) as end:
         main()
@@ -128,7 +131,7 @@ def test_mistakes_end_the_evaluation_in_a_line(
 
 
 def test_answers_come_from_the_picture(demo: Florence2) -> None:
-    """Different scenes get different captions: the model does not recite."""
+    """Different scenes get different captions."""
     pictures = [image for _, image, _ in held_out(SEED + 1, 8, Limits(things=(2, 2)))]
     answers = [demo.run(image, "<CAPTION>").raw_text for image in pictures]
     assert len(set(answers)) >= 7

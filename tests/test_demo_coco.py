@@ -1,4 +1,4 @@
-"""The demo world as COCO: what pycocotools makes of the files that `florence.demo.draw` writes."""
+"""The demo world as COCO: pycocotools reads the files that `florence.demo.draw` writes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ COUNT = 8
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn scenes."""
     folder = tmp_path_factory.mktemp("drawn")
     draw(folder, seed=9, count=COUNT, limits=WIDE)
     return folder
@@ -32,17 +33,19 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    """Enough for every shape."""
+    """Enough scenes for every shape."""
     typeface = Typeface()
     return [draw_lots(scene_rng(Split.SAMPLES, 5, index), typeface, WIDE) for index in range(40)]
 
 
 def _load(path: Path) -> tuple[COCO, dict[str, list[dict[str, object]]]]:
+    """A COCO file, read by pycocotools and as JSON."""
     return COCO(str(path)), json.loads(path.read_text())
 
 
 def test_instances_are_consistent(drawn: Path) -> None:
-    """pycocotools finds every picture, category and annotation; boxes lie in their pictures, areas fit."""
+    """pycocotools finds every picture, category and annotation; boxes lie inside their pictures, and areas
+    fit them."""
     coco, content = _load(drawn / "scene_annotations.json")
     coco.info()
     assert list(content) == ["info", "licenses", "images", "annotations", "categories"]
@@ -59,7 +62,7 @@ def test_instances_are_consistent(drawn: Path) -> None:
 
 
 def test_every_thing_is_an_instance(scenes: list[Scene]) -> None:
-    """And all categories occur in enough scenes."""
+    """Every thing is an instance, and all categories occur."""
     content = coco_instances([(f"{index}.png", scene) for index, scene in enumerate(scenes)])
     assert len(content["annotations"]) == sum(len(scene.things) for scene in scenes)
     assert {one["category_id"] for one in content["annotations"]} == set(range(1, len(CATEGORIES) + 1))
@@ -67,7 +70,7 @@ def test_every_thing_is_an_instance(scenes: list[Scene]) -> None:
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_the_truth_has_full_precision_against_itself(drawn: Path, kind: str) -> None:
-    """COCO's own evaluation of the annotations as results: every average precision and recall is 1."""
+    """COCO's own evaluation of the annotations as results gives 1 for every average precision and recall."""
     coco, content = _load(drawn / "scene_annotations.json")
     results = [
         {
@@ -86,7 +89,7 @@ def test_the_truth_has_full_precision_against_itself(drawn: Path, kind: str) -> 
 
 
 def test_captions_are_one_a_picture(drawn: Path) -> None:
-    """pycocotools loads them; pictures have the numbers of the instances; captions can be given back as
+    """Each picture has one caption, with the same picture numbers as the instances; captions can be loaded as
     results."""
     coco, content = _load(drawn / "scene_captions.json")
     assert coco.imgs == COCO(str(drawn / "scene_annotations.json")).imgs
@@ -101,8 +104,10 @@ def test_captions_are_one_a_picture(drawn: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_masks_are_what_was_drawn(scenes: list[Scene]) -> None:
-    """pycocotools' mask of each shape is the pixels that the shape covers by half or more, holes left out;
-    that of a word holds its ink, and hardly anything beyond the ink's frame."""
+    """pycocotools' mask of a shape has the pixels that the shape covers by half or more, without holes.
+
+    A word's mask covers its ink, and hardly anything outside the ink's frame.
+    """
     typeface = Typeface()
     coco = COCO()
     coco.dataset = coco_instances([(f"{index}.png", scene) for index, scene in enumerate(scenes)])
@@ -120,7 +125,7 @@ def test_masks_are_what_was_drawn(scenes: list[Scene]) -> None:
 
 
 def _on_picture(what: str, thing: Thing, typeface: Typeface, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """[H, W] the thing's ink, or the frame of the mask that it is drawn with, on its picture."""
+    """[H, W] the thing's ink on its picture, or the frame of its mask."""
     mask, (left, top) = thing_mask(thing, typeface)
     page = Image.new("L", (shape[1], shape[0]))
     page.paste(mask if what == "ink" else 255, (left, top, left + mask.width, top + mask.height))

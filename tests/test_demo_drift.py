@@ -1,4 +1,4 @@
-"""What bfloat16, fp8 and int8 change in the demo checkpoint's answers, and how it is measured."""
+"""Changes of the demo checkpoint's answers by bfloat16, fp8 and int8, and how they are measured."""
 
 from __future__ import annotations
 
@@ -36,15 +36,18 @@ HAS_INT8 = has_vnni() and can_quantize(torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def exam() -> Exam:
+    """Questions of all tasks about held-out scenes."""
     return Exam.draw(SEED, SCENES, tuple(TASKS), Limits())
 
 
 @pytest.fixture(scope="module")
 def exact(exam: Exam) -> list[Answer]:
+    """The answers in float32."""
     return _answers(exam, "float32")
 
 
 def _answers(exam: Exam, dtype: str) -> list[Answer]:
+    """The demo's answers in this dtype."""
     with Florence2.load("demo", device="cpu", dtype=dtype) as model:
         return ask_model(model, exam.items)
 
@@ -66,8 +69,11 @@ def _boxes(exam: Exam, answers: list[Answer]) -> dict[str, Grade]:
     ],
 )
 def test_a_lesser_precision_says_the_same(exam: Exam, exact: list[Answer], dtype: str) -> None:
-    """Against float32: the same words in 98% of all answers, the same whole text in 98% of those without
-    locations, mAP@50 within half a point and the one thing that weighs most; locations within a few bins."""
+    """Against float32, 98% of the answers have the same words and 98% of the texts are equal.
+
+    mAP@50 differs by at most half a point and the single thing that counts most, and locations differ by a
+    few bins.
+    """
     answers = _answers(exam, dtype)
     compared = compare_tasks(exam, exact, answers)
     changed = changes(*(_boxes(exam, row) for row in (exact, answers)))
@@ -84,8 +90,8 @@ def test_a_lesser_precision_says_the_same(exam: Exam, exact: list[Answer], dtype
 
 
 def test_known_texts_compare() -> None:
-    """Whole text, words and locations each have their own share; only answers with as many locations on both
-    sides say how far these moved."""
+    """Whole texts, words and locations have separate shares; location differences count only answers with
+    equally many locations."""
     first = ["<s>star<loc_1><loc_2></s>", "<s>ring<loc_5><loc_5></s>", "<s>moon<loc_7></s>", "<s>a cat</s>"]
     second = [
         "<s>star<loc_1><loc_6></s>",
@@ -101,7 +107,8 @@ def test_known_texts_compare() -> None:
 
 
 def test_words_are_told_by_where_locations_part_them() -> None:
-    """Things in another order are other words; answers without any words don't count."""
+    """Words are compared between locations, so another order is a difference; answers without words are not
+    counted."""
     assert compare(["star<loc_1>moon<loc_2>"], ["moon<loc_1>star<loc_2>"])["same_words"] == 0.0
     assert compare(["star<loc_1>moon<loc_2>"], ["starmoon<loc_2>"])["same_words"] == 0.0
     assert math.isnan(compare(["<s><loc_1></s>"], ["<s><loc_2></s>"])["same_words"])
@@ -110,7 +117,7 @@ def test_words_are_told_by_where_locations_part_them() -> None:
 
 @pytest.mark.slow
 def test_the_same_answers_have_not_drifted(exam: Exam, exact: list[Answer]) -> None:
-    """Every share is 1, no location moved and no figure changed."""
+    """For equal answers every share is 1, and no location or figure differs."""
     compared = compare_tasks(exam, exact, exact)
     grades = exam.grade([answer.result for answer in exact])
     changed = changes(grades, grades)
@@ -129,8 +136,7 @@ def test_the_same_answers_have_not_drifted(exam: Exam, exact: list[Answer]) -> N
 def test_the_drift_command_writes_what_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The JSON has the shares and changes of the printed table for each precision but the first, and the
-    figures of all."""
+    """The JSON has the printed shares and changes of each precision except the first, and all figures."""
     path = tmp_path / "drift.json"
     options = ["--count", "2", "--tasks", "caption", "<OD>", "--dtypes", "float32", "bfloat16"]
     monkeypatch.setattr("sys.argv", ["drift", *options, "--json", str(path)])

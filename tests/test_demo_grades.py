@@ -1,4 +1,4 @@
-"""Grades of the demo world's answers: the truth gets full marks, silence none."""
+"""Grades of the demo world's answers: the truth gets the best grade, and empty answers the worst."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("evaluators")
 
 @pytest.fixture(scope="module")
 def asked() -> list[tuple[Scene, Question]]:
+    """Scenes with their questions."""
     typeface = Typeface()
     rows = []
     for index in range(25):
@@ -40,7 +41,7 @@ def asked() -> list[tuple[Scene, Question]]:
 
 
 def test_both_tokenizers_make_the_same_words(asked: list[tuple[Scene, Question]]) -> None:
-    """Of this world's captions: CIDEr is the same on a machine with Java and on one without."""
+    """Both tokenizers split this world's captions alike, so CIDEr does not depend on Java."""
     if words_here() is not Words.PTB:
         pytest.skip("the Penn Treebank tokenizer needs Java")
     scenes = [scene for scene, _ in asked[::14]]
@@ -50,17 +51,18 @@ def test_both_tokenizers_make_the_same_words(asked: list[tuple[Scene, Question]]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_truth_gets_full_marks_and_silence_none(asked: list[tuple[Scene, Question]], task: str) -> None:
-    """Answers written from the truth are graded 1 by every figure, or what CIDEr has for the truth; empty
-    answers 0."""
+def test_true_answers_get_the_best_grade_and_empty_ones_the_worst(
+    asked: list[tuple[Scene, Question]], task: str
+) -> None:
+    """True answers get 1 in every figure, or the truth's own CIDEr; empty answers get 0."""
     right, silent = _answered(asked, task, lambda answer: answer), _answered(asked, task, lambda answer: "")
     best = grade(task, right).figures
     assert best.pop("questions") == len(right) > 0
     assert math.isnan(best.pop("ECE"))  # texts without log-probabilities have no scores
     full = {"invented": 0.0, "CER": 0.0, "CIDEr": best.pop("CIDEr_of_truth", 0.0)}
     for name, value in best.items():
-        # Answers' locations are bins: boxes of small things fit to 0.95 only nearly. A polygon of few corners
-        # covers a curve's outline only nearly.
+        # Locations are bins, so boxes of small things do not always fit to 0.95. A polygon of few corners
+        # covers a curved outline only approximately.
         near = 0.1 if name in ("mIoU", "oIoU", "mAP@50:95", "AR@50:95") else 1e-9
         assert value == pytest.approx(full.get(name, 1.0), abs=near), name
     for name, value in grade(task, silent).figures.items():
@@ -69,6 +71,7 @@ def test_the_truth_gets_full_marks_and_silence_none(asked: list[tuple[Scene, Que
 
 
 def _answered(asked: list[tuple[Scene, Question]], task: str, write: Callable[[str], str]) -> list[Graded]:
+    """The questions of a task with answers written by this function."""
     return [
         Graded(
             scene,
@@ -83,8 +86,8 @@ def _answered(asked: list[tuple[Scene, Question]], task: str, write: Callable[[s
 
 
 def test_each_box_is_judged_with_its_score() -> None:
-    """Of two boxes answered, the one on its thing is right, the one elsewhere is not; a text is right when it
-    equals the truth."""
+    """A box on its thing is judged right and another wrong, each with its score; a text is right if it equals
+    the truth."""
     scene, question = _scene_with_box()
     thing = scene.things[question.things[0]]
     boxes = [
@@ -99,13 +102,14 @@ def test_each_box_is_judged_with_its_score() -> None:
 
 
 def _scene_with_box() -> tuple[Scene, Question]:
+    """A scene with one thing, and its question about boxes."""
     rng = scene_rng(Split.SAMPLES, 8, 0)
     scene = draw_lots(rng, Typeface(), Limits(things=(1, 1), word_share=0.0))
     return scene, next(row for row in questions(scene, rng) if row.task == "<OD>")
 
 
 def test_an_absent_thing_that_was_found_is_invented() -> None:
-    """And its box is judged wrong, whatever its score."""
+    """A box for an absent thing counts as invented and is judged wrong."""
     scene, question = _scene_with_box()
     absent = replace(question, task="<OPEN_VOCABULARY_DETECTION>", text="a ghost", things=())
     found = Detections(detections=[Detection(label="a ghost", box=scene.things[0].box, score=0.9)])

@@ -1,4 +1,4 @@
-"""The served answers of drawn scenes are right: the demo checkpoint behind a real `bentoml serve`."""
+"""The demo checkpoint behind a real `bentoml serve` answers drawn scenes correctly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from florence.types.tasks import TASKS
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("evaluators")]
 
 SEED, SCENES = 47, 12
-# Floors for this seed, under what was measured.
+# Minimum figures for this seed, below the measured ones.
 LEAST = {
     "<CAPTION>": ("exact", 0.9),
     "<DETAILED_CAPTION>": ("exact", 0.85),
@@ -37,21 +37,24 @@ LEAST = {
 
 @pytest.fixture(scope="module")
 def server(demo_server: Server) -> Server:
+    """The demo server."""
     return demo_server
 
 
 @pytest.fixture(scope="module")
 def exam() -> Exam:
+    """Questions of all tasks about held-out scenes."""
     return Exam.draw(SEED, SCENES, tuple(TASKS), Limits(word_share=0.8))
 
 
 @pytest.fixture(scope="module")
 def served(server: Server, exam: Exam) -> list[Result]:
+    """The server's answers."""
     return ask_service(server.url, exam.items)
 
 
 def test_the_served_answers_are_right(exam: Exam, served: list[Result]) -> None:
-    """All fifteen tasks are asked over HTTP; each keeps its floor."""
+    """Each of the fifteen tasks, asked over HTTP, reaches its minimum figure."""
     figures = {task: one.figures for task, one in exam.grade(served).items()}
     assert all(figures[task]["questions"] for task in TASKS)
     for task, (name, least) in LEAST.items():
@@ -59,8 +62,10 @@ def test_the_served_answers_are_right(exam: Exam, served: list[Result]) -> None:
 
 
 def test_served_answers_are_the_librarys(exam: Exam, served: list[Result]) -> None:
-    """The same labels, texts, boxes, outlines and scores as from a model in this process; of hundreds of
-    answers two may differ, where sums in another order tip two locations that were as good as each other."""
+    """Served answers equal those of a model in this process.
+
+    Two of hundreds may differ, where sums in another order decide between two equally likely locations.
+    """
     with Florence2.load("demo", device="cpu", dtype="float32") as model:
         own = [answer.result for answer in ask_model(model, exam.items)]
     pairs = zip(served, own, strict=True)
@@ -70,7 +75,7 @@ def test_served_answers_are_the_librarys(exam: Exam, served: list[Result]) -> No
 
 
 def _plain(value: object) -> object:
-    """Scores may differ in their last digits: a batch's sums come in another order."""
+    """The value with approximate scores: a batch's sums have another order, so last digits may differ."""
     if isinstance(value, dict):
         return {
             key: pytest.approx(item, abs=1e-4) if key in ("score", "original_score") else _plain(item)

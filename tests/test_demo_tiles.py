@@ -1,4 +1,4 @@
-"""Small print and crowds that a whole picture loses are found in tiles, with the demo checkpoint."""
+"""With tiles the demo checkpoint finds small print and crowds that it misses in the whole picture."""
 
 from __future__ import annotations
 
@@ -23,27 +23,31 @@ CROWD = Limits((40, 40), word_share=0.5, side=(1250, 1250), aspect=1.5, scale=0.
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Florence2]:
+    """The demo checkpoint."""
     with Florence2.load("demo", dtype="float32") as loaded:
         yield loaded
 
 
 @pytest.fixture(scope="module")
 def typeface() -> Typeface:
+    """The demo world's typeface."""
     return Typeface()
 
 
 @pytest.fixture(scope="module")
 def page(typeface: Typeface) -> tuple[Scene, Image.Image]:
+    """A page of small print, and its picture."""
     scene = make_page(scene_rng(Split.HELD_OUT, 53, 0), typeface)
     return scene, draw_scene(scene, typeface)
 
 
 def word(thing: Thing) -> str:
+    """The text of a thing."""
     return thing.text
 
 
 def test_a_page_has_60_words_of_small_print(page: tuple[Scene, Image.Image], typeface: Typeface) -> None:
-    """24 to 40 pixels high and apart from each other; the widest is what `LONGEST` says."""
+    """A page has 60 words, 24 to 40 pixels high, and the widest possible word is `LONGEST` pixels wide."""
     scene, picture = page
     boxes = np.array([thing.box for thing in scene.things])
     heights = boxes[:, 3] - boxes[:, 1]
@@ -59,8 +63,8 @@ def test_a_page_has_60_words_of_small_print(page: tuple[Scene, Image.Image], typ
 
 
 def test_the_words_of_a_page_are_read_in_tiles(model: Florence2, page: tuple[Scene, Image.Image]) -> None:
-    """With `auto` and nothing else: at least 90% found, and 90% of these right; none of them twice, and the
-    whole page gives under 10%."""
+    """With `auto`, at least 90% of the words are found and 90% of these are right, none twice; without tiles,
+    under 10% are right."""
     scene, picture = page
     cut = model.run(picture, "<OCR_WITH_REGION>", tiles="auto")
     found = tally(scene, cut.result, word)
@@ -72,8 +76,8 @@ def test_the_words_of_a_page_are_read_in_tiles(model: Florence2, page: tuple[Sce
 
 
 def test_crowds_are_found_in_tiles(model: Florence2, typeface: Typeface) -> None:
-    """With `auto` and nothing else: recall and precision of the boxes of three scenes (IoU 0.5, and the
-    label) are at least 0.85, and no thing comes twice."""
+    """With `auto`, recall and precision of the boxes in three crowded scenes (IoU 0.5 and label) are at least
+    0.85, without duplicates."""
     found = Findings()
     for index in range(3):
         scene = make_scene(scene_rng(Split.HELD_OUT, 53, index), typeface, CROWD)

@@ -1,4 +1,4 @@
-"""The demo's training: losses, resuming, the checkpoint it writes. On a tiny plan, a few steps."""
+"""The demo's training: losses, resuming and the written checkpoint, on a tiny plan of a few steps."""
 
 from __future__ import annotations
 
@@ -36,18 +36,20 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
+    """The demo's tokenizer."""
     return make_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    """The tiny plan trained in one go."""
+    """The folder of the tiny plan, trained without interruption."""
     directory = tmp_path_factory.mktemp("whole")
     _advance(Trainer(TINY, CPU, tokenizer), TINY.steps, directory)
     return directory
 
 
 def _advance(trainer: Trainer, stop: int, directory: Path) -> None:
+    """Train until the step `stop` and save."""
     batches = Batches(trainer.plan, trainer.tokenizer)
     while trainer.step < stop:
         trainer.train_step(batches[trainer.step])
@@ -56,8 +58,8 @@ def _advance(trainer: Trainer, stop: int, directory: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(trained: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Stopped after three steps and resumed, weights and moments are those of the run in one go, bit for
-    bit."""
+    """A run stopped after three steps and resumed has the weights and moments of an uninterrupted run, bit
+    for bit."""
     _advance(Trainer(TINY, CPU, tokenizer), 3, tmp_path)
     resumed = Trainer.resume(TINY, CPU, tmp_path)
     assert resumed.step == 3
@@ -67,8 +69,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(trained: Path, tmp_path: Path, tokeni
 
 
 def test_a_start_brings_the_weights_and_the_stage(trained: Path, tmp_path: Path) -> None:
-    """From a checkpoint, training begins at the first step of the stage named, with all of its weights (in
-    float16) and its tokenizer, and goes on from its own state afterwards. Of another size it is refused."""
+    """From a checkpoint, training starts at the named stage with the checkpoint's weights and tokenizer.
+
+    Later runs resume from their own state, and a checkpoint of another size is refused.
+    """
     start = Start(trained / "checkpoint", "speak")
     trainer = Trainer.resume(TINY, CPU, tmp_path, start)
     assert trainer.step == 2
@@ -84,7 +88,8 @@ def test_a_start_brings_the_weights_and_the_stage(trained: Path, tmp_path: Path)
 
 
 def test_outlines_are_the_answers_polygons(tokenizer: Tokenizer) -> None:
-    """Of each thing seen at a picture token the plain head learns the vertices its segmentation writes."""
+    """The plain head learns, for each thing at a picture token, the vertices that the segmentation answer
+    writes."""
     written = set()
     batches = Batches(replace(TINY, stages=TINY.stages[1:]), tokenizer)
     for step in range(len(batches)):
@@ -108,7 +113,7 @@ def test_outlines_are_the_answers_polygons(tokenizer: Tokenizer) -> None:
 
 
 def test_a_start_without_a_stage_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And a stage without a start, which would train from the very beginning instead."""
+    """A start without a stage, and a stage without a start, are refused."""
     for option in (["--start", str(tmp_path)], ["--stage", "outline"]):
         monkeypatch.setattr("sys.argv", ["train", "--state", str(tmp_path / "state"), *option])
         with pytest.raises(SystemExit, match="2"):
@@ -116,7 +121,7 @@ def test_a_start_without_a_stage_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_training_lowers_the_loss(tokenizer: Tokenizer) -> None:
-    """Twelve steps on one batch bring both its losses down."""
+    """Twelve steps on one batch lower both losses."""
     trainer = Trainer(replace(TINY, stages=TINY.stages[1:]), CPU, tokenizer)
     batch = Batches(trainer.plan, trainer.tokenizer)[0]
     losses = [trainer.train_step(batch) for _ in range(12)]
@@ -128,7 +133,7 @@ def test_training_lowers_the_loss(tokenizer: Tokenizer) -> None:
 def test_the_command_trains_and_then_has_nothing_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`train` reaches the plan's end with a drawing process beside it; started again it takes no step."""
+    """`train` reaches the plan's end with a drawing process, and a second run takes no step."""
     short = replace(TINY, stages=TINY.stages[:1])
     train(short, tmp_path, CPU)
     train(short, tmp_path, CPU)
@@ -138,7 +143,7 @@ def test_the_command_trains_and_then_has_nothing_to_do(
 
 
 def test_batches_are_the_same_each_time(tokenizer: Tokenizer) -> None:
-    """Batch n has the same pictures and tokens in every run, and differs from batch n + 1."""
+    """Batch n is the same in every run, and differs from batch n + 1."""
     first, again, other = (Batches(TINY, tokenizer)[step] for step in (4, 4, 5))
     assert torch.equal(first.pixels, again.pixels)
     assert torch.equal(first.things, again.things)
@@ -149,7 +154,7 @@ def test_batches_are_the_same_each_time(tokenizer: Tokenizer) -> None:
 
 
 def test_decoder_inputs_are_the_labels_moved_by_one(tokenizer: Tokenizer) -> None:
-    """The decoder reads </s> <s> text for the labels <s> text </s>, Florence-2's convention."""
+    """The decoder reads </s> <s> text for the labels <s> text </s>, which is Florence-2's convention."""
     for group in Batches(TINY, tokenizer)[4].groups:
         assert (group.inputs[:, 0] == START).all()
         assert (group.labels[:, 0] == 0).all()
@@ -169,8 +174,8 @@ def test_blurred_targets_are_distributions_around_the_truth() -> None:
 
 
 def test_the_plan_is_whole() -> None:
-    """Every task has a share in every stage; each step has its stage; the rate starts low and ends at
-    nothing."""
+    """Every stage has a share for every task, each step has its stage, and the rate starts low and ends near
+    zero."""
     assert all(set(stage.shares) == set(TASKS) for stage in TRAINING.stages)
     lengths = [stage.pictures // TRAINING.batch for stage in TRAINING.stages]
     assert TRAINING.steps == sum(lengths)
@@ -182,7 +187,7 @@ def test_the_plan_is_whole() -> None:
 
 
 def test_the_checkpoint_is_native_and_loads_in_transformers(trained: Path) -> None:
-    """transformers finds every tensor and no other in what training writes, and computes the same picture
+    """transformers finds exactly its own tensors in the written checkpoint, and computes the same picture
     tokens."""
     model, found = Florence2ForConditionalGeneration.from_pretrained(
         trained / "checkpoint", output_loading_info=True, dtype=torch.float32
@@ -198,7 +203,7 @@ def test_the_checkpoint_is_native_and_loads_in_transformers(trained: Path) -> No
 
 
 def test_the_checkpoint_loads_in_florence_with_its_settings(trained: Path) -> None:
-    """Florence2.load takes what training writes, and an answer begins with the forced start tokens."""
+    """Florence2.load reads the written checkpoint, and an answer begins with the forced start tokens."""
     from PIL import Image
 
     with Florence2.load(str(trained / "checkpoint"), device="cpu", dtype="float32") as model:

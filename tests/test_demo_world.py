@@ -1,4 +1,4 @@
-"""The demo world: scenes, drawing, truth. No model."""
+"""The demo world: scenes, drawing and truth, without a model."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ WIDE = Limits(things=(1, 6), word_share=0.6)
 
 @pytest.fixture(scope="module")
 def typeface() -> Typeface:
+    """The demo world's typeface."""
     return Typeface()
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
+    """The demo's tokenizer."""
     return make_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def asked(typeface: Typeface) -> list[tuple[Scene, list[Question]]]:
+    """Eighty scenes with their questions."""
     rows = []
     for index in range(80):
         rng = scene_rng(Split.SAMPLES, 5, index)
@@ -52,14 +55,14 @@ def asked(typeface: Typeface) -> list[tuple[Scene, list[Question]]]:
 
 
 def _same(first: Scene, second: Scene) -> bool:
+    """True if both scenes have the same size, colours and boxes."""
     return (first.width, first.height, first.base, first.texture_seed) == (
         second.width, second.height, second.base, second.texture_seed,
     ) and [thing.box for thing in first.things] == [thing.box for thing in second.things]  # fmt: skip
 
 
 def test_a_seed_gives_the_same_picture_each_time() -> None:
-    """The same split, seed and index give the same scene and the same pixels, also in another typeface
-    object."""
+    """The same split, seed and index give the same scene and pixels, also with another typeface object."""
     for index in range(6):
         pictures = []
         for typeface in (Typeface(), Typeface()):
@@ -69,8 +72,8 @@ def test_a_seed_gives_the_same_picture_each_time() -> None:
 
 
 def test_a_background_leaves_its_things_to_be_seen(typeface: Typeface) -> None:
-    """Each texture is another picture of the same scene, of the scene's tone; what it puts behind a thing is
-    another colour than the thing's, 60 of 441 apart, but for one in fifty."""
+    """Each texture gives another picture with the scene's tone, and behind 98% of the things a colour at
+    least 60 of 441 away from theirs."""
     scenes = [make_scene(scene_rng(Split.HELD_OUT, 5, index), typeface, WIDE) for index in range(20)]
     drawn: dict[str, list[NDArray[np.float32]]] = {}
     for texture in TEXTURES:
@@ -90,7 +93,7 @@ def test_a_background_leaves_its_things_to_be_seen(typeface: Typeface) -> None:
 
 
 def test_words_are_printed_in_every_face(typeface: Typeface) -> None:
-    """All faces occur; each draws a word differently, of about one height."""
+    """All faces occur, and each draws a word differently but with a similar height."""
     scenes = [make_scene(scene_rng(Split.HELD_OUT, 4, index), typeface, WIDE) for index in range(60)]
     assert {thing.face for scene in scenes for thing in scene.things if thing.text} == set(FACES)
     inks = [typeface.ink("HOTEL", face, 40, 0.0) for face in FACES]
@@ -100,14 +103,14 @@ def test_words_are_printed_in_every_face(typeface: Typeface) -> None:
 
 
 def test_a_face_that_is_not_there_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the fonts' packages the error says what to install."""
+    """Without the fonts' packages the error names what to install."""
     monkeypatch.setitem(sys.modules, "font_caladea", None)
     with pytest.raises(MissingLibrary, match=r"needs font-caladea.*\"\.\[demo\]\""):
         Typeface()
 
 
 def test_streams_share_no_scene(typeface: Typeface) -> None:
-    """No scene of one split, seed or index is one of another: trained-on and held-out scenes are disjoint."""
+    """Scenes of different splits, seeds or indexes differ, so training and held-out scenes are disjoint."""
     keys = [(split, seed, index) for split in Split for seed in (0, 1) for index in (0, 1, 2)]
     scenes = [make_scene(scene_rng(*key), typeface, WIDE) for key in keys]
     for number, scene in enumerate(scenes):
@@ -116,8 +119,8 @@ def test_streams_share_no_scene(typeface: Typeface) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_outlines_are_centred_polygons_with_area(shape: str) -> None:
-    """Every shape has an outline around the origin, of about unit reach, that encloses a fair part of its
-    box."""
+    """Every shape's outline surrounds the origin, reaches about one unit and fills a quarter of its box or
+    more."""
     outline = unit_outline(shape)
     assert 0.85 <= np.hypot(*outline.T).max() <= 1.2
     width, height = np.ptp(outline, axis=0)
@@ -127,16 +130,16 @@ def test_outlines_are_centred_polygons_with_area(shape: str) -> None:
 def test_boxes_hold_the_drawn_pixels_tightly(
     asked: list[tuple[Scene, list[Question]]], typeface: Typeface
 ) -> None:
-    """The pixels that a thing covers lie in its true box and reach each side of it, both within 1.5 pixels.
+    """A thing's pixels lie inside its true box and reach each side of it, within 1.5 pixels.
 
-    The box of a turned word is that of its turned frame: letters lie in it but need not reach its corners.
+    The box of a rotated word is that of its frame, so its letters need not reach the corners.
     """
     for scene, _ in asked:
         for thing in scene.things:
             mask, (left, top) = thing_mask(thing, typeface)
             rows, columns = np.nonzero(np.asarray(mask) >= 32)
             drawn = np.array([columns.min() + left, rows.min() + top, columns.max() + left, rows.max() + top])
-            drawn += np.array([0, 0, 1, 1])  # a pixel reaches to where the next begins
+            drawn += np.array([0, 0, 1, 1])  # a pixel ends where the next one begins
             outside = (drawn - np.array(thing.box)) * np.array([-1, -1, 1, 1])
             assert outside.max() <= 1.5, thing
             if not (thing.text and thing.turn):
@@ -144,8 +147,7 @@ def test_boxes_hold_the_drawn_pixels_tightly(
 
 
 def test_things_stand_inside_and_apart(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """Every thing lies inside its picture; left edges are clearly apart and things hardly cover each
-    other."""
+    """Every thing lies inside its picture, left edges are clearly apart, and things hardly overlap."""
     for scene, _ in asked:
         boxes = [thing.box for thing in scene.things]
         for x1, y1, x2, y2 in boxes:
@@ -158,7 +160,7 @@ def test_things_stand_inside_and_apart(asked: list[tuple[Scene, list[Question]]]
 
 
 def test_all_fifteen_tasks_are_asked(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """Every task occurs; each scene has all tasks but, without words, the three on words."""
+    """Every task occurs; a scene without words has all tasks except the three about words."""
     on_words = {"<OCR>", "<OCR_WITH_REGION>", "<REGION_TO_OCR>"}
     for scene, row in asked:
         missing = set(TASKS) - {question.task for question in row}
@@ -167,7 +169,7 @@ def test_all_fifteen_tasks_are_asked(asked: list[tuple[Scene, list[Question]]]) 
 
 
 def test_answers_read_back(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """parse_answer finds in each answer text the labels it was written from, and boxes within half a bin."""
+    """parse_answer finds in each answer's text its labels, and its boxes within half a bin."""
     for scene, row in asked:
         for question in row:
             size = (scene.width, scene.height)
@@ -176,6 +178,7 @@ def test_answers_read_back(asked: list[tuple[Scene, list[Question]]]) -> None:
 
 
 def _check(scene: Scene, question: Question, result: object) -> None:
+    """Check a parsed answer against the scene."""
     things = [scene.things[index] for index in question.things]
     if TASKS[question.task].kind is Kind.TEXT:
         assert isinstance(result, Text)
@@ -197,14 +200,14 @@ def _check(scene: Scene, question: Question, result: object) -> None:
 
 
 def _near(scene: Scene, found: object, truth: object) -> None:
+    """Check that points agree within half a bin."""
     found_pixels, true_pixels = np.array(found).reshape(-1, 2), np.array(truth).reshape(-1, 2)
     half_bins = np.array([scene.width, scene.height]) / 1000 * 0.5
     assert (np.abs(found_pixels - true_pixels) <= half_bins + 1e-6).all()
 
 
 def test_answers_can_be_generated(asked: list[tuple[Scene, list[Question]]], tokenizer: Tokenizer) -> None:
-    """No answer repeats a run of three tokens, start tokens counted: no_repeat_ngram_size 3 can't forbid
-    one."""
+    """No answer repeats three tokens in a row, so no_repeat_ngram_size 3 can't forbid any."""
     for _, row in asked:
         for question in row:
             ids = [2, *tokenizer.encode(question.answer).ids]
@@ -215,7 +218,7 @@ def test_answers_can_be_generated(asked: list[tuple[Scene, list[Question]]], tok
 def test_tokenizer_writes_every_answer_back(
     asked: list[tuple[Scene, list[Question]]], tokenizer: Tokenizer
 ) -> None:
-    """Encoding and decoding gives the text again; names and printed words are single tokens; ids are
+    """Decoding the encoded answer gives its text; names and printed words are single tokens, and ids are
     BART's."""
     for _, row in asked:
         for question in row:
@@ -229,7 +232,7 @@ def test_tokenizer_writes_every_answer_back(
 
 
 def _named(scene: Scene, phrase: str) -> tuple[int, ...]:
-    """The things that a phrase without a relation names."""
+    """The things that match a phrase without a relation."""
     return tuple(
         index
         for index, thing in enumerate(scene.things)
@@ -238,7 +241,7 @@ def _named(scene: Scene, phrase: str) -> tuple[int, ...]:
 
 
 def _told(scene: Scene, phrase: str) -> tuple[int, ...]:
-    """The things that a referring expression names, its relation looked up in the scene."""
+    """The things that match a referring expression, whose relation is looked up in the scene."""
     found = re.fullmatch(r"the (.+) (left of|right of|above|below) the (.+)", phrase)
     if found is None:
         return _named(scene, phrase.removeprefix("the "))
@@ -253,11 +256,14 @@ def _told(scene: Scene, phrase: str) -> tuple[int, ...]:
     )
 
 
-def test_what_is_asked_for_is_just_what_the_answer_is_about(
+def test_a_question_names_exactly_the_things_of_its_answer(
     asked: list[tuple[Scene, list[Question]]],
 ) -> None:
-    """An expression tells one thing from all others, also by where it stands; a phrase of open vocabulary
-    names all that it boxes and, absent, nothing. Every direction and every kind of absence occurs."""
+    """A referring expression matches exactly one thing; an open-vocabulary phrase matches exactly the boxed
+    things, or none.
+
+    Every direction and every kind of absence occurs.
+    """
     directions: set[str] = set()
     absences: set[int] = set()
     for scene, about in asked:
@@ -276,8 +282,10 @@ def test_what_is_asked_for_is_just_what_the_answer_is_about(
 
 
 def test_hard_scenes_are_cut_by_the_edge_and_badly_taken(typeface: Typeface) -> None:
-    """A cut thing's truth is what the picture shows of it: its box ends at the edge, its outline inside. The
-    usual scenes have no such thing, and the same seed draws the same."""
+    """The truth of a thing cut by the edge is its visible part.
+
+    Usual scenes have no such things, and the same seed draws the same picture.
+    """
     hard = Limits(things=(4, 6), hard=True)
     scenes = [make_scene(scene_rng(Split.HELD_OUT, 3, index), typeface, hard) for index in range(40)]
     cut = [(thing, scene) for scene in scenes for thing in scene.things if thing.cut_polygon is not None]
@@ -298,7 +306,7 @@ def test_hard_scenes_are_cut_by_the_edge_and_badly_taken(typeface: Typeface) -> 
 
 
 def test_clipping_keeps_just_what_is_inside() -> None:
-    """Pixel by pixel, for random triangles."""
+    """Clipping random triangles keeps their pixels inside the frame."""
     dice = np.random.default_rng(4)
     for _ in range(20):
         triangle = dice.uniform(-30, 90, (3, 2))

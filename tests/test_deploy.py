@@ -1,4 +1,4 @@
-"""The files in deploy/ are valid by their schemas, and right about this service."""
+"""The files in deploy/ are valid by their schemas, and agree with this service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from florence.bento.image import MODELS, UID
 from florence.server.http.paths import HEALTH
 from florence.settings import Settings
 
-VERSIONS = ("1.30", "1.37")  # the first with the `sleep` of preStop, and the latest that the validator has
+VERSIONS = ("1.30", "1.37")  # the first with preStop's `sleep`, and the validator's latest
 KINDS = {
     "base": {"Deployment", "Service", "PersistentVolumeClaim", "PodDisruptionBudget"},
     "autoscaled": {"HorizontalPodAutoscaler"},
@@ -28,7 +28,7 @@ EVERY_OVERLAY = pytest.mark.parametrize("overlay", OVERLAY_NAMES)
 
 
 def check_compose(document: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
-    """What the validator says by the Compose specification's schema, which comes with it."""
+    """Validate a Compose file by the Compose specification's schema."""
     file = folder / "compose.yaml"
     file.write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)]
@@ -41,20 +41,23 @@ def florence() -> dict[str, Any]:
 
 
 def pod(overlay: str) -> dict[str, Any]:
+    """The overlay's pod."""
     return dict(kubernetes(overlay)["Deployment"]["spec"]["template"]["spec"])
 
 
 def container(overlay: str) -> dict[str, Any]:
+    """The overlay's container."""
     (found,) = pod(overlay)["containers"]
     return dict(found)
 
 
 def pod_variables(overlay: str) -> dict[str, str]:
+    """The container's environment variables."""
     return {variable["name"]: variable["value"] for variable in container(overlay)["env"]}
 
 
 def comparable(value: Any) -> Any:
-    """The same with lists of named things in the order of their names, which a merge may change."""
+    """The value with lists of named items sorted by name, since a merge may change their order."""
     if isinstance(value, dict):
         return {name: comparable(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -66,7 +69,7 @@ def comparable(value: Any) -> Any:
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_the_compose_files_are_valid(tmp_path: Path, gpu: bool) -> None:
-    """By the specification's schema; a misspelt key is not."""
+    """The Compose files are valid by the specification's schema, and a misspelt key is not."""
     document = compose(gpu=gpu)
     checked = check_compose(document, tmp_path)
     assert checked.returncode == 0, checked.stdout
@@ -78,7 +81,7 @@ def test_the_compose_files_are_valid(tmp_path: Path, gpu: bool) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @EVERY_OVERLAY
 def test_each_kubernetes_object_is_valid(overlay: str, version: str) -> None:
-    """By the schema of that version, where unknown keys are errors; a misspelt key is one."""
+    """Each object is valid by the schema of that version, and an unknown key is not."""
     for document in kubernetes(overlay).values():
         kubernetes_validate.validate(document, version, strict=True)
         document["spec"]["misspelt"] = True
@@ -88,7 +91,7 @@ def test_each_kubernetes_object_is_valid(overlay: str, version: str) -> None:
 
 @EVERY_OVERLAY
 def test_an_overlay_has_all_that_a_service_needs(overlay: str) -> None:
-    """One object of each kind; the autoscaler only where the overlay's name says so."""
+    """Each overlay has one object of each kind; only an autoscaled overlay has the autoscaler."""
     expected = KINDS["base"] | (KINDS["autoscaled"] if "autoscaled" in overlay else set())
     assert set(kubernetes(overlay)) == expected
 
@@ -96,7 +99,7 @@ def test_an_overlay_has_all_that_a_service_needs(overlay: str) -> None:
 @pytest.mark.system
 @EVERY_OVERLAY
 def test_kubectl_renders_the_same_objects(overlay: str) -> None:
-    """So what the other tests read is what a cluster gets."""
+    """kubectl renders the objects that the other tests read."""
     kubectl = program("kubectl", "kubernetes-client", "KUBECTL")
     rendered = subprocess.run(
         [kubectl, "kustomize", str(OVERLAYS / overlay)],
@@ -111,14 +114,14 @@ def test_kubectl_renders_the_same_objects(overlay: str) -> None:
     "variables", [florence()["environment"], *(pod_variables(overlay) for overlay in OVERLAY_NAMES)]
 )
 def test_the_variables_are_settings(variables: dict[str, str]) -> None:
-    """Each is known and takes its value."""
+    """Each variable is a known setting with a valid value."""
     fields = {name.removeprefix("FLORENCE_").lower(): value for name, value in variables.items()}
     assert set(fields) <= set(Settings.model_fields)
     Settings.model_validate(fields)
 
 
 def test_a_gpu_is_there_only_where_it_is_asked_for() -> None:
-    """The overlays for GPUs reserve one for each pod; the one for CPUs none, and sets the device."""
+    """GPU overlays reserve one GPU for each pod; the CPU overlay reserves none and sets the device."""
     for overlay in OVERLAY_NAMES:
         limits = container(overlay)["resources"]["limits"]
         assert limits.get("nvidia.com/gpu") == (1 if "gpu" in overlay else None)
@@ -129,14 +132,14 @@ def test_a_gpu_is_there_only_where_it_is_asked_for() -> None:
 
 
 def test_compose_gives_time_to_drain() -> None:
-    """HTTP's requests, then gRPC's, each as long as a request may take."""
+    """Compose's grace period covers HTTP's requests and then gRPC's, each as long as a request may take."""
     needed_s = 2 * float(florence()["environment"]["FLORENCE_TIMEOUT_S"])
     assert int(florence()["stop_grace_period"].removesuffix("s")) >= needed_s + 10
 
 
 @EVERY_OVERLAY
 def test_a_pod_gives_time_to_drain(overlay: str) -> None:
-    """As above, after preStop."""
+    """A pod's grace period covers preStop, then HTTP's requests and gRPC's."""
     waits_s = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
     needed_s = waits_s + 2 * float(pod_variables(overlay)["FLORENCE_TIMEOUT_S"])
     assert pod(overlay)["terminationGracePeriodSeconds"] >= needed_s + 10
@@ -144,7 +147,8 @@ def test_a_pod_gives_time_to_drain(overlay: str) -> None:
 
 @EVERY_OVERLAY
 def test_the_probes_ask_what_the_service_answers(overlay: str) -> None:
-    """Alive and ready, at paths that are kept out of the access log, on the port that it serves."""
+    """The probes use the service's liveness and readiness paths, which the access log leaves out, on the HTTP
+    port."""
     names = ("startupProbe", "readinessProbe", "livenessProbe")
     probes = {name: container(overlay)[name]["httpGet"] for name in names}
     assert {name: probe["path"] for name, probe in probes.items()} == {
@@ -158,7 +162,7 @@ def test_the_probes_ask_what_the_service_answers(overlay: str) -> None:
 
 @EVERY_OVERLAY
 def test_the_ports_are_the_services(overlay: str) -> None:
-    """HTTP where the arguments put it, gRPC at its setting's default; the Service leads to both."""
+    """HTTP listens at the port of the arguments and gRPC at its default, and the Service maps both."""
     ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
     assert container(overlay)["args"] == ["serve", "--port", str(ports["http"])] == florence()["command"]
     assert ports["grpc"] == Settings.model_fields["grpc_port"].default
@@ -171,7 +175,7 @@ def test_the_ports_are_the_services(overlay: str) -> None:
 
 @EVERY_OVERLAY
 def test_nothing_is_written_but_the_cache_and_tmp(overlay: str) -> None:
-    """The root is read-only, the user the image's, the volumes where the image has them."""
+    """The root is read-only, the user is the image's, and the volumes are at the image's paths."""
     assert container(overlay)["securityContext"]["readOnlyRootFilesystem"] is True
     context = pod(overlay)["securityContext"]
     assert (context["runAsNonRoot"], context["runAsUser"], context["fsGroup"]) == (True, UID, UID)
@@ -183,7 +187,7 @@ def test_nothing_is_written_but_the_cache_and_tmp(overlay: str) -> None:
 
 @EVERY_OVERLAY
 def test_all_objects_mean_the_same_pods(overlay: str) -> None:
-    """Selectors, names and the claim fit each other."""
+    """Selectors, names and the volume claim agree."""
     objects = kubernetes(overlay)
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert objects["Deployment"]["spec"]["selector"]["matchLabels"] == labels
@@ -194,7 +198,7 @@ def test_all_objects_mean_the_same_pods(overlay: str) -> None:
 
 
 def test_the_autoscaler_reads_a_metric_that_is_there() -> None:
-    """It scales the Deployment by a metric of the engine, which the adapter's rule makes known."""
+    """The autoscaler scales the Deployment by an engine metric that the adapter's rule exposes."""
     objects = kubernetes("gpu-autoscaled")
     scaler = objects["HorizontalPodAutoscaler"]["spec"]
     assert scaler["scaleTargetRef"]["name"] == objects["Deployment"]["metadata"]["name"]

@@ -1,4 +1,4 @@
-"""The pages are right: their code runs and prints what they show, their tables are complete."""
+"""The pages are correct: their code runs and prints the shown output, and their tables are complete."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ RUNS = [name for name in NAMES if any(block.runs for block in blocks(ROOT / name
 
 @dataclass(frozen=True)
 class Shared:
-    """The service that all pages' examples ask."""
+    """The service that all pages' examples call."""
 
     server: Server
     grpc_port: int
 
     def at_its_address(self, code: str) -> str:
+        """The code with this service's addresses and a short load."""
         code = code.replace("http://localhost:8000", self.server.url)
         code = code.replace("localhost:8001", f"127.0.0.1:{self.grpc_port}")
         return code.replace("--spawn-rate 4 --run-time 5s", "--spawn-rate 100 --run-time 1s")
@@ -44,13 +45,13 @@ class Shared:
 
 @pytest.fixture(scope="module")
 def shared(demo_server: Server) -> Shared:
-    """The demo checkpoint in float32, since that is what the pages show."""
+    """The demo checkpoint in float32, as the pages show it."""
     return Shared(demo_server, demo_server.grpc_port)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the project's files in it, which keeps the checkout clean; the working directory."""
+    """A working directory with the project's files, which keeps the checkout clean."""
     for name in ("benchmarks", "data", "deploy", "florence", "locustfile.py", "service.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -65,8 +66,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_the_code_of_a_page_runs_and_prints_what_is_shown(name: str, shared: Shared, folder: Path) -> None:
-    """Block after block, from the project's folder; only addresses are others, and loads are short. Python
-    blocks go on where the page's last one ended."""
+    """A page's blocks run in order from the project's folder and print the shown output.
+
+    Only addresses and the length of loads are changed. Python blocks continue where the page's previous one
+    ended.
+    """
     variables: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(ROOT / name):
         if not block.runs:
@@ -79,6 +83,7 @@ def test_the_code_of_a_page_runs_and_prints_what_is_shown(name: str, shared: Sha
 
 
 def run_shell(code: str, place: str) -> str:
+    """Run the code with bash and return its output."""
     ran = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", code],
         capture_output=True, text=True, timeout=PATIENCE_S, check=False,
@@ -88,6 +93,7 @@ def run_shell(code: str, place: str) -> str:
 
 
 def run_python(code: str, variables: dict[str, object], place: str) -> str:
+    """Run the code with these variables and return its output."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, place, "exec"), variables)
@@ -95,7 +101,8 @@ def run_python(code: str, variables: dict[str, object], place: str) -> str:
 
 
 def agrees(printed: str, shown: str) -> bool:
-    """Whether this was printed: numbers to the second digit, `...` for anything; of JSON all but times."""
+    """True if this was printed: numbers agree to the second digit, `...` matches anything, and JSON agrees
+    except for times."""
     if shown.startswith("{\n"):
         answers = [json.loads(rounded(text), parse_float=float) for text in (printed, shown)]
         return all("timings" in answer for answer in answers) and len({timeless(a) for a in answers}) == 1
@@ -104,15 +111,17 @@ def agrees(printed: str, shown: str) -> bool:
 
 
 def timeless(answer: dict[str, object]) -> str:
+    """The answer as JSON without its times."""
     return json.dumps({**answer, "timings": None}, sort_keys=True)
 
 
 def rounded(text: str) -> str:
+    """The text with its numbers rounded to two digits."""
     return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}", text)
 
 
-def test_what_agrees() -> None:
-    """A check that could not fail would prove nothing."""
+def test_agrees_accepts_equal_outputs_only() -> None:
+    """`agrees` accepts equal outputs and refuses different ones."""
     assert agrees("a 1.0001 b c\n", "a 1.0002 ... c")
     assert not agrees("a 1.1 b c", "a 1.2 ... c")
     assert not agrees("a b", "a")
@@ -123,7 +132,7 @@ def test_what_agrees() -> None:
 
 @EVERY_PAGE
 def test_a_block_says_what_it_is(name: str) -> None:
-    """Its language is one that is checked, or it is shown for reading only; a shown output follows code."""
+    """Each block has a known language."""
     found = blocks(ROOT / name)
     assert {block.language for block in found} <= {"sh", "python", "text", "json", "yaml"}
     assert 2 * len(found) == len(re.findall(r"^```", read(ROOT / name), re.MULTILINE))
@@ -131,7 +140,7 @@ def test_a_block_says_what_it_is(name: str) -> None:
 
 @EVERY_FILE
 def test_every_link_leads_somewhere(name: str) -> None:
-    """To a file that exists, and in it to a section."""
+    """Each link leads to an existing file, and to an existing section in it."""
     for target, section in links(ROOT / name):
         path = ((ROOT / name).parent / target).resolve() if target else ROOT / name
         assert path.exists(), target
@@ -141,6 +150,7 @@ def test_every_link_leads_somewhere(name: str) -> None:
 
 @EVERY_FILE
 def test_every_file_and_target_that_is_named_exists(name: str) -> None:
+    """Each named file and make target exists."""
     text = read(ROOT / name)
     folders = "benchmarks|data|deploy|docs|florence|tests"
     for found in re.findall(rf"[`\s](?:\./)?((?:{folders})/[\w./-]*+)(?![<*])", text):
@@ -153,7 +163,7 @@ def test_every_file_and_target_that_is_named_exists(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def defined() -> dict[str, set[str]]:
-    """The product's classes and functions -> what each class defines."""
+    """The product's classes and functions -> the members of each class."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "florence").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -166,7 +176,7 @@ def defined() -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/engine.md"])
 def test_the_code_that_is_named_exists(name: str, defined: dict[str, set[str]]) -> None:
-    """Classes, their members, and modules below florence/; but for what an example would add."""
+    """Named classes, members, functions and modules exist, except those that an example would add."""
     text = read(ROOT / name)
     for named, member in re.findall(r"`([A-Z][a-z]\w+)(?:\.(\w+))?[`(]", text):
         assert named in defined or named in NOT_OURS, named
@@ -177,19 +187,20 @@ def test_the_code_that_is_named_exists(name: str, defined: dict[str, set[str]]) 
         assert (ROOT / "florence" / module).exists(), module
 
 
-NOT_OURS = {"SecretStr", "Unauthorized"}  # pydantic's, and an example's
-FIELDS = {"cpu_kernels", "max_new_tokens", "on_done"}  # attributes and arguments, no functions
+NOT_OURS = {"SecretStr"}  # pydantic's
+FIELDS = {"cpu_kernels", "max_new_tokens", "on_done"}  # attributes and arguments
 
 
 @EVERY_PAGE
 def test_no_setting_is_named_that_does_not_exist(name: str) -> None:
+    """Each named setting exists."""
     named = set(re.findall(r"FLORENCE_[A-Z_]+[A-Z]", read(ROOT / name)))
     assert named <= {CLIENT_KEY, *(PREFIX + field.upper() for field in Settings.model_fields)}
 
 
 @pytest.mark.parametrize("part", GENERATED)
 def test_what_is_made_from_the_code_is_up_to_date(part: str) -> None:
-    """`python tests/docs_tables.py` makes it so."""
+    """Generated parts are up to date; `python tests/docs_tables.py` updates them."""
     file, make = GENERATED[part]
     page = read(DOCS / file)
     assert with_part(page, part, make()) == page
@@ -197,7 +208,7 @@ def test_what_is_made_from_the_code_is_up_to_date(part: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_fits_a_terminal(command: tuple[str, ...]) -> None:
-    """No line is wider than 100 characters."""
+    """Help lines are at most 100 characters wide."""
     lines = printed_help(command).splitlines()
     assert lines
     assert max(map(len, lines)) <= 100
@@ -205,8 +216,10 @@ def test_help_fits_a_terminal(command: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_the_metrics_are_those_of_the_service(fake_server: Server) -> None:
-    """The page has a row for every metric of HTTP, of the engine and of the v2 protocol, and for no other but
-    those that come with a real model's requests, API keys and GPUs: `test_monitoring` sees these."""
+    """The page has a row for each of the service's metrics.
+
+    Those that need a real model's requests, API keys or GPUs are checked in `test_monitoring`.
+    """
     rows = re.findall(r"^\| `((?:florence|nv|bentoml)_\w+)` \|", read(DOCS / "metrics.md"), re.MULTILINE)
     assert len(rows) == len(set(rows))
     text = httpx.get(f"{fake_server.url}/metrics", timeout=60).text
@@ -221,19 +234,20 @@ def test_the_metrics_are_those_of_the_service(fake_server: Server) -> None:
 
 @EVERY_PAGE
 def test_every_metric_that_is_named_has_its_row(name: str) -> None:
-    """On any page."""
+    """Each metric named on a page has a row in the table."""
     rows = set(re.findall(r"^\| `(\w+)` \|", read(DOCS / "metrics.md"), re.MULTILINE))
     not_ours = re.compile(r"nv_(gpu|cpu|energy|cache|inference_first)_\w*")
     for metric in re.findall(r"\b(?:florence_[a-z]+_[a-z]+|nv_)\w*[a-z]\b", read(ROOT / name)):
         assert metric in rows or not_ours.fullmatch(metric) or metric in FILES, metric
 
 
-FILES = {"nv_inference"}  # the family, not one metric
+FILES = {"nv_inference"}  # a family of metrics
 
 
 @pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    """MkDocs finds no broken link; pages take scripts, styles, fonts and pictures from their own site."""
+    """MkDocs finds no broken link, and the pages load scripts, styles, fonts and pictures only from their own
+    site."""
     pytest.importorskip("mkdocs", reason="MkDocs is not installed (`pip install '.[docs]'`)")
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],

@@ -1,4 +1,5 @@
-"""Requests with different adapters and none in one batch: each gets the answer of its own merged model."""
+"""Requests with different adapters, and without one, in one batch: each gets the answer of its own merged
+model."""
 
 from __future__ import annotations
 
@@ -28,15 +29,17 @@ from florence.model.kernels.cuda import twins
 SLOTS = 6
 BACKENDS = ("plain", "kernels", "captured", "captured, row by row")
 BY_ROWS = LowRankKernels(twins.shrink, twins.expand)
-"""What the kernels for GPUs compute."""
+"""The computation of the GPU kernels."""
 
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Sides:
+    """A base and its adapters."""
     return make_sides(tmp_path_factory.mktemp("sides"))
 
 
 def runner_of(sides: Sides, kind: str, slots: int = 4, *, room: bool = True) -> Runner:
+    """A runner of this kind for the base with slots for adapters."""
     dtype = torch.float32
     if kind == "kernels" and not available(dtype):
         pytest.skip("no kernels for this processor")
@@ -57,12 +60,14 @@ def runner_of(sides: Sides, kind: str, slots: int = 4, *, room: bool = True) -> 
 
 
 def names(dice: random.Random, sides: Sides, count: int) -> list[str | None]:
+    """Random names of adapters, or None."""
     return dice.choices([*sides.adapters, None], k=count)
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_a_request_gets_the_answer_of_its_own_merged_model(sides: Sides, kind: str) -> None:
-    """In random crowds: log-probabilities within 1e-4, and equal ids, or two answers of equal score."""
+    """In random batches, log-probabilities agree to 1e-4 and ids are equal, or the two answers have equal
+    scores."""
     dice = random.Random(kind)
     runner, chosen = runner_of(sides, kind), names(random.Random(kind), sides, 24)
     requests = [random_request(dice, None if name is None else sides.adapters[name]) for name in chosen]
@@ -80,12 +85,12 @@ def test_a_request_gets_the_answer_of_its_own_merged_model(sides: Sides, kind: s
         else:
             assert abs(mine.score - other.score) < 1e-3
     assert same >= len(found) - 1
-    assert len({tuple(each.token_ids) for each in wanted}) > 10  # they are not all the same answer
+    assert len({tuple(each.token_ids) for each in wanted}) > 10  # the answers differ from each other
 
 
 def test_an_answer_does_not_depend_on_the_adapters_of_others(sides: Sides) -> None:
-    """With the project's kernels, to the last bit: the same request among requests with other adapters, and
-    alone."""
+    """With the project's kernels, a request gets bit for bit the same answer alone and among requests with
+    other adapters."""
     dice = random.Random(5)
     runner = runner_of(sides, "kernels")
     asked = [random_request(dice, adapter) for adapter in [*sides.adapters.values(), None] for _ in range(2)]
@@ -101,8 +106,8 @@ def test_an_answer_does_not_depend_on_the_adapters_of_others(sides: Sides) -> No
 
 
 def test_in_bfloat16_every_adapter_is_in_effect(sides: Sides) -> None:
-    """Logits of a batch are near those of the merged model in float32, and far from the base's: one prompt
-    with each adapter."""
+    """In bfloat16 a batch's logits for each adapter are close to those of its float32 merged model and far
+    from the base's."""
     model = sides.beside(fixed=False, dtype=torch.bfloat16)
     adapters = list(sides.adapters)
     for slot, name in enumerate(adapters, 1):
@@ -124,7 +129,7 @@ def test_in_bfloat16_every_adapter_is_in_effect(sides: Sides) -> None:
 def _first_logits(
     model: Florence2Model, pixels: torch.Tensor, index: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Of the token after the start token, [rows, vocab]."""
+    """Logits of the token after the start token, [rows, vocab]."""
     with model.with_adapters(torch.zeros(len(pixels), dtype=torch.int64) if index is None else index):
         prompts = torch.tensor([[0, 71, 412, 9, 2]]).expand(len(pixels), -1)
         encoded = model.encode(model.encode_images(pixels), prompts)
@@ -134,7 +139,7 @@ def _first_logits(
 
 
 def test_pictures_are_remembered_by_adapter_only_where_it_changes_the_tower(sides: Sides) -> None:
-    """Otherwise features are those of the base, and shared with it."""
+    """An adapter that does not change the tower shares the base's cached features."""
     runner, dice = runner_of(sides, "plain"), random.Random(1)
     request = random_request(dice, None, 1)
 
@@ -152,8 +157,10 @@ def test_pictures_are_remembered_by_adapter_only_where_it_changes_the_tower(side
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_a_batch_with_more_adapters_than_slots_waits(sides: Sides, kind: str) -> None:
-    """Requests join in order as slots come free; an adapter that takes another's slot leaves nothing of
-    it, and one that needs wider or other layers than there are gets them."""
+    """Requests wait for free adapter slots in order.
+
+    A reused slot keeps nothing of its former adapter, and an adapter with wider or other layers gets them.
+    """
     dice = random.Random(8)
     runner = runner_of(sides, kind, slots=2, room=False)
     chosen = [*sides.adapters, None, *sides.adapters, *names(dice, sides, 4)]
@@ -170,7 +177,7 @@ def test_a_batch_with_more_adapters_than_slots_waits(sides: Sides, kind: str) ->
 
 
 class Bank:
-    """Says what is placed where; fails once where it is told to."""
+    """A fake bank that records which adapter is placed where, and can fail once."""
 
     slots = 3
 
@@ -178,6 +185,7 @@ class Bank:
         self.placed, self.fails = dict[int, Any](), False
 
     def place(self, slot: int, layers: Any) -> bool:
+        """Record the adapter in this slot, or fail once."""
         self.placed[slot] = None if self.fails else layers["layer"]
         if self.fails:
             self.fails = False
@@ -186,15 +194,17 @@ class Bank:
 
 
 def a_sequence(adapter: EngineAdapter | None) -> SequenceState:
+    """A sequence whose request has this adapter."""
     options = GenerationOptions(1, 4, 0, 0, True, 1.0)
     pixels = np.zeros((1, 1, 3), np.uint8)
     return SequenceState(Request(pixels, (0, 2), options, digest=b"-", adapter=adapter))
 
 
 def test_slots_are_never_taken_from_a_request() -> None:
-    """Random comings and goings against a plain model: an adapter has one slot, a slot in use keeps its
-    adapter, as many fit as `fits` says, nothing is placed twice, and what could not be placed is placed
-    again."""
+    """In random arrivals and departures, an adapter has one slot and a slot in use keeps its adapter.
+
+    `fits` is exact, an adapter is placed once, and one that could not be placed is placed again.
+    """
     dice, bank = random.Random(3), Bank()
     adapters = [EngineAdapter(str(number), {"layer": number}, b"") for number in range(7)]  # type: ignore[dict-item]
     slots, in_use = AdapterSlots(bank, lambda: None), list[SequenceState]()  # type: ignore[arg-type]

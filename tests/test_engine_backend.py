@@ -1,4 +1,4 @@
-"""What a device decides: `Backend.for_device`, and that answers don't depend on its choice."""
+"""The choices of `Backend.for_device`; answers do not depend on them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ needs_kernels = pytest.mark.skipif(not available(torch.float32), reason="no kern
 
 @needs_kernels
 def test_kernels_for_cpus_are_used_unless_they_are_off() -> None:
-    """And PyTorch's attention for a dtype or a size of heads that has no kernel."""
+    """CPU kernels are used unless they are off; a dtype or head size without a kernel gets PyTorch's
+    attention."""
     assert not Backend.for_device(CPU, torch.float32, HEAD_DIM).attention.masked
     off = EngineConfig(cpu_kernels="off")
     for dtype, head_dim, config in (
@@ -50,7 +51,7 @@ def test_kernels_for_cpus_are_used_unless_they_are_off() -> None:
 
 
 def random_request(dice: random.Random) -> Request:
-    """Any picture, prompt, number of beams, length and settings."""
+    """A request with a random picture, prompt, number of beams, length and options."""
     least = dice.choice([0, 0, 7])
     options = GenerationOptions(
         num_beams=dice.randint(1, 8),
@@ -66,7 +67,7 @@ def random_request(dice: random.Random) -> Request:
 
 
 def decode_crowd(runner: Runner, asked: Sequence[Request], dice: random.Random) -> list[list[int]]:
-    """The token ids of each request; they join a few at a time and leave at their end."""
+    """The token ids of each request; a few at a time join, and each leaves at its end."""
     coming, active = list(enumerate(asked)), dict[SequenceState, int]()
     answers: dict[int, list[int]] = {}
     while coming or active:
@@ -85,7 +86,7 @@ def decode_crowd(runner: Runner, asked: Sequence[Request], dice: random.Random) 
 @needs_kernels
 @torch.inference_mode()
 def test_token_ids_are_the_same_with_and_without_kernels_for_cpus(tmp_path: Path) -> None:
-    """float32, attention and products, for random crowds of requests."""
+    """In float32 the kernels for attention and products give the same ids as PyTorch, for random batches."""
     vocab = make_native(tmp_path).config.text_config.vocab_size
     models: dict[str, Florence2Model] = {kind: load_float32(tmp_path, vocab) for kind in ("auto", "off")}
     assert pack(models["auto"])
@@ -101,7 +102,7 @@ def test_token_ids_are_the_same_with_and_without_kernels_for_cpus(tmp_path: Path
 def test_a_model_that_is_loaded_without_kernels_for_cpus_packs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither for the project's kernels nor for oneDNN's, and it gives the same answer."""
+    """With the CPU kernels off no weight is packed, and the answer is the same."""
     answers = []
     with Image.open(ROOT / "data" / "scene_02.png") as picture:
         with Florence2.load("demo", device="cpu", dtype="float32") as model:

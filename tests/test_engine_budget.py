@@ -1,4 +1,4 @@
-"""New pictures hold up the answers in progress for no longer than the encode budget."""
+"""New pictures delay the answers in progress by no more than the encode budget."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BUDGET_S, STEP_S, STEPS = 0.25, 0.004, 25
 
 
 class Device(FakeRunner):
-    """Work takes time on the device, and the host goes on while it does, if `chunks_ahead` says so. `ends`:
-    when each step was done, and the requests in it."""
+    """A fake device whose work takes time; with `chunks_ahead` the host continues meanwhile. `ends`: the end
+    of each step, and the requests in it."""
 
     def __init__(self, parts: Sequence[float], ahead: int) -> None:
         self.busy_until, self.sent_until = 0.0, 0.0
@@ -31,7 +31,7 @@ class Device(FakeRunner):
         self.slots = SlotAllocator(64, 64)
 
     def work(self, seconds: float) -> float:
-        """When work that is sent now is done."""
+        """The time at which work that is sent now is done."""
         self.busy_until = max(self.busy_until, self.clock.now) + seconds
         return self.busy_until
 
@@ -51,7 +51,7 @@ class Device(FakeRunner):
         self, sequences: Sequence[SequenceState]
     ) -> list[tuple[SequenceState, Hypothesis | EngineError]]:
         done = self.work(STEP_S)
-        waited = self.ends[-1][0] if self.chunks_ahead and self.ends else done  # the readback is delayed
+        waited = self.ends[-1][0] if self.chunks_ahead and self.ends else done  # with a delayed readback
         self.clock.now = max(self.clock.now, waited)
         self.ends.append((done, set(sequences)))
         for sequence in sequences:
@@ -68,11 +68,12 @@ class Device(FakeRunner):
     ids=["a GPU", "a slow GPU", "a CPU", "few parts on a CPU"],
 )
 def test_no_step_waits_for_longer_than_the_encode_budget(parts: tuple[float, ...], ahead: int) -> None:
-    """While many requests wait, their pictures all new; two parts of any encode fit into it."""
+    """No step waits longer than the encode budget while many new pictures wait; the budget covers two parts
+    of any encode."""
     device = Device(parts, ahead)
     limits = config(max_batch_size=64, max_encode_batch=16, encode_budget_ms=BUDGET_S * 1000)
     engine = Engine(device, limits, clock=device.clock)
-    generate(engine, request(0)).result(PATIENCE_S)  # as a service does: it warms up
+    generate(engine, request(0)).result(PATIENCE_S)  # the first encode warms up, as in a service
     futures = [generate(engine, request(number)) for number in range(200)]
     for future in futures:
         future.result(PATIENCE_S)
@@ -80,7 +81,7 @@ def test_no_step_waits_for_longer_than_the_encode_budget(parts: tuple[float, ...
     waits = [
         after - before
         for (before, some), (after, others) in pairwise(device.ends)
-        if some & others  # in both steps
+        if some & others  # a request is in both steps
     ]
     joined = [wait for wait in waits if wait > 2 * STEP_S]
     assert len(joined) > 5

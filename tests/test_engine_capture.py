@@ -1,8 +1,8 @@
-"""Work that is captured for a GPU is legal in a CUDA graph: it reads no value on the host, has no tensor of
-the host, and no shape depends on values.
+"""Work captured for a GPU is legal in a CUDA graph: it reads no value on the host, uses no host tensor, and
+no shape depends on values.
 
 Tested without a GPU on fake tensors, which have shapes, dtypes and a device but no memory. An operation that
-needs a value of theirs raises.
+needs one of their values raises an error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import pytest
 import torch
 from absent_gpu import AbsentMemory, Capture, OnTheDevice, move
 from tiny import make_native
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence.checkpoint.config import read_config
@@ -42,6 +44,7 @@ PICTURE_TOKENS, SIDE = 5, 64
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A tiny model's configuration."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     make_native(directory, text_config={"decoder_layers": 1}, vision_config={"depths": [1] * 4})
     return read_config(directory)
@@ -52,7 +55,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     ids=["bfloat16", "float32, adapters"],
 )
 def runner(config: ModelConfig, request: pytest.FixtureRequest) -> Iterator[Runner]:
-    """A runner on a GPU that isn't there, whose readbacks never arrive; with adapters, on every layer."""
+    """A runner on a simulated GPU whose readbacks never arrive; with adapters, on every layer."""
     dtype, adapters = request.param
     with torch.device("meta"):
         model = Florence2Model(config, Normalize([0.5] * 3, [0.25] * 3, 1 / 255))
@@ -75,6 +78,7 @@ def runner(config: ModelConfig, request: pytest.FixtureRequest) -> Iterator[Runn
 
 
 def adapter_of(model: Florence2Model, number: int) -> EngineAdapter:
+    """An adapter with factors for every layer."""
     layers = {
         name: Factors(torch.zeros(3, layer.in_features), torch.zeros(layer.out_features, 3))
         for name, layer in linear_layers(model).items()
@@ -83,6 +87,7 @@ def adapter_of(model: Florence2Model, number: int) -> EngineAdapter:
 
 
 def asked(beams: Sequence[int], adapters: Sequence[EngineAdapter | None] = (None,)) -> list[Request]:
+    """Requests with these numbers of beams."""
     return [
         Request(
             np.full((SIDE, SIDE, 3), number, np.uint8),
@@ -95,7 +100,7 @@ def asked(beams: Sequence[int], adapters: Sequence[EngineAdapter | None] = (None
 
 
 def encode(runner: Runner, beams: Sequence[int]) -> list[SequenceState]:
-    """Without a wait for the device, which is not there."""
+    """Encode requests without waiting for the simulated device."""
     adapters: list[EngineAdapter | None] = [None]
     if runner.model.adapters is not None:
         adapters += [adapter_of(runner.model, number) for number in range(runner.model.adapters.slots)]
@@ -105,14 +110,18 @@ def encode(runner: Runner, beams: Sequence[int]) -> list[SequenceState]:
 
 
 def captured(runner: Runner) -> Capture:
+    """The runner's capturer."""
     assert isinstance(runner.backend.capturer, Capture)
     return runner.backend.capturer
 
 
 @pytest.mark.slow
 def test_steps_can_be_captured(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All shapes, which are captured at the start; requests with one, three and eight beams together need no
-    other. Work is done once, in its capture."""
+    """All shapes of steps are captured at the start, and requests with one, three and eight beams together
+    need no other.
+
+    Warm-ups are left out.
+    """
     monkeypatch.setattr(CapturedWork, "warm_up", lambda _: None)
     steps = runner.buffers.steps
     assert isinstance(steps, BucketSteps)
@@ -129,8 +138,8 @@ def test_steps_can_be_captured(runner: Runner, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_encodes_can_be_captured(runner: Runner) -> None:
-    """Tower and encoder, for all numbers of requests and lengths of prompts; then no encode needs another
-    shape."""
+    """Tower and encoder are captured for all numbers of requests and prompt lengths, and encodes need no
+    other shape."""
     encodes, buckets = runner.buffers.encodes, runner.buckets()
     assert isinstance(encodes, BucketEncodes)
     encodes.prepare(SIDE, SIDE)
@@ -145,7 +154,8 @@ def test_encodes_can_be_captured(runner: Runner) -> None:
 
 
 def test_work_between_steps_never_waits(runner: Runner) -> None:
-    """The start of a search, a wipe of caches and the choice of the best hypotheses."""
+    """The start of a search, clearing caches and the choice of the best hypotheses never wait for
+    the device."""
     slots = torch.zeros(3, dtype=torch.int64, device="cuda")
     starts = runner.backend.memory.upload(starts_of([(Slot(1, (0, 3, 4)), asked([3])[0].options)] * 2))
     with torch.inference_mode(False), OnTheDevice():
@@ -169,7 +179,7 @@ def test_work_between_steps_never_waits(runner: Runner) -> None:
     ],
 )
 def test_work_that_no_graph_could_hold_is_found(work: Any) -> None:
-    """The check itself can fail."""
+    """The check finds work that a graph can't hold."""
     with FakeTensorMode():
         values = torch.zeros(3, device="cuda")
         with pytest.raises((AssertionError, RuntimeError)):

@@ -1,4 +1,4 @@
-"""Captured work shares memory, and results may arrive one step late: answers stay the same."""
+"""Captured work shares memory, and its results may arrive one step late; answers stay the same."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from goldens import load_float32
 from shared_pool import SharedPool
 from tiny import make_native
 from torch import Tensor
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch.utils._python_dispatch import TorchDispatchMode
 from waiting import wait_until
 
@@ -37,12 +39,13 @@ PICTURE_TOKENS, PATIENCE_S = 5, 60
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
+    """A tiny model."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
 
 def gpu_like(capturer: GraphCapturer | None) -> Backend:
-    """Steps as on a GPU: fixed shapes, results that come a step late, no reads on the host."""
+    """A backend like a GPU's: fixed shapes, results one step late, no reads on the host."""
     return Backend(capturer=capturer, delayed_readback=True, free_host_reads=False)
 
 
@@ -51,7 +54,7 @@ def gpu_like(capturer: GraphCapturer | None) -> Backend:
 def test_a_step_between_two_chunks_of_an_encode_changes_no_answer(
     model: Florence2Model, feature_bytes: int
 ) -> None:
-    """With a tiny encode budget, a step is taken after each chunk."""
+    """Steps between the chunks of an encode change no answer."""
     runner = Runner(
         model, 8, picture_tokens=PICTURE_TOKENS, backend=gpu_like(SharedPool()), feature_bytes=feature_bytes
     )
@@ -66,7 +69,8 @@ def test_a_step_between_two_chunks_of_an_encode_changes_no_answer(
 def test_a_finished_request_that_has_filled_its_room_writes_nothing_in_its_extra_step(
     model: Florence2Model, captured: bool
 ) -> None:
-    """Other requests, and the next one in its slot, get the answers that they get alone."""
+    """After a request fills its room, other requests and the next one in its slot get the answers that they
+    get alone."""
     backend = gpu_like(EagerCapturer() if captured else None)
     runner = Runner(model, 4, backend=backend, picture_tokens=PICTURE_TOKENS, decoder_room=12)
     asked = [request(0, most=12, least=12), request(1, most=12), request(2, most=12, least=12)] * 3
@@ -80,7 +84,8 @@ def test_a_finished_request_that_has_filled_its_room_writes_nothing_in_its_extra
 def test_requests_are_encoded_in_batches_that_are_captured(
     model: Florence2Model, waiting: int, together: int
 ) -> None:
-    """None is padded, since padding takes as long as pictures do; uncaptured all go together."""
+    """Captured encodes are never padded, since padding takes as long as pictures do; uncaptured ones take all
+    requests."""
     asked = [request(0, beams=1)] * waiting
     for backend, expected in ((gpu_like(SharedPool()), together), (Backend(), waiting)):
         runner = Runner(model, 16, picture_tokens=PICTURE_TOKENS, backend=backend, decoder_room=4)
@@ -88,10 +93,12 @@ def test_requests_are_encoded_in_batches_that_are_captured(
 
 
 def captured_beams(runner: Runner) -> set[int]:
+    """The numbers of beams of the captured steps."""
     return {key.shape.beams for key in bucket_steps_of(runner).captured}
 
 
 def bucket_steps_of(runner: Runner) -> BucketSteps:
+    """The runner's captured steps."""
     steps = runner.buffers.steps
     assert isinstance(steps, BucketSteps)
     return steps
@@ -101,7 +108,7 @@ def bucket_steps_of(runner: Runner) -> BucketSteps:
 def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device has no room for two sets of caches, and a pool that has lost its graphs takes no new ones."""
+    """A reset frees the old caches before it makes new ones, and captures the steps again."""
     capturer = SharedPool()
     runner = Runner(model, 4, picture_tokens=PICTURE_TOKENS, backend=gpu_like(capturer))
     runner.prepare()
@@ -129,7 +136,7 @@ def test_a_reset_frees_old_buffers_first_and_captures_steps_again(
 
 
 def test_capturing_before_the_first_request_leaves_the_caches_empty(model: Florence2Model) -> None:
-    """Steps without requests attend to nothing and compute NaN; also after other requests have run."""
+    """Capturing leaves the caches empty, although steps without requests compute NaN."""
     runner = Runner(
         model, 4, picture_tokens=PICTURE_TOKENS, decoder_room=20, backend=Backend(capturer=EagerCapturer())
     )
@@ -144,7 +151,7 @@ def test_capturing_before_the_first_request_leaves_the_caches_empty(model: Flore
 
 
 class Counted(SharedPool):
-    """Counts captures, and refuses those whose number is in `refused`."""
+    """A capturer that counts captures, and refuses those whose number is in `refused`."""
 
     def __init__(self, refused: Container[int] = ()) -> None:
         super().__init__()
@@ -162,7 +169,7 @@ class Counted(SharedPool):
 def test_nothing_is_captured_once_requests_come(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch, beams: int
 ) -> None:
-    """Whatever the checkpoint's own number of beams: all shapes that requests need are captured before."""
+    """All shapes are captured before the first request, for any default number of beams."""
     generation = replace(model.config.generation, num_beams=beams)
     monkeypatch.setattr(model, "config", replace(model.config, generation=generation))
     capturer = Counted()
@@ -179,7 +186,7 @@ def test_nothing_is_captured_once_requests_come(
     prepared = capturer.captures
     asked = crowd(24)
     with engine(runner) as running:
-        wait_until(lambda: capturer.captures == 2 * prepared)  # by the engine's thread, too
+        wait_until(lambda: capturer.captures == 2 * prepared)  # captured again by the engine's thread
         futures = [generate(running, each) for each in asked]
         for each, future in zip(asked, futures, strict=True):
             assert future.result(PATIENCE_S).token_ids == ids_alone(runner, each)
@@ -189,11 +196,10 @@ def test_nothing_is_captured_once_requests_come(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("refused", [range(1000), {1, 4, 6, 15, 17}], ids=["all", "some"])
-def test_what_can_t_be_captured_runs_uncaptured(
+def test_work_that_can_not_be_captured_runs_uncaptured(
     model: Florence2Model, caplog: pytest.LogCaptureFixture, refused: Container[int]
 ) -> None:
-    """All of it or some steps and encodes; each is logged, and the answers are the same, also after a
-    reset."""
+    """Work that can't be captured is logged and runs uncaptured with the same answers, also after a reset."""
     capturer = Counted(refused)
     runner = Runner(
         model,
@@ -214,11 +220,13 @@ def test_what_can_t_be_captured_runs_uncaptured(
     assert {message.split()[1] for message in said} == {"encode", "step"}
 
 
-def test_all_is_done_once_before_the_first_capture(
+def test_work_runs_once_before_the_first_capture(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of encodes, and of steps. What an encode takes when it runs uncaptured is gone again by then: beside
-    what graphs keep, it would need the room of two."""
+    """All encodes, and all steps, run once uncaptured before the first of them is captured.
+
+    The memory of an uncaptured encode is free again by then; otherwise memory for two would be needed.
+    """
     done: list[str] = []
     for name in ("warm_up", "capture"):
         method = getattr(CapturedWork, name)
@@ -244,15 +252,20 @@ def test_all_is_done_once_before_the_first_capture(
 
 
 def test_searches_start_with_one_copy_from_the_host(model: Florence2Model) -> None:
-    """However many start: on a GPU such a copy would wait for all steps that have been sent. Each is as if it
-    had started alone, whatever was in its slot before."""
+    """Any number of searches start with one copy from the host, since each copy on a GPU waits for all sent
+    steps.
+
+    Each search starts as it would alone, whatever was in its slot before.
+    """
 
     class Copies(TorchDispatchMode):
-        seen: list[str] = []  # noqa: RUF012  (used by this test only)
+        """Record the copies from the host."""
+
+        seen: list[str] = []  # noqa: RUF012  (only this test uses it)
 
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:  # the names are torch's
+        ) -> Any:  # torch chose the names
             if any(word in str(func) for word in ("lift", "scalar_tensor")):
                 self.seen.append(str(func))
             return func(*args, **(kwargs or {}))
@@ -281,13 +294,13 @@ def test_searches_start_with_one_copy_from_the_host(model: Florence2Model) -> No
             assert state.sequences[index, :, 0].eq(runner.rules.start_id).all()
             assert state.totals[index].isfinite().sum() == options.num_beams
         assert torch.equal(runner.state.totals, alone.state.totals)
-        for state in (runner.state, alone.state):  # as requests leave it
+        for state in (runner.state, alone.state):  # as requests leave their slots
             state.totals.fill_(-3.0)
             state.generated.fill_(7)
 
 
 def test_each_chunk_runs_within_a_context_of_its_own() -> None:
-    """The last one too; closing the generator closes the chunks."""
+    """Each chunk runs in its own context, and closing the generator closes the chunks."""
     events: list[str] = []
 
     def chunks() -> Chunks[int]:

@@ -1,4 +1,4 @@
-"""Whether encodes run beside steps: decided from times alone."""
+"""The decision whether encodes run concurrently with steps, from times alone."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ BETWEEN = TrialTimes(whole_s=0.1, step_p99_s=0.08)
         (0.3, 0.251, False, "longer than the encode budget of 250 ms"),
     ],
 )
-def test_beside_where_it_saves_enough_and_no_step_waits_too_long(
+def test_encodes_run_concurrently_where_it_saves_enough(
     saved: float, p99_s: float, runs_beside: bool, why: str
 ) -> None:
-    """The reason has both times, and says what spoke against it."""
+    """Encodes run concurrently if this saves enough time and no step waits too long; the reason gives both
+    times."""
     beside = TrialTimes(BETWEEN.whole_s * (1 - saved), p99_s)
     made = decide(BETWEEN, beside, 0.25)
     assert made == Decision(runs_beside, made.why, BETWEEN, beside)
@@ -45,7 +46,8 @@ def test_beside_where_it_saves_enough_and_no_step_waits_too_long(
 
 
 def test_the_quickest_repeat_counts_and_all_of_its_steps() -> None:
-    """A disturbed repeat makes no way slower, and its long steps are told."""
+    """The quickest repeat gives the time, so a disturbed one does not count, but its long steps are
+    reported."""
     dice = random.Random(0)
     quick = Repeat(1.0, [0.01 + dice.random() / 100 for _ in range(99)])
     slow = replace(quick, whole_s=5.0, steps_s=[*quick.steps_s, 3.0, 3.0, 3.0])
@@ -57,8 +59,8 @@ def test_the_quickest_repeat_counts_and_all_of_its_steps() -> None:
 
 
 def test_a_trial_is_what_a_full_engine_does_at_a_time() -> None:
-    """As many steps as an answer's share of them, and no more than there is room for; nothing where there is
-    nothing beside which an encode could be."""
+    """A trial has the steps that a full engine takes during one encode, limited by the room; a too small
+    engine has none."""
     assert Mix.of(64, 16, 1024) == Mix(decoded=48, encoded=16, steps=18)
     assert Mix.of(1, 1, 1024) is None
     for slots in range(2, 70):

@@ -42,6 +42,7 @@ GPU, STEP_S, PICTURE_S = torch.device("cuda:0"), 0.004, 0.03
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
+    """A tiny model."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
@@ -49,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
 def runner_of(
     model: Florence2Model, stream: EncodeStream, picture_size: tuple[int, int] | None = (64, 64)
 ) -> Runner:
-    """Without a size of pictures encodes run uncaptured."""
+    """A runner with this stream for encodes; without a picture size encodes run uncaptured."""
     backend = Backend(
         capturer=SharedPool(), delayed_readback=True, free_host_reads=False, encode_stream=stream
     )
@@ -66,8 +67,8 @@ def runner_of(
 
 @pytest.mark.slow
 def test_requests_that_join_and_are_cancelled_beside_steps_change_no_answer(model: Florence2Model) -> None:
-    """Any beams and prompts, encodes that are given up half way among them, and again after a reset with an
-    encode under way. Steps are taken while an encode goes on."""
+    """Joining and cancelled requests, with steps during encodes, change no answer, even after a reset during
+    an encode."""
     stream, dice = TwoViews(), random.Random(0)
     runner = runner_of(model, stream)
     asked = crowd(24)
@@ -94,14 +95,17 @@ def test_requests_that_join_and_are_cancelled_beside_steps_change_no_answer(mode
 def test_an_encode_that_is_closed_while_the_device_is_at_it_frees_its_slots(
     model: Florence2Model, monkeypatch: pytest.MonkeyPatch, picture_size: tuple[int, int] | None
 ) -> None:
-    """After each part; its requests are decoded right when they come again, though the encode that was closed
-    still writes to the caches, and what it writes are no numbers. A reset waits for it."""
+    """An encode closed after any part frees its slots, and its requests are decoded correctly when they come
+    again.
+
+    The closed encode may still write NaN to the caches. A reset waits for it.
+    """
     stream = TwoViews(polls=2)
     runner = runner_of(model, stream, picture_size)
     runner.prepare()
-    asked = crowd(4)[1:]  # with short prompts, which fill a part of their slots
+    asked = crowd(4)[1:]  # with prompts that do not fill their slots
     parts = sum(1 for _ in runner.encode_parts([SequenceState(each) for each in asked]))
-    assert parts >= 3  # after the tower, and twice in vain
+    assert parts >= 3  # after the tower, and after two polls
     waits = stream.waits
     runner.reset()
     assert stream.waits == waits + 1
@@ -130,8 +134,8 @@ def test_an_encode_that_is_closed_while_the_device_is_at_it_frees_its_slots(
 
 
 class Device(FakeRunner):
-    """Encodes take time of the device, beside steps. `gaps`: seconds between steps that have a request in
-    common. `waited`: how many requests were being decoded when the host waited for an encode."""
+    """A fake device whose encodes take time beside steps. `gaps`: seconds between steps that share a request.
+    `waited`: the number of decoding requests whenever the host waited for an encode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +184,7 @@ class Device(FakeRunner):
 
 
 class Encodes(Observer):
-    """Seconds of each encode, and how many requests it had."""
+    """An observer that records the seconds and the number of requests of each encode."""
 
     def __init__(self) -> None:
         self.seconds: list[tuple[int, float]] = []
@@ -190,8 +194,10 @@ class Encodes(Observer):
 
 
 def test_no_step_waits_for_an_encode() -> None:
-    """However many pictures wait, and however small the encode budget; the host waits for an encode only when
-    it has nothing else to do. What an encode took is told whole."""
+    """No step waits for an encode, and the host waits for one only when it has no other work.
+
+    An encode's whole time is reported.
+    """
     device, told = Device(), Encodes()
     limits = config(max_batch_size=64, max_encode_batch=16, encode_budget_ms=500.0)
     running = Engine(device, limits, clock=device.clock, observer=told)
@@ -207,7 +213,7 @@ def test_no_step_waits_for_an_encode() -> None:
 
 
 def test_an_encode_that_fails_beside_steps_fails_its_bad_request_alone() -> None:
-    """As on one stream."""
+    """A failed encode fails only its bad request, as on one stream."""
     device = Device()
     running = Engine(device, config(max_batch_size=8, max_encode_batch=4), clock=device.clock)
     futures = [generate(running, request(number)) for number in (13, 1, 2, 3)]
@@ -219,10 +225,12 @@ def test_an_encode_that_fails_beside_steps_fails_its_bad_request_alone() -> None
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A CUDA device that isn't there: what is asked of it, in order."""
+    """A simulated CUDA device that records its calls in order."""
     asked: list[str] = []
 
     class Stream:
+        """A stream that records its calls."""
+
         def __init__(self, device: torch.device, priority: int = 0) -> None:
             self.name = f"stream {sum(each.startswith('new') for each in asked)}"
             asked.append(f"new {self.name}, priority {priority}")
@@ -231,6 +239,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             asked.append(f"{self.name} waits for {other.name}")
 
     class Event:
+        """An event that never completes and records its calls."""
+
         def record(self, stream: Stream) -> None:
             asked.append(f"event on {stream.name}")
 
@@ -262,8 +272,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_what_is_sent_to_the_second_stream_follows_the_steps_and_ends_with_an_event(calls: list[str]) -> None:
-    """Also where it fails. The steps' stream waits for nothing."""
+def test_work_on_the_second_stream_follows_the_steps(calls: list[str]) -> None:
+    """Work on the second stream follows the steps and ends with an event, even if it fails; the steps' stream
+    never waits."""
     stream = CudaEncodeStream(GPU)
     calls.clear()
     with pytest.raises(ZeroDivisionError), stream.sending():
@@ -277,7 +288,8 @@ def test_what_is_sent_to_the_second_stream_follows_the_steps_and_ends_with_an_ev
 
 @pytest.mark.usefixtures("calls")
 def test_graphs_of_encodes_have_a_pool_of_their_own_and_steps_come_first() -> None:
-    """With the setting; without it everything is on one stream."""
+    """With `on`, encodes have their own memory pool and a lower priority; with `off`, everything uses one
+    stream."""
     backend = Backend.for_device(GPU, torch.bfloat16, 64, config=EngineConfig(encode_stream="on"))
     stream = backend.encode_stream
     assert isinstance(backend.capturer, CudaGraphCapturer)
@@ -290,10 +302,12 @@ def test_graphs_of_encodes_have_a_pool_of_their_own_and_steps_come_first() -> No
 
 
 def test_buffers_of_both_streams_are_held(model: Florence2Model) -> None:
-    """The caches, and what captured encodes read: their memory is not another engine's while an encode uses
-    it. Encodes are captured into their own pool, and nothing else is."""
+    """The caches and the inputs of captured encodes are held while an encode may use them, and only encodes
+    use their memory pool."""
 
     class Holding(TwoViews):
+        """A stream that records the held buffers."""
+
         held: list[Tensor]
 
         def hold(self, buffers: Any) -> None:

@@ -1,4 +1,4 @@
-"""At the start both ways of encoding are tried: the quicker one is taken, and none that changes a number."""
+"""The trial at the start: the quicker way to encode is chosen, unless it changes a number."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ STEP_S, ENCODE_S, BUDGET_S = 0.001, 0.02, 0.25
 
 @dataclass
 class Device:
-    """A clock that work advances: a step by `step_s`, an encode by `encode_s`, which it does while steps run
-    where it is beside them, and slows these down by `slower`. `steps`, `encodes`: sent so far."""
+    """A clock that work advances: a step by `step_s`, an encode by `encode_s`.
+
+    A concurrent encode runs while steps run and slows them by the factor `slower`. `steps`, `encodes`: the
+    numbers sent so far.
+    """
 
     now: float = 0.0
     step_s: float = STEP_S
@@ -47,12 +50,14 @@ class Device:
     encodes: int = 0
 
     def step(self) -> None:
+        """Advance the clock by a step, and a concurrent encode with it."""
         self.steps += 1
         beside = min(self.left_s, self.step_s)
         self.left_s -= beside
         self.now += self.step_s + beside * (self.slower - 1)
 
     def encode(self) -> None:
+        """Send an encode, which takes the clock's time now or beside steps."""
         self.encodes += 1
         if self.beside:
             self.left_s = self.encode_s
@@ -60,6 +65,7 @@ class Device:
             self.now += self.encode_s
 
     def wait(self) -> None:
+        """Advance the clock to the end of the encode."""
         self.now, self.left_s = self.now + self.left_s, 0.0
 
 
@@ -87,11 +93,13 @@ class Beside(TwoViews):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
+    """A tiny model."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
 
 def runner_of(model: Florence2Model, stream: EncodeStream, slots: int = 8, room: int = 40) -> Runner:
+    """A runner with this stream for encodes."""
     backend = Backend(
         capturer=SharedPool(),
         delayed_readback=True,
@@ -112,7 +120,7 @@ def runner_of(model: Florence2Model, stream: EncodeStream, slots: int = 8, room:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """Steps and encodes advance its clock, by which trials are timed."""
+    """A clock that steps and encodes advance, and by which trials are timed."""
     made = Device()
     step, write = StepContext.step, Caches.write_cross_kv
 
@@ -128,6 +136,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(Caches, "write_cross_kv", timed_write)
 
     class Timed(EncodeTrial):
+        """A trial with the device's clock."""
+
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments, clock=lambda: made.now)
 
@@ -136,13 +146,14 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def prepared(runner: Runner) -> Decision:
+    """Prepare the runner and return its decision."""
     runner.prepare()
     assert runner.decision is not None
     return runner.decision
 
 
 def answers_are_right(runner: Runner) -> None:
-    """No request of a trial is left, and others get the answers that they get alone."""
+    """Check that no request of a trial is left, and that requests get the answers that they get alone."""
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
     assert sum(int(buffer.count_nonzero()) for buffer in runner.caches.buffers) == 0
     assert runner.features.nbytes == 0
@@ -170,7 +181,8 @@ def answers_are_right(runner: Runner) -> None:
 def test_the_quicker_way_is_taken(
     model: Florence2Model, device: Device, change: dict[str, float], runs_beside: bool, why: str
 ) -> None:
-    """Whichever it is, answers are right afterwards, and after a reset, which tries nothing again."""
+    """The quicker way is chosen; answers are right afterwards, and after a reset, which does not repeat the
+    trial."""
     for name, value in change.items():
         setattr(device, name, value)
     stream = Beside(device)
@@ -188,7 +200,7 @@ def test_the_quicker_way_is_taken(
 
 @pytest.mark.slow
 def test_a_trial_is_bounded_in_work_and_in_time(model: Florence2Model, device: Device) -> None:
-    """Few steps and encodes however quick they are, and two repeats where they are slow."""
+    """A trial has a limited number of steps and encodes, and only two repeats if they are slow."""
     runner = runner_of(model, Beside(device))
     runner.prepare()
     for encode_s, repeats in ((1e-6, MOST_REPEATS), (ENCODE_S, MOST_REPEATS), (0.5, 2), (2.0, 2)):
@@ -206,7 +218,7 @@ def test_a_trial_is_bounded_in_work_and_in_time(model: Florence2Model, device: D
 def test_a_way_that_changes_a_number_is_not_taken(
     model: Florence2Model, device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What encodes beside steps write, and what steps beside encodes choose; one bit is enough."""
+    """Concurrent encodes are not chosen if one bit of a cache or of a step's result differs."""
     caplog.set_level("INFO")
     write, step = Caches.write_cross_kv, StepContext.step
 
@@ -237,7 +249,8 @@ def test_a_way_that_changes_a_number_is_not_taken(
 def test_a_trial_that_fails_decides_for_one_stream(
     model: Florence2Model, device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether memory is full, or work beside other work fails: one line says so, and requests are served."""
+    """A failed trial, such as one without enough memory, is one log line, and requests are served on one
+    stream."""
     caplog.set_level("INFO")
     step, errors = StepContext.step, [torch.OutOfMemoryError("full"), RuntimeError("launch failed")]
 
@@ -263,7 +276,8 @@ def test_a_trial_that_fails_decides_for_one_stream(
 def test_a_device_that_a_trial_breaks_is_told_with_the_setting(
     model: Florence2Model, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It can't be used in this process any more: the next one may leave the trial out."""
+    """If a trial breaks the device, the error names the setting with which the next process can leave the
+    trial out."""
     broken = RuntimeError("an illegal memory access was encountered")
     stream = Beside(device)
 
@@ -279,14 +293,14 @@ def test_a_device_that_a_trial_breaks_is_told_with_the_setting(
 
 @pytest.mark.parametrize(("slots", "room"), [(1, 40), (8, 3)])
 def test_an_engine_that_is_too_small_tries_nothing(model: Florence2Model, slots: int, room: int) -> None:
-    """One request has nothing beside it."""
+    """An engine too small for a step beside an encode has no trial."""
     runner = runner_of(model, TwoViews(), slots, room)
     assert prepared(runner) == Decision(False, "too few requests fit into a step and an encode")
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
 
 
-def test_what_is_set_is_not_tried(model: Florence2Model) -> None:
-    """On a CPU there is one way, whatever is set; `auto` is the default."""
+def test_a_set_choice_is_not_tried(model: Florence2Model) -> None:
+    """The settings `on` and `off` need no trial, and a CPU has only one way; `auto` is the default."""
     assert EngineConfig().encode_stream == EngineConfig.for_device("cuda").encode_stream == "auto"
     for choice in ("auto", "on", "off"):
         config = EngineConfig(encode_stream=choice)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Encodes write into the slots of their requests and nowhere else, whatever the padding of the batch."""
+"""Encodes write only into the slots of their requests, whatever the padding of the batch."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ UNTOUCHED = 7.0
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
+    """A tiny model."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
 
 class Watched(EagerCapturer):
-    """Keeps the results of captured work, which it replays once."""
+    """A capturer that keeps the results of captured work and replays it once."""
 
     def __init__(self) -> None:
         self.results: list[Sequence[Tensor]] = []
@@ -61,6 +62,7 @@ class Watched(EagerCapturer):
 
 
 def caches_of(model: Florence2Model) -> Caches:
+    """Caches filled with a known value."""
     text = model.config.text
     caches = Caches(SIZES, text.decoder, text.d_model, torch.device("cpu"), torch.float32)
     caches.cross_keys.fill_(UNTOUCHED)
@@ -69,12 +71,14 @@ def caches_of(model: Florence2Model) -> Caches:
 
 
 def prompts_of(lengths: Sequence[int]) -> list[tuple[int, ...]]:
+    """Prompts of these lengths."""
     return [tuple(range(10 + length, 10 + 2 * length)) for length in lengths]
 
 
 @torch.inference_mode()
 def test_a_captured_encode_fills_its_slots_as_the_plain_one_and_no_others(model: Florence2Model) -> None:
-    """Full and partly filled buckets by turns, so that padding rows have held other requests."""
+    """A captured encode writes the plain encode's values into its slots and nothing elsewhere, after full and
+    partly filled batches."""
     dice = np.random.default_rng(0)
     capturer = Watched()
     caches, expected = caches_of(model), caches_of(model)
@@ -101,11 +105,12 @@ def test_a_captured_encode_fills_its_slots_as_the_plain_one_and_no_others(model:
 
 
 def buffers(caches: Caches) -> tuple[Tensor, Tensor]:
+    """The caches' cross-attention keys and values."""
     return caches.cross_keys, caches.cross_values
 
 
 class Watching(DeviceMemory):
-    """Where the values of each copy came from."""
+    """Memory that records the source of each copy."""
 
     def __init__(self) -> None:
         self.sources: list[int] = []
@@ -121,7 +126,7 @@ class Watching(DeviceMemory):
 
 @torch.inference_mode()
 def test_pixels_go_from_where_they_were_read_to_the_device(model: Florence2Model) -> None:
-    """With no copy on the host: a reader's page-locked memory is what the device copies from."""
+    """Pixels are copied to the device directly from the reader's memory."""
     memory = Watching()
     captured = BucketEncodes(model, caches_of(model), memory, BUCKETS, EagerCapturer())
     captured.prepare(64, 64)
@@ -134,8 +139,8 @@ def test_pixels_go_from_where_they_were_read_to_the_device(model: Florence2Model
 
 @torch.inference_mode()
 def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2Model) -> None:
-    """Also of pictures of another size than the captured one. More than the largest bucket has are
-    refused."""
+    """A padded batch gives the plain batch's features, also for another picture size; more pictures than the
+    largest batch are refused."""
     captured = BucketEncodes(model, caches_of(model), DeviceMemory(), BUCKETS, EagerCapturer())
     captured.prepare(64, 64)
     for count, side in ((4, 64), (3, 64), (4, 32), (4, 64), (3, 64)):
@@ -147,6 +152,7 @@ def test_pictures_of_a_padded_batch_are_those_of_the_plain_one(model: Florence2M
 
 
 def request(seed: int) -> Request:
+    """A request with pixels and a prompt made from the seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     return Request(
         pixels, (0, *range(10 + seed, 14 + 3 * seed), 2), GenerationOptions(3, 12, 0, 3, True, 1.0)
@@ -155,11 +161,13 @@ def request(seed: int) -> Request:
 
 @pytest.fixture(params=[None, EagerCapturer()], ids=["plain", "captured"])
 def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
+    """A runner with plain or with captured work."""
     capturer: GraphCapturer | None = request.param
     return Runner(model, SLOTS, backend=Backend(capturer=capturer), picture_tokens=PICTURE_TOKENS)
 
 
 def check_alone(runner: Runner, asked: Sequence[Request]) -> None:
+    """Check that the requests get the answers that they get alone."""
     left = runner.encode(asked)
     while left:
         outcomes = dict(runner.step(left))
@@ -175,7 +183,8 @@ def check_alone(runner: Runner, asked: Sequence[Request]) -> None:
 def test_an_encode_that_fails_or_is_closed_frees_all_slots(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After any chunk; NaN that it has left there does not reach the next requests in these slots."""
+    """An encode that fails, or is closed after any chunk, frees all slots, and its NaN does not reach later
+    requests."""
     write = Caches.write_cross_kv
 
     def broken(self: Caches, slots: Tensor, cross: object) -> None:
@@ -205,8 +214,10 @@ def test_an_encode_that_fails_or_is_closed_frees_all_slots(
 @pytest.mark.slow
 @torch.inference_mode()
 def test_encodes_of_all_sizes_are_captured_before_the_first_request(model: Florence2Model) -> None:
-    """Largest first, since all share one memory pool; batches of any prompts are replayed from then on, also
-    after a reset."""
+    """All sizes of encodes are captured before the first request, largest first since they share memory.
+
+    Later batches of any prompts are replayed, also after a reset.
+    """
     capturer = Watched()
     backend = Backend(capturer=capturer)
     runner = Runner(
@@ -232,7 +243,7 @@ def test_encodes_of_all_sizes_are_captured_before_the_first_request(model: Flore
 
 
 def captured_steps(runner: Runner) -> int:
-    """Shapes of steps that are captured."""
+    """The number of captured shapes of steps."""
     steps = runner.buffers.steps
     assert isinstance(steps, BucketSteps)
     return len(steps.captured)

@@ -1,4 +1,4 @@
-"""Requests that end without an answer, one or all: each gets an outcome, and the device goes on."""
+"""Requests that end without an answer, one or all: each gets an outcome, and the device continues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from florence.runtime.futures import generate
     [(POISON_ENCODE, "failed on the device: RuntimeError"), (POISON_STEP, "not numbers")],
 )
 def test_a_fault_fails_its_request_alone(runner: FakeRunner, poison: int, message: str) -> None:
-    """Though it is encoded and decoded together with its neighbours."""
+    """A fault fails only its own request, although others are encoded and decoded with it."""
     engine = Engine(runner, config(max_batch_size=8))
     held = hold(engine, runner)
     good, bad, after = (generate(engine, request(number)) for number in (1, poison, 2))
@@ -41,6 +41,7 @@ def test_a_fault_fails_its_request_alone(runner: FakeRunner, poison: int, messag
 def test_a_step_that_fails_fails_those_in_it_and_the_engine_goes_on_with_new_buffers(
     engine: Engine, runner: FakeRunner
 ) -> None:
+    """A failed step fails its requests, and the engine continues with new buffers."""
     running = hold(engine, runner)
     waiting = generate(engine, request(2))
     old_places = runner.slots
@@ -49,7 +50,7 @@ def test_a_step_that_fails_fails_those_in_it_and_the_engine_goes_on_with_new_buf
         running.result(PATIENCE_S)
     runner.broken = False
     runner.gate.set()
-    with suppress(EngineError):  # it may have been in a step that failed, before the device came back
+    with suppress(EngineError):  # it may have joined a failed step before the device was restored
         waiting.result(PATIENCE_S)
     assert ask_until_ready(engine, 3).result(PATIENCE_S).token_ids[1] == 3
     assert runner.slots is not old_places
@@ -57,7 +58,7 @@ def test_a_step_that_fails_fails_those_in_it_and_the_engine_goes_on_with_new_buf
 
 
 def ask_until_ready(engine: Engine, number: int) -> Future[Generation]:
-    """A request, as soon as the engine takes one."""
+    """Send a request as soon as the engine accepts one."""
     taken: list[Future[Generation]] = []
 
     def ask() -> bool:
@@ -71,7 +72,7 @@ def ask_until_ready(engine: Engine, number: int) -> Future[Generation]:
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_an_engine_that_cannot_recover_fails_all_requests_and_says_so(runner: FakeRunner, lost: bool) -> None:
-    """The device is gone, or step after step fails: all futures get an error, and the supervisor a call."""
+    """If the device is lost, or step after step fails, all requests fail and `on_broken` is called."""
     called = threading.Event()
     limits = config(max_batch_size=1)
     engine = Engine(runner, limits, on_broken=called.set)
@@ -92,9 +93,8 @@ def test_an_engine_that_cannot_recover_fails_all_requests_and_says_so(runner: Fa
 def test_a_failed_request_is_let_go_though_its_error_is_kept(
     runner: FakeRunner, caplog: pytest.LogCaptureFixture, step: bool
 ) -> None:
-    """Its pixels, and what the device held for it; without Python's collector of cycles, which comes
-    seldom."""
-    caplog.set_level(logging.CRITICAL, "florence.engine.loop")  # the tests' log keeps tracebacks
+    """A failed request's memory is freed without the garbage collector, although its error is kept."""
+    caplog.set_level(logging.CRITICAL, "florence.engine.loop")  # pytest's log would keep tracebacks
     engine = Engine(runner, config())
     gc.collect()
     gc.disable()
@@ -114,6 +114,7 @@ def test_a_failed_request_is_let_go_though_its_error_is_kept(
 
 
 def test_on_broken_may_close_the_engine(runner: FakeRunner) -> None:
+    """`on_broken` may close the engine."""
     closed = threading.Event()
 
     def close() -> None:
@@ -130,7 +131,8 @@ def test_on_broken_may_close_the_engine(runner: FakeRunner) -> None:
 
 
 def test_encodes_that_always_fail_break_the_engine(runner: FakeRunner) -> None:
-    """Request after request: the engine is built anew, and anew, and then says that it is broken."""
+    """Encodes that always fail lead to a limited number of resets, and then the engine reports that it is
+    broken."""
     called = threading.Event()
     engine = Engine(runner, config(), on_broken=called.set)
     runner.blind = True
@@ -148,7 +150,7 @@ def test_encodes_that_always_fail_break_the_engine(runner: FakeRunner) -> None:
 
 
 def test_bad_requests_between_good_ones_leave_the_engine_alone(runner: FakeRunner) -> None:
-    """However many: the buffers stay, and other requests are answered."""
+    """Any number of bad requests between good ones cause no reset."""
     engine = Engine(runner, config())
     for _ in range(MAX_FAULTS**2):
         for _ in range(MAX_FAULTS - 1):
@@ -160,7 +162,7 @@ def test_bad_requests_between_good_ones_leave_the_engine_alone(runner: FakeRunne
 
 
 def test_a_bad_request_does_not_hold_up_those_that_are_decoded(runner: FakeRunner) -> None:
-    """The requests of its encode batch are encoded one by one, with decode steps between."""
+    """After a failed encode its requests are encoded one by one, with decode steps between them."""
     limits = config(max_batch_size=8, max_encode_batch=8, encode_budget_ms=0.1)
     runner.parts, runner.part_s = 2, 1.0
     engine = Engine(runner, limits, clock=runner.clock)
@@ -181,7 +183,8 @@ def test_a_bad_request_does_not_hold_up_those_that_are_decoded(runner: FakeRunne
 
 
 def test_one_of_a_batch_that_expires_while_it_is_encoded_fails_at_once(runner: FakeRunner) -> None:
-    """Though the encode of the others goes on; and it never takes a slot."""
+    """A request that expires during its encode fails at once and never takes a slot, while the others' encode
+    continues."""
     limits = config(max_batch_size=8, max_encode_batch=8)
     engine = Engine(runner, limits, clock=runner.clock)
     held = hold(engine, runner)
@@ -193,7 +196,7 @@ def test_one_of_a_batch_that_expires_while_it_is_encoded_fails_at_once(runner: F
     with pytest.raises(DeadlineExceeded):
         late.result(PATIENCE_S)
     assert not other.done()
-    assert runner.order == [0]  # the encode has not come to its end
+    assert runner.order == [0]  # the encode has not finished
     runner.permits.release(9)
     runner.gate.set()
     assert [future.result(PATIENCE_S).token_ids[1] for future in (held, other)] == [0, 2]
@@ -202,7 +205,7 @@ def test_one_of_a_batch_that_expires_while_it_is_encoded_fails_at_once(runner: F
 
 
 class BrokenObserver(Observer):
-    """Fails at the first encode."""
+    """An observer that fails at the first encode."""
 
     def encoded(self, requests: int, pictures: int, seconds: float) -> None:
         raise RuntimeError("no more numbers")
@@ -212,7 +215,7 @@ class BrokenObserver(Observer):
 def test_an_engine_that_ends_unforeseen_says_why_and_fails_all_requests(
     runner: FakeRunner, cause: str
 ) -> None:
-    """Whether it could not begin, or something failed that never should, between one list and the next."""
+    """An engine that can't start, or fails unexpectedly, fails all requests with the cause."""
     called = threading.Event()
     runner.lost = cause == "the device is gone"
     engine = Engine(runner, config(), observer=BrokenObserver(), on_broken=called.set)
@@ -225,7 +228,8 @@ def test_an_engine_that_ends_unforeseen_says_why_and_fails_all_requests(
 
 
 def test_cancelling_frees_the_device(engine: Engine, runner: FakeRunner) -> None:
-    """Both the running request and one that waits; the gate stays shut, only the cancel can end the first."""
+    """Cancelling ends the running request and a waiting one; the gate stays shut, so only the cancellation
+    can end the first."""
     running = hold(engine, runner)
     waiting, after = generate(engine, request(1)), generate(engine, request(2))
     assert waiting.cancel()
@@ -236,7 +240,7 @@ def test_cancelling_frees_the_device(engine: Engine, runner: FakeRunner) -> None
 
 
 def test_a_request_that_waits_and_is_cancelled_leaves_the_queue(engine: Engine, runner: FakeRunner) -> None:
-    """A full queue takes another one then, though none of those that run has ended."""
+    """A cancelled waiting request leaves the queue at once, so a full queue accepts another."""
     hold(engine, runner)
     waiting = [generate(engine, request(number)) for number in range(4)]
     with pytest.raises(Overloaded):
@@ -249,7 +253,7 @@ def test_a_request_that_waits_and_is_cancelled_leaves_the_queue(engine: Engine, 
 
 
 class BlockingObserver(Observer):
-    """Holds up the engine where it reports its load."""
+    """An observer that stops the engine where it reports its load."""
 
     def __init__(self) -> None:
         self.blocking, self.blocked, self.released = (threading.Event() for _ in range(3))
@@ -261,7 +265,8 @@ class BlockingObserver(Observer):
 
 
 def test_cancelling_waits_for_no_lock_of_the_engine(runner: FakeRunner) -> None:
-    """The thread that cancels may hold locks that the engine's thread wants."""
+    """Cancelling waits for no lock of the engine, since the caller may hold locks that the engine's thread
+    needs."""
     observer = BlockingObserver()
     engine = Engine(runner, config(max_batch_size=1), observer=observer)
     held = hold(engine, runner)
@@ -279,6 +284,7 @@ def test_cancelling_waits_for_no_lock_of_the_engine(runner: FakeRunner) -> None:
 
 
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(engine: Engine, runner: FakeRunner) -> None:
+    """A deadline ends a running request and a waiting one."""
     runner.gate.clear()
     futures = [generate(engine, request(number, deadline=1.0)) for number in (1, 2)]
     wait_until(lambda: engine.snapshot() == EngineSnapshot(waiting=1, encoding=0, decoding=1))
@@ -289,6 +295,7 @@ def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(engine: Engine, 
 
 
 def test_closing_finishes_what_came_and_takes_no_more(engine: Engine, runner: FakeRunner) -> None:
+    """Closing finishes the accepted requests and refuses new ones."""
     first = hold(engine, runner)
     rest = [generate(engine, request(number)) for number in (1, 2)]
     closer = threading.Thread(target=engine.close)
@@ -302,7 +309,7 @@ def test_closing_finishes_what_came_and_takes_no_more(engine: Engine, runner: Fa
 
 
 def test_closing_with_a_time_limit_fails_what_is_left(engine: Engine, runner: FakeRunner) -> None:
-    """The gate never opens: the running request and the waiting ones get `Closed`, and close returns."""
+    """Closing with a time limit fails the remaining requests with `Closed`, although the gate never opens."""
     futures = [hold(engine, runner), generate(engine, request(1))]
     engine.close(drain_s=0.05)
     done, _ = wait(futures, PATIENCE_S)

@@ -1,4 +1,5 @@
-"""The whole engine is exact: whatever else comes, ends, or is encoded, each answer is the one given alone."""
+"""The whole engine is exact: each answer equals the one given alone, whatever other requests come, end or are
+encoded."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ from florence.model.kernels.cpu.openmp import available
 
 SLOTS, ROOM, LONGEST_PROMPT, PICTURE_TOKENS = 6, 24, 32, 5
 PICTURES, REMEMBERED = 6, 3
-"""Pictures that are asked about, and that there is memory for: some are encoded again."""
+"""The number of pictures, and of those that fit into the cache: some are encoded again."""
 EOS_BIAS = 3.0
 PHASES = (Phase.WAITING, Phase.ENCODING, Phase.DECODING)
 ENDINGS = {FinishReason.STOP, FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.DEADLINE}
@@ -47,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request, and what the plain search gives for it alone."""
+    """A request, and the plain search's result for it alone."""
 
     request: Request
     alone: Hypothesis
@@ -55,7 +56,7 @@ class Ask:
 
 @dataclass(eq=False, slots=True)
 class Sent:
-    """An ask that was sent, its state in the engine, the tokens it got on the way, and its outcomes."""
+    """A sent request: its state in the engine, its streamed tokens and its outcomes."""
 
     ask: Ask
     sequence: SequenceState = field(init=False)
@@ -64,13 +65,13 @@ class Sent:
     done: threading.Event = field(default_factory=threading.Event)
 
     def take(self, outcome: Generation | FlorenceError) -> None:
-        """Its `on_done`."""
+        """Record an outcome; this is the request's `on_done`."""
         self.outcomes.append(outcome)
         self.done.set()
 
 
 def random_request(dice: random.Random) -> Request:
-    """Any of six pictures, any prompt, number of beams, length, and settings."""
+    """A request with one of six pictures, and a random prompt, number of beams, length and options."""
     least = dice.choice([0, 0, 7])
     beams = dice.choice([1, 1, dice.randint(2, 8), dice.randint(2, 8), dice.randint(2, 8)])
     sampled = beams == 1 and dice.random() < 0.7
@@ -95,7 +96,7 @@ def random_request(dice: random.Random) -> Request:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
-    """Sequences end at their limit, or before it."""
+    """A tiny model whose sequences end at their limit or before it."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     model = load_float32(directory, make_native(directory).config.text_config.vocab_size)
     model.language.final_logits_bias[0, model.config.text.eos_id] = EOS_BIAS
@@ -105,6 +106,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
 
 @pytest.fixture(scope="module")
 def asks(model: Florence2Model) -> list[Ask]:
+    """Sixty random requests with their results alone."""
     rules, dice = Runner(model, 1).rules, random.Random(0)
     with torch.inference_mode():
         requests = [random_request(dice) for _ in range(60)]
@@ -113,8 +115,8 @@ def asks(model: Florence2Model) -> list[Ask]:
 
 @pytest.fixture(params=["kernel", "dense", "buckets"])
 def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
-    """Each way to lay out a step: by the CPU's kernel, masked, or as a GPU would, in fixed shapes whose
-    results come a step late."""
+    """A runner for each layout of a step: the CPU's kernel, masked, or a GPU's fixed shapes with results one
+    step late."""
     make = partial(Runner, model, SLOTS, decoder_room=ROOM)
     make = partial(make, picture_tokens=PICTURE_TOKENS, feature_bytes=REMEMBERED * picture_bytes(model))
     if request.param == "dense":
@@ -127,13 +129,13 @@ def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
 
 
 def picture_bytes(model: Florence2Model) -> int:
-    """What the tower sees in one picture."""
+    """The bytes of one picture's features."""
     return PICTURE_TOKENS * model.config.text.d_model * model.language.shared.weight.element_size()
 
 
 class Ticks:
-    """A clock that goes on by one at each reading: the engine's budgets and deadlines are then the same
-    however fast the machine is."""
+    """A clock that advances by one at each reading, so budgets and deadlines do not depend on the machine's
+    speed."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -145,10 +147,9 @@ class Ticks:
 
 @dataclass
 class Crowd(Observer):
-    """Clients that come and go on the engine's own thread, at its turns: a seed decides all that happens.
+    """Clients that come and leave in the engine's own thread; a seed decides all events.
 
-    `phases`: where requests were when they were cancelled. `interleaved`: steps taken
-    between two parts of an encode.
+    `phases`: of requests when they were cancelled. `interleaved`: steps between two parts of an encode.
     """
 
     dice: random.Random
@@ -186,11 +187,11 @@ class Crowd(Observer):
 
     @property
     def is_over(self) -> bool:
-        """Whether all have come, and have their outcomes."""
+        """True if all requests were sent and have their outcomes."""
         return not self.coming and all(sent.sequence.phase is Phase.DONE for sent in self.sent)
 
     def _leave(self) -> None:
-        """Now and then cancel a request that has no outcome yet."""
+        """At times, cancel a request that has no outcome yet."""
         if self.dice.random() < 0.08:
             phase = self.dice.choice(PHASES)
             there = [sent.sequence for sent in self.sent if sent.sequence.phase is phase]
@@ -201,6 +202,7 @@ class Crowd(Observer):
 
 
 def send(engine: Engine, ask: Ask, deadline: float | None = None) -> Sent:
+    """Send a request to the engine."""
     sent = Sent(ask)
     request = replace(ask.request, deadline=deadline, on_token=sent.tokens.append)
     sent.sequence = engine.submit(request, sent.take)
@@ -208,11 +210,12 @@ def send(engine: Engine, ask: Ask, deadline: float | None = None) -> Sent:
 
 
 def sum_of(counters: Iterable[Counter[T]]) -> Counter[T]:
+    """The sum of counters."""
     return sum(counters, Counter())
 
 
 def sized(most: int, budget_s: float) -> EngineConfig:
-    """`most` pictures in an encode."""
+    """A configuration with at most `most` pictures in an encode."""
     return EngineConfig(
         max_batch_size=SLOTS,
         max_encode_batch=most,
@@ -225,12 +228,15 @@ def sized(most: int, budget_s: float) -> EngineConfig:
 def start(
     runner: Runner, config: EngineConfig, observer: Observer | None = None, clock: Ticks | None = None
 ) -> Engine:
+    """Start an engine."""
     return Engine(runner, config, observer=observer, clock=clock or time.monotonic)
 
 
 def check(sent: Sent) -> FinishReason:
-    """It has one outcome; an answer is the one given alone, with each token of a search with one beam given
-    once on the way."""
+    """Check that the request has one outcome, and that an answer equals the one given alone.
+
+    A search with one beam also streams each of its tokens once.
+    """
     (answer,), alone = sent.outcomes, sent.ask.alone
     if isinstance(answer, ClientLeft):
         assert sent.sequence.cancelled
@@ -247,7 +253,7 @@ def check(sent: Sent) -> FinishReason:
 
 
 def check_empty(engine: Engine, runner: Runner) -> None:
-    """No request is left anywhere, and nothing that could spoil the next one."""
+    """Check that no request is left, and that all caches are finite."""
     runner.slots.check([], runner.sizes.slots, runner.sizes.rows)
     assert engine.snapshot() == EngineSnapshot(0, 0, 0)
     assert all(buffer.isfinite().all() for buffer in runner.caches.buffers)
@@ -255,11 +261,12 @@ def check_empty(engine: Engine, runner: Runner) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("budget", "most"), [(2, 1), (6, 4)])
-def test_whatever_comes_and_goes_each_answer_is_the_one_given_alone(
-    runner: Runner, asks: list[Ask], budget: int, most: int
-) -> None:
-    """Random arrivals, pictures, prompts, beams, lengths, cancels and deadlines; encoded one by one with a
-    step after each part, or together with a step after each two."""
+def test_each_answer_is_the_one_given_alone(runner: Runner, asks: list[Ask], budget: int, most: int) -> None:
+    """With random arrivals, requests, cancellations and deadlines, each answer equals the one given alone.
+
+    Requests are encoded one by one with a step after each part, or together with a step after every two
+    parts.
+    """
     clock = Ticks()
     crowds = []
     for seed in range(2):
@@ -273,20 +280,24 @@ def test_whatever_comes_and_goes_each_answer_is_the_one_given_alone(
         assert endings == crowd.endings
         assert endings.total() == len(asks)
         crowds.append(crowd)
-    # All that is meant to happen did.
+    # Every intended event has happened.
     assert sum_of(crowd.endings for crowd in crowds).keys() == ENDINGS
     assert sum_of(crowd.phases for crowd in crowds).keys() == set(PHASES)
     encodes = sum_of(crowd.encodes for crowd in crowds)
     assert (max(encodes) > 1) is (most > 1)
     assert sum(crowd.interleaved for crowd in crowds) > 20
-    assert PICTURES < runner.features.misses < encodes.total()  # some were forgotten, others were not
+    assert PICTURES < runner.features.misses < encodes.total()  # some came from the cache
 
 
 @pytest.mark.slow
 def test_clients_in_threads_of_their_own_get_what_they_would_get_alone(
     runner: Runner, asks: list[Ask]
 ) -> None:
-    """Each asks again when it has its answer, or has cancelled; with next to no budget for encodes."""
+    """Clients in separate threads, each sending the next request after an answer or a cancellation, get the
+    answers given alone.
+
+    The budget for encodes is nearly zero.
+    """
     engine = start(runner, sized(2, 1e-4))
 
     def client(number: int) -> list[Sent]:

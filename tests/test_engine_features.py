@@ -1,4 +1,4 @@
-"""A picture is encoded once while it is cached, and the cache stays bounded."""
+"""A picture is encoded once while it is cached, and the cache is bounded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from florence.engine.device.encode.features import FeatureCache
 
 @dataclass(frozen=True)
 class Features:
+    """Fake features of a picture."""
+
     of: int
     nbytes: int = 10
 
 
 class Tower:
+    """A fake tower that records the pictures it encodes."""
+
     def __init__(self) -> None:
         self.seen: list[int] = []
 
@@ -24,7 +28,7 @@ class Tower:
 
 
 def encode(cache: FeatureCache, tower: Tower, pictures: list[int]) -> list[int]:
-    """What the engine does: find, encode what is new, keep it."""
+    """Find the cached pictures, encode the new ones and keep them, as the engine does."""
     digests = {picture: str(picture).encode() for picture in pictures}
     found = cache.find([digests[picture] for picture in pictures])
     new = [picture for picture in digests if digests[picture] not in found]
@@ -35,7 +39,7 @@ def encode(cache: FeatureCache, tower: Tower, pictures: list[int]) -> list[int]:
 
 
 def test_a_repeated_picture_is_encoded_once() -> None:
-    """In the same batch and in later ones."""
+    """A picture is encoded once, in one batch and over several."""
     cache, tower = FeatureCache(100), Tower()
     assert encode(cache, tower, [1, 2, 1]) == [1, 2, 1]
     assert encode(cache, tower, [2, 3]) == [2, 3]
@@ -44,7 +48,7 @@ def test_a_repeated_picture_is_encoded_once() -> None:
 
 
 def test_the_least_recently_used_are_dropped_first() -> None:
-    """A picture that was found counts as used."""
+    """The least recently used picture is dropped first, and a found picture counts as used."""
     cache, tower = FeatureCache(30), Tower()
     encode(cache, tower, [1, 2, 3])
     encode(cache, tower, [1])
@@ -56,7 +60,8 @@ def test_the_least_recently_used_are_dropped_first() -> None:
 
 
 def test_features_are_right_and_bytes_bounded_for_random_pictures() -> None:
-    """Also for batches larger than the cache, and for a cache of zero bytes."""
+    """Features are right and the bytes bounded, also for batches larger than the cache and for a cache of
+    zero bytes."""
     dice = random.Random(3)
     for limit in (0, 10, 70):
         cache, tower = FeatureCache(limit), Tower()

@@ -1,4 +1,4 @@
-"""Any request fits one of a few shapes, and captured work gives the same results as plain work."""
+"""Any request fits one of a few shapes, and captured work gives the results of plain work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from florence.engine.device.capture.graphs import EagerCapturer
 def test_sizes_ascend_to_the_largest_and_waste_less_than_half(
     first: int, last: int, halves: int | None
 ) -> None:
-    """Each is at most twice the one before."""
+    """Sizes ascend to the largest, and each is at most twice the one before."""
     sizes = doubling(first, last, halves=halves)
     assert list(sizes) == sorted(set(sizes))
     assert sizes[-1] == last
@@ -28,7 +28,7 @@ def test_sizes_ascend_to_the_largest_and_waste_less_than_half(
 
 @given(st.sets(st.integers(1, 5000), min_size=1), st.data())
 def test_a_size_is_rounded_up_to_the_next_bucket(sizes: set[int], data: st.DataObject) -> None:
-    """A bucket's own size stays as it is, and no bucket is between a size and its bucket."""
+    """A size is rounded up to the next bucket, and a bucket's own size is unchanged."""
     ascending = sorted(sizes)
     size = data.draw(st.integers(1, ascending[-1]))
     rounded = round_up(size, ascending)
@@ -47,12 +47,14 @@ LARGE: dict[str, int] = {
     "encoder_room": 1024,
     "pictures": 16,
 }
-"""Large's sizes on a GPU."""
+"""The sizes of Florence-2-large on a GPU."""
 
 
 def test_few_shapes_hold_all_requests_to_large() -> None:
-    """All graphs of steps and encodes; encoder lengths are multiples of 64, and a usual prompt reads no more
-    than it needs."""
+    """At most 136 graphs hold all requests to Florence-2-large.
+
+    Encoder lengths are multiples of 64, and a usual prompt reads no more than it needs.
+    """
     buckets = Buckets.of(**LARGE)
     graphs = len(buckets.steps) + len(buckets.pictures) * (1 + len(buckets.prompts))
     assert graphs <= 136
@@ -74,7 +76,7 @@ def test_few_shapes_hold_all_requests_to_large() -> None:
 def test_any_step_fits_a_shape_and_none_that_costs_less(
     slots: int, beams: int, room: int, picture_tokens: int, prompt: int, data: st.DataObject
 ) -> None:
-    """Whatever the engine's sizes and the requests in it; the shape lies within the caches."""
+    """Any step fits a shape within the caches, and no cheaper shape covers it."""
     rows, encoder_room = max(8, slots * beams), picture_tokens + prompt
     buckets = Buckets.of(
         slots=slots,
@@ -107,11 +109,12 @@ def test_any_step_fits_a_shape_and_none_that_costs_less(
 
 
 def encoder_lengths(buckets: Buckets) -> set[int]:
+    """The encoder lengths of the shapes."""
     return {key.shape.encoder_length for key in buckets.steps}
 
 
 def test_captured_work_reads_its_buffers_at_each_replay() -> None:
-    """And writes its results to the same tensors."""
+    """Captured work reads its buffers at each replay and writes its results to the same tensors."""
     buffer, dice = torch.zeros(3), random.Random(0)
     replay, results = EagerCapturer().capture(lambda: [buffer * 2])
     kept = None

@@ -1,4 +1,4 @@
-"""How many kernels a GPU would launch for a step and an encode, counted on fake tensors: what was won stays.
+"""Upper limits for the kernels that a GPU would launch for a step and an encode, counted on fake tensors.
 
 The numbers of layers are those of Florence-2-large; sizes are small, but each stage has several windows.
 """
@@ -16,6 +16,8 @@ from absent_gpu import AbsentMemory, move
 from kernel_count import KernelCount
 from tiny import make_native
 from torch import Tensor
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from florence.checkpoint.config import read_config
@@ -36,24 +38,27 @@ LAYERS = {"decoder_layers": 12, "encoder_layers": 12}
 
 
 class Counting:
-    """Counts the kernels of each work that is captured, in their order."""
+    """A capturer that counts the kernels of each captured work, in order."""
 
     def __init__(self) -> None:
         self.counts: list[Counter[str]] = []
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """Run the work once and record its kernels."""
         with torch.inference_mode(False), torch.no_grad(), KernelCount() as counted:
             results = work()
         self.counts.append(counted.kernels)
         return lambda: None, results
 
     def reset(self) -> None:
+        """Do nothing."""
         pass
 
 
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
-    """Of a step of three beams without and with requests of one beam, and of the two parts of an encode."""
+    """The kernels of a step of three beams, of one that includes single-beam requests, and of both parts of
+    an encode."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     make_native(directory, text_config=LAYERS, vision_config={"depths": [1, 1, 9, 1]})
     config = read_config(directory)
@@ -86,8 +91,11 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
 
 @pytest.mark.slow
 def test_a_step_launches_few_kernels(counts: dict[str, Counter[str]]) -> None:
-    """One product for queries, keys and values of each layer, one conversion of masks for all; tensors are
-    filled for none but the masks and what grows; one log-sum-exp where all are beam searches."""
+    """A step launches at most 992 kernels.
+
+    Each layer has one product for queries, keys and values; masks are converted once for all; a batch of beam
+    searches needs one log-sum-exp.
+    """
     step, with_one = counts["step"], counts["step with one beam"]
     assert step.total() <= 992
     assert step["addmm"] == 12 * 6
@@ -95,15 +103,15 @@ def test_a_step_launches_few_kernels(counts: dict[str, Counter[str]]) -> None:
     assert step["attention's mask"] == step["masked_fill"] == 0
     assert step["scalar_tensor"] <= 1
     assert step["logsumexp"] == with_one["logsumexp"] / 2
-    assert step["topk"] == 2  # of logits, and of candidates: none to compute scores again
+    assert step["topk"] == 2  # one of logits and one of candidates; scores are not computed again
 
 
 def test_an_encode_launches_few_kernels(counts: dict[str, Counter[str]]) -> None:
-    """The mask is converted once, and the projections of an attention are one product."""
+    """An encode converts its mask once, and an attention's projections are one product."""
     encoder = counts["encoder"]
     assert encoder["attention"] == 12
     assert encoder["attention's mask"] == 0
     assert encoder["addmm"] == 12 * 4 + 12
     assert encoder.total() <= 164
     assert counts["tower"].total() <= 477
-    assert counts["tower"]["lt"] == 0  # denormal numbers are a CPU's concern
+    assert counts["tower"]["lt"] == 0  # only a CPU needs the check for denormal numbers

@@ -18,6 +18,7 @@ from florence.runtime.futures import generate
 
 
 def test_requests_are_answered_in_the_order_of_arrival(engine: Engine, runner: FakeRunner) -> None:
+    """Requests are answered in the order of arrival."""
     first = hold(engine, runner)
     futures = [generate(engine, request(number)) for number in (1, 2, 3, 4)]
     runner.gate.set()
@@ -27,6 +28,7 @@ def test_requests_are_answered_in_the_order_of_arrival(engine: Engine, runner: F
 
 
 def test_one_request_too_many_is_refused_with_a_time_to_retry(engine: Engine, runner: FakeRunner) -> None:
+    """A request beyond the queue's limit is refused with a time to retry."""
     hold(engine, runner)
     taken = [generate(engine, request(number)) for number in range(4)]
     with pytest.raises(Overloaded, match="4 requests are waiting") as error:
@@ -37,15 +39,15 @@ def test_one_request_too_many_is_refused_with_a_time_to_retry(engine: Engine, ru
 
 
 def test_a_wait_that_would_be_too_long_is_refused_at_once(runner: FakeRunner) -> None:
-    """With the time to come back; the limit is on the time of waiting, not on the number of requests."""
+    """A request whose estimated wait exceeds the limit is refused at once with a time to retry."""
     limits = config(max_batch_size=1, max_latency_ms=1000)
     engine = Engine(runner, limits, clock=runner.clock)
-    first = generate(engine, request(1))  # nothing is known yet: it is taken
+    first = generate(engine, request(1))  # there is no estimate yet, so it is accepted
     first.result(PATIENCE_S)
     hold(engine, runner)
     steps = len(runner.events)
-    wait_until(lambda: len(runner.events) > steps + 1)  # so that the estimate's time runs
-    runner.clock.now += 5.0  # so long takes a request here
+    wait_until(lambda: len(runner.events) > steps + 1)  # the estimate has begun
+    runner.clock.now += 5.0  # the duration of a request
     runner.gate.set()
     generate(engine, request(2)).result(PATIENCE_S)
     hold(engine, runner)
@@ -57,7 +59,7 @@ def test_a_wait_that_would_be_too_long_is_refused_at_once(runner: FakeRunner) ->
 
 
 def test_what_encoding_takes_counts_for_the_wait(runner: FakeRunner) -> None:
-    """Also where each request comes after the answer before it, so that nothing else tells what one costs."""
+    """Encoding counts for the estimated wait, even if requests come one after the other."""
     runner.parts, runner.part_s = 4, 0.05
     limits = config(max_batch_size=1, max_latency_ms=1000)
     engine = Engine(runner, limits, clock=runner.clock)
@@ -65,12 +67,12 @@ def test_what_encoding_takes_counts_for_the_wait(runner: FakeRunner) -> None:
         generate(engine, request(number)).result(PATIENCE_S)
     engine.check_load(2)
     with pytest.raises(Overloaded, match=r"would wait for"):
-        engine.check_load(20)  # of 0.15 s each
+        engine.check_load(20)  # 0.15 s each
     engine.close()
 
 
 def test_an_encode_in_parts_lets_the_others_decode_between_them(runner: FakeRunner) -> None:
-    """With no budget at all there is a step after each part."""
+    """With hardly any budget there is a decode step after each part of an encode."""
     runner.parts, runner.part_s = 4, 0.01
     limits = config(max_batch_size=8, max_encode_batch=1, encode_budget_ms=0.1)
     engine = Engine(runner, limits, clock=runner.clock)
@@ -87,6 +89,7 @@ def test_an_encode_in_parts_lets_the_others_decode_between_them(runner: FakeRunn
 
 
 def test_an_encode_whose_requests_are_all_cancelled_is_broken_off(runner: FakeRunner) -> None:
+    """An encode whose requests are all cancelled is stopped."""
     runner.parts, runner.permits = 1000, threading.Semaphore(0)
     engine = Engine(runner, config(), clock=runner.clock)
     future = generate(engine, request(1))
@@ -100,6 +103,7 @@ def test_an_encode_whose_requests_are_all_cancelled_is_broken_off(runner: FakeRu
 
 
 def test_every_request_is_reported_to_the_observer_once_with_its_end(runner: FakeRunner) -> None:
+    """Every request is reported to the observer once, with its ending."""
     observer = CountingObserver()
     limits = config(max_batch_size=1, max_queue=3)
     engine = Engine(runner, limits, observer=observer, clock=runner.clock)
@@ -127,7 +131,8 @@ def test_every_request_is_reported_to_the_observer_once_with_its_end(runner: Fak
 def test_a_request_is_in_one_of_the_gauges_from_its_arrival_to_its_end(
     runner: FakeRunner, third: int
 ) -> None:
-    """Also while it is encoded, in a batch, or alone because the batch failed."""
+    """A request is counted in exactly one gauge from its arrival to its end, even if it is encoded alone
+    after a failed batch."""
     observer, all_came = CountingObserver(), threading.Event()
     runner.before = all_came.wait
     runner.gate.clear()
@@ -142,12 +147,14 @@ def test_a_request_is_in_one_of_the_gauges_from_its_arrival_to_its_end(
     engine.close()
     sums = [sum(load) for load in observer.loads]
     assert sums[0] == 5
-    assert sums == sorted(sums, reverse=True)  # a request that goes from one to another is never in none
+    assert sums == sorted(sums, reverse=True)  # a request that changes gauges is always in one
     assert (1, 4, 0) in observer.loads
     assert observer.loads[-1] == (0, 0, 0)
 
 
 class CountingObserver(Observer):
+    """An observer that records loads and counts endings."""
+
     def __init__(self) -> None:
         self.endings: Counter[FinishReason] = Counter()
         self.loads: list[tuple[int, int, int]] = []
@@ -160,7 +167,7 @@ class CountingObserver(Observer):
 
 
 def test_requests_share_steps_and_do_not_wait_for_each_other(runner: FakeRunner) -> None:
-    """Those that come while one is decoded join it, and all end in the same step."""
+    """Requests that arrive while another is decoded join it, and all end in the same step."""
     engine = Engine(runner, config(max_batch_size=8, max_encode_batch=8))
     futures = [hold(engine, runner), *(generate(engine, request(number)) for number in (1, 2, 3))]
     wait_until(lambda: len(runner.order) >= 4)
@@ -171,6 +178,7 @@ def test_requests_share_steps_and_do_not_wait_for_each_other(runner: FakeRunner)
 
 
 def test_what_does_not_fit_the_model_is_refused_at_once(engine: Engine) -> None:
+    """A prompt or an answer that is too long for the model is refused at once."""
     with pytest.raises(RequestError, match=r"11 tokens .* at most 10 fit"):
         generate(engine, request(prompt_ids=tuple(range(11))))
     with pytest.raises(RequestError, match="max_new_tokens is 101"):

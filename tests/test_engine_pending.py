@@ -1,4 +1,4 @@
-"""Which requests were cancelled or expired: found as by looking at each of them, without looking at each."""
+"""Cancelled and expired requests are found without a look at every request."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from florence.errors import Closed
 
 
 def sequence(deadline: float | None = None) -> SequenceState:
+    """A sequence with this deadline."""
     return SequenceState(request(1, deadline=deadline))
 
 
 def test_a_look_finds_what_looking_at_each_request_would() -> None:
-    """Thousands of turns in which requests come, are cancelled, end, and expire, at random."""
+    """In random turns, the found requests are those that a look at each of them finds."""
     dice, clock = random.Random(3), Clock()
     pending, waiting = Pending(clock, Observer()), set[SequenceState]()
     found = 0
@@ -50,7 +51,8 @@ def test_a_look_finds_what_looking_at_each_request_would() -> None:
 
 
 def test_while_none_is_cancelled_or_expires_none_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many wait; one scan when a deadline has passed, and then none until the next one has."""
+    """No request is looked at while none is cancelled or expires, and one scan follows each expired
+    deadline."""
     looks = 0
 
     def deadline(self: SequenceState) -> float:
@@ -83,8 +85,8 @@ def test_while_none_is_cancelled_or_expires_none_is_looked_at(monkeypatch: pytes
 @pytest.mark.slow
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_request_that_has_its_outcome_is_not_kept(cancelled: bool) -> None:
-    """Not until Python's collector of cycles comes, which is seldom, and pictures are large; nor until the
-    next look, which an idle engine does not take."""
+    """A request is freed as soon as it has its outcome, without the garbage collector or a further turn of
+    the engine."""
     gc.collect()
     gc.disable()
     try:

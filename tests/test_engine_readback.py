@@ -1,4 +1,4 @@
-"""A readback gives the host what a step decided, also when its copies arrive late."""
+"""A readback gives the host the decisions of a step, even if its copies arrive late."""
 
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ ROOM, SLOTS = 12, 6
 
 
 def request(seed: int, most: int = 10, least: int = 0) -> Request:
+    """A request with pixels and a prompt made from the seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     return Request(pixels, (0, 10 + seed, 2), GenerationOptions(3, most, least, 3, True, 1.0))
 
 
 def sequence(slot: int) -> SequenceState:
+    """A sequence in this slot."""
     return SequenceState(request(0), slot=Slot(slot, (slot,)))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_hypotheses_are_the_best_ones_and_of_equals_the_newest(seed: int) -> None:
-    """Compared with the same choice in plain Python, slot by slot."""
+    """The chosen hypotheses are the best, and the newest of equal ones, as in plain Python."""
     dice = random.Random(seed)
     state = SearchState(SLOTS, ROOM, RULES, torch.device("cpu"))
     state.finished_sequences.random_(0, 51_289)
@@ -73,7 +75,7 @@ def test_hypotheses_are_the_best_ones_and_of_equals_the_newest(seed: int) -> Non
 
 
 def test_a_readback_holds_the_values_of_its_step() -> None:
-    """Though the next step overwrites them, and the next request gets the slot."""
+    """A readback keeps the values of its step, although the next step and request overwrite the buffers."""
     state = SearchState(SLOTS, ROOM, RULES, torch.device("cpu"))
     state.finished_count.fill_(1)
     state.finished_lengths.fill_(3)
@@ -90,9 +92,9 @@ def test_a_readback_holds_the_values_of_its_step() -> None:
 
 
 class DistantMemory(DeviceMemory):
-    """Copies to the host arrive only when they are waited for.
+    """Memory whose copies to the host arrive only when they are waited for.
 
-    `waits`: for each wait, the step whose readback it was for, and the number of steps taken by then.
+    `waits`: for each wait, the step of its readback and the number of steps taken by then.
     """
 
     def __init__(self) -> None:
@@ -101,7 +103,7 @@ class DistantMemory(DeviceMemory):
 
     def download(self, values: Tensor) -> Download:
         arriving, sent = torch.full_like(values, 99), values.clone()
-        if values.dtype is torch.int64:  # the statuses and tokens of a step; hypotheses are float64
+        if values.dtype is torch.int64:  # a step's statuses and tokens; hypotheses are float64
             self.steps += 1
         step = self.steps
 
@@ -117,8 +119,11 @@ class DistantMemory(DeviceMemory):
 def test_a_delayed_step_waits_once_for_the_previous_step_however_many_requests_end(
     tmp_path: Path,
 ) -> None:
-    """Some requests end together, some are cancelled between their end and their answer, the last run alone.
-    The answers are those given alone, and all slots are freed."""
+    """A delayed step waits once for the previous step's readback, however many requests end.
+
+    Answers equal those given alone, and all slots are freed, also for requests cancelled between end and
+    answer.
+    """
     model = load_float32(tmp_path, make_native(tmp_path).config.text_config.vocab_size)
     memory = DistantMemory()
     backend = Backend(memory=memory, capturer=EagerCapturer(), delayed_readback=True)
@@ -134,7 +139,7 @@ def test_a_delayed_step_waits_once_for_the_previous_step_however_many_requests_e
         steps += 1
         outcomes = dict(runner.step(active))
         ended = [each for each in active if each.ended and each not in outcomes]
-        if ended and steps % 3 == 0:  # its answer is on the way
+        if ended and steps % 3 == 0:  # its answer has not arrived yet
             runner.drop(ended[0])
             active.remove(ended[0])
             cancelled += 1
@@ -146,5 +151,5 @@ def test_a_delayed_step_waits_once_for_the_previous_step_however_many_requests_e
             assert outcome.token_ids == generate_alone(model, each.request, runner.rules).token_ids
     assert answered + cancelled == len(lengths)
     assert cancelled > 0
-    # One wait in each step but the first, for the readback of the step before.
+    # Each step except the first waits once, for the previous step's readback.
     assert memory.waits == [(number, number + 1) for number in range(1, steps)]

@@ -1,4 +1,5 @@
-"""The plain beam search: its rules against transformers', its bookkeeping on tables of made-up scores."""
+"""The plain beam search: its rules against transformers', and its bookkeeping with tables of chosen
+scores."""
 
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ VOCAB = 6
 
 
 def options(**changes: object) -> GenerationOptions:
+    """Options of a search with two beams, with these changes."""
     values: dict[str, object] = {
         "num_beams": 2,
         "max_new_tokens": 8,
@@ -53,6 +55,7 @@ def options(**changes: object) -> GenerationOptions:
 def test_rules_are_those_of_transformers_in_the_originals_order(
     sequence: list[int], size: int, min_new_tokens: int
 ) -> None:
+    """The token rules give the scores of transformers' processors in the original's order."""
     sequence[0] = RULES.start_id
     chosen = options(no_repeat_ngram_size=size, min_new_tokens=min_new_tokens, max_new_tokens=8)
     processors = LogitsProcessorList(
@@ -70,16 +73,17 @@ def test_rules_are_those_of_transformers_in_the_originals_order(
 
 @given(sequence=st.lists(st.integers(0, 3), max_size=12), size=st.integers(1, 4))
 def test_a_banned_token_and_only_it_would_repeat_an_ngram(sequence: list[int], size: int) -> None:
+    """The banned tokens are exactly those that would repeat an n-gram."""
     seen = {tuple(sequence[start : start + size]) for start in range(len(sequence) - size + 1)}
     tail = tuple(sequence[len(sequence) - size + 1 :]) if size > 1 else ()
     if len(tail) < size - 1:
-        tail = (-1,) * size  # too short for any n-gram
+        tail = (-1,) * size  # shorter than any n-gram
     expected = {token for token in range(4) if (*tail, token) in seen}
     assert set(repeated_tokens(sequence, size)) == expected
 
 
 def table(rows: dict[tuple[int, ...], dict[int, float]]) -> Advance:
-    """An `advance` with the probabilities in `rows` for each beam's tokens; tokens without an entry are very
+    """An `advance` with the probabilities in `rows` for each beam's tokens; other tokens are very
     unlikely."""
     beams: list[list[int]] = []
 
@@ -97,7 +101,7 @@ def table(rows: dict[tuple[int, ...], dict[int, float]]) -> Advance:
 
 
 def test_two_beams_find_a_sequence_that_greedy_search_misses() -> None:
-    """Token 3 is likelier first, but the best sequence starts with 4."""
+    """Two beams find the best sequence, which starts with the less likely token."""
     by_total = {"early_stopping": False, "length_penalty": 0.0}
     rows = {(2,): {3: 0.6, 4: 0.4}, (2, 3): {2: 0.5, 5: 0.5}, (2, 4): {2: 1.0}}
     advance = table(rows)
@@ -107,7 +111,7 @@ def test_two_beams_find_a_sequence_that_greedy_search_misses() -> None:
 
 
 def test_an_eos_that_ranks_after_the_open_beams_is_dropped() -> None:
-    """As in transformers: only the first `num_beams` candidates may end."""
+    """Only the first `num_beams` candidates may end, as in transformers."""
     rows = {(2,): {3: 0.5, 4: 0.3, 2: 0.2}, (2, 3): {2: 1.0}, (2, 4): {2: 1.0}}
     advance = table(rows)
     hypothesis = generate(advance, options(num_beams=2), FREE)
@@ -115,6 +119,7 @@ def test_an_eos_that_ranks_after_the_open_beams_is_dropped() -> None:
 
 
 def test_log_probabilities_are_one_a_token_and_sum_to_the_score() -> None:
+    """Each token has one log-probability, and their sum with the length penalty is the score."""
     rows = {(2,): {3: 0.9, 4: 0.1}, (2, 3): {4: 0.8, 2: 0.2}, (2, 3, 4): {2: 1.0}}
     advance = table(rows)
     hypothesis = generate(advance, options(num_beams=3, length_penalty=2.0), FREE)
@@ -126,7 +131,8 @@ def test_log_probabilities_are_one_a_token_and_sum_to_the_score() -> None:
 @pytest.mark.parametrize("num_beams", [1, 2, 5])
 @pytest.mark.parametrize("most", [1, 2, 4])
 def test_forced_tokens_stand_first_and_last(num_beams: int, most: int) -> None:
-    """As the original: `<s>` first, `</s>` last, and `</s>` alone where there is room for one token only."""
+    """`<s>` is forced first and `</s>` last, and `</s>` alone if there is room for one token, as in the
+    original."""
     advance = table({})
     chosen = options(num_beams=num_beams, max_new_tokens=most)
     token_ids = generate(advance, chosen, RULES).token_ids
@@ -138,15 +144,17 @@ def test_forced_tokens_stand_first_and_last(num_beams: int, most: int) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_logits_that_are_not_numbers_fail_the_request(num_beams: int) -> None:
+    """NaN logits fail the request."""
+
     def advance(parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
         return torch.full((len(parents), VOCAB), torch.nan)
 
-    with pytest.raises(EngineError, match="not numbers"):
+    with pytest.raises(EngineError, match="NaN or infinite"):
         generate(advance, options(num_beams=num_beams), RULES)
 
 
 def test_of_equal_scores_the_newest_is_best_and_the_oldest_is_replaced() -> None:
-    """The order of transformers' `BeamHypotheses`, which decides ties."""
+    """The newest of equal scores is best and the oldest is replaced, as in transformers' `BeamHypotheses`."""
     finished = FinishedHypotheses(options(num_beams=2))
     for token, total in ((3, -2.0), (4, -2.0), (5, -1.0)):
         finished.add([2, token], [total], [], total)

@@ -1,4 +1,4 @@
-"""Continuous batching changes when values are computed, not which: every answer is the one given alone."""
+"""Continuous batching changes when values are computed, not which: each answer equals the one given alone."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.cpu.openmp import available
 
 SLOTS = 16
-ORDERED = range(50, 900)  # ids whose window sums are kept: most that random weights choose, and not all
+ORDERED = range(50, 900)  # ids with window sums: most of those that random weights choose
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Florence2Model:
+    """A tiny model."""
     directory: Path = tmp_path_factory.mktemp("tiny")
     return load_float32(directory, make_native(directory).config.text_config.vocab_size)
 
 
 @pytest.fixture(params=["dense", "kernel", "buckets", "delayed"])
 def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
-    """Each layout of a step: masked, by the CPU kernel, or in fixed shapes as in a graph, whose results may
-    arrive one step late."""
+    """A runner for each layout of a step: masked, by the CPU kernel, or in a graph's fixed shapes, whose
+    results may arrive one step late."""
     if request.param == "dense":
         return Runner(model, SLOTS, ordered=ORDERED)
     if request.param == "kernel":
@@ -57,7 +58,7 @@ def runner(model: Florence2Model, request: pytest.FixtureRequest) -> Runner:
 
 
 def random_request(dice: random.Random) -> Request:
-    """Any picture, prompt length, number of beams, length, and settings."""
+    """A request with a random picture, prompt, number of beams, length and options."""
     least = dice.choice([0, 0, 7])
     options = GenerationOptions(
         num_beams=dice.randint(1, 5),
@@ -73,6 +74,7 @@ def random_request(dice: random.Random) -> Request:
 
 
 def check_slots(runner: Runner, active: Sequence[SequenceState]) -> None:
+    """Check that only these sequences hold slots."""
     runner.slots.check([sequence.slot for sequence in active], runner.sizes.slots, runner.sizes.rows)
 
 
@@ -81,8 +83,8 @@ def check_slots(runner: Runner, active: Sequence[SequenceState]) -> None:
 )
 @torch.inference_mode()
 def test_each_answer_is_the_one_given_alone_whatever_else_is_decoded(runner: Runner, seed: int) -> None:
-    """Random arrivals, encode batches, cancels and lengths; ids, log-probabilities and window sums against
-    the plain path."""
+    """With random arrivals, encode batches, cancellations and lengths, each answer's ids, log-probabilities
+    and window sums equal those of the plain path."""
     dice = random.Random(seed)
     coming = [random_request(dice) for _ in range(24)]
     active: list[SequenceState] = []
@@ -103,7 +105,7 @@ def test_each_answer_is_the_one_given_alone_whatever_else_is_decoded(runner: Run
             active.remove(sequence)
         check_slots(runner, active)
     assert len(finished) > 12
-    assert 0 < runner.features.misses <= 6  # six pictures in all, far more requests
+    assert 0 < runner.features.misses <= 6  # there are only six pictures
     for sequence, hypothesis in finished:
         expected = alone(runner.model, sequence.request, runner.rules)
         assert hypothesis.token_ids == expected.token_ids, sequence.request.options
@@ -115,8 +117,10 @@ def test_each_answer_is_the_one_given_alone_whatever_else_is_decoded(runner: Run
 @pytest.mark.slow
 @torch.inference_mode()
 def test_requests_one_after_another_in_the_same_slot(runner: Runner) -> None:
-    """A request in a used slot gets its own answer: prompts get longer and shorter, beams more and fewer.
-    Each token of a search with one beam is reported, EOS too."""
+    """A request in a used slot gets its own answer, whether prompts and beams grow or shrink.
+
+    Each token of a search with one beam is reported, EOS included.
+    """
     dice = random.Random(9)
     for number in range(16):
         told: list[int] = []
@@ -135,7 +139,7 @@ def test_requests_one_after_another_in_the_same_slot(runner: Runner) -> None:
 
 @torch.inference_mode()
 def test_nan_fails_its_request_alone(runner: Runner) -> None:
-    """And does not reach the next request in its slot."""
+    """NaN fails only its own request and does not reach the next one in its slot."""
     dice = random.Random(2)
     requests = [random_request(dice) for _ in range(3)]
     left = runner.encode(requests)
@@ -179,6 +183,7 @@ def long_request(seed: int, prompt: int = 28) -> Request:
 
 
 def check_alone(runner: Runner, sequences: list[SequenceState]) -> None:
+    """Check that the sequences get the answers that they get alone."""
     for sequence, outcome in hypotheses(runner, sequences).items():
         assert isinstance(outcome, Hypothesis)
         assert outcome.token_ids == alone(runner.model, sequence.request, runner.rules).token_ids
@@ -186,11 +191,11 @@ def check_alone(runner: Runner, sequences: list[SequenceState]) -> None:
 
 @torch.inference_mode()
 def test_nan_is_never_written_to_free_rows(runner: Runner) -> None:
-    """Free rows between used ones are padding of a step; the next request in them gets its own answer."""
+    """Free rows between used ones are padding of a step, and the next request in them gets its own answer."""
     left = runner.encode([long_request(seed) for seed in range(4)])
     for _ in range(4):
         runner.step(left)
-    runner.drop(left.pop(1))  # its rows are padding from now on
+    runner.drop(left.pop(1))  # its rows become padding
     runner.caches.cross_values[:, left[0].slot.index] = torch.nan
     outcomes = list(hypotheses(runner, left).values())
     assert [isinstance(outcome, EngineError) for outcome in outcomes].count(True) == 1
@@ -202,7 +207,10 @@ def test_nan_is_never_written_to_free_rows(runner: Runner) -> None:
 def test_a_request_that_is_dropped_before_its_fault_is_known_leaves_no_nan(
     runner: Runner, steps: int
 ) -> None:
-    """Its encoder states are NaN from the start, or from its last step on, whose outcome is delayed."""
+    """A request dropped before its fault is known leaves no NaN to others.
+
+    Its encoder states are NaN from the start, or from its last step on, whose outcome is delayed.
+    """
     if steps and not runner.backend.delayed_readback:
         pytest.skip("only with a delayed readback")
     (neighbour,) = runner.encode([long_request(3)])
@@ -217,10 +225,10 @@ def test_a_request_that_is_dropped_before_its_fault_is_known_leaves_no_nan(
 
 
 def resident_bytes(pages: torch.Tensor) -> int:
-    """Bytes of a tensor in physical memory, as the system reports for each page."""
+    """The bytes of a tensor in physical memory, from the system's report about each page."""
     size = resource.getpagesize()
     first, last = pages.data_ptr() // size + 1, (pages.data_ptr() + pages.nbytes) // size
-    with Path("/proc/self/pagemap").open("rb") as pagemap:  # 64 bits for each page, the highest: resident
+    with Path("/proc/self/pagemap").open("rb") as pagemap:  # 64 bits for each page; the highest bit: resident
         pagemap.seek(8 * first)
         entries = np.frombuffer(pagemap.read(8 * (last - first)), np.uint64)
     return size * int((entries >> np.uint64(63)).sum())
@@ -230,7 +238,8 @@ def resident_bytes(pages: torch.Tensor) -> int:
 @pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="needs Linux' pagemap")
 @pytest.mark.parametrize("reserved", [True, False])
 def test_reserved_caches_are_there_before_the_first_request(model: Florence2Model, reserved: bool) -> None:
-    """Also after a reset; otherwise pages are allocated on first write."""
+    """Reserved caches are in physical memory before the first request, also after a reset; otherwise pages
+    are allocated on first write."""
     runner = Runner(model, SLOTS, reserved=reserved)
     runner.prepare()
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Sampling and the repetition penalty: transformers' scores, and draws that are the request's own."""
+"""Sampling and the repetition penalty: transformers' scores, and draws that depend on the request alone."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ FREE = TokenRules(start_id=2, eos_id=2, forced_bos_id=None, forced_eos_id=None)
 
 
 def options(**changes: object) -> GenerationOptions:
+    """Options of sampling with seed 0, with these changes."""
     values: dict[str, object] = {"num_beams": 1, "do_sample": True, "seed": 0}
     return GenerationOptions(
         **{"max_new_tokens": 20, "min_new_tokens": 0, "no_repeat_ngram_size": 0}
@@ -45,7 +46,7 @@ def options(**changes: object) -> GenerationOptions:
 
 
 def random_scores(seed: int, rows: int = 1, *, rounded: bool = False) -> Tensor:
-    """As a model's, some of them equal where they are `rounded`, and some -inf."""
+    """Random scores like a model's; some are -inf, and some equal if `rounded`."""
     scores = 3 * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
     scores[scores > 6] = -torch.inf
     return scores.round() if rounded else scores
@@ -62,8 +63,10 @@ WARPS = st.fixed_dictionaries(
 
 @given(seed=st.integers(0, 10**6), rounded=st.booleans(), chosen=WARPS)
 def test_warped_scores_are_those_of_transformers(seed: int, rounded: bool, chosen: dict[str, float]) -> None:
-    """Bit for bit, on the plain path and in a batch with other settings. Which of two equal scores stays is
-    left to chance there; here it is the later token's, on both paths."""
+    """Warped scores equal transformers' bit for bit, on the plain path and in a batch with other settings.
+
+    Of two equal scores the later token's stays here, on both paths; transformers leaves this to chance.
+    """
     scores, wished = random_scores(seed, rounded=rounded), options(**chosen)
     warpers = LogitsProcessorList([TemperatureLogitsWarper(wished.temperature)])
     if wished.top_k:
@@ -92,8 +95,11 @@ def test_warped_scores_are_those_of_transformers(seed: int, rounded: bool, chose
 def test_a_penalty_changes_scores_as_in_transformers(
     seed: int, sequence: list[int], penalty: float, beams: bool
 ) -> None:
-    """Of tokens that have come, before repeated n-grams are banned: of raw logits in greedy search, of
-    log-probabilities in beam search."""
+    """The penalty changes the scores of earlier tokens as transformers does, before repeated n-grams are
+    banned.
+
+    It applies to raw logits in greedy search and to log-probabilities in beam search.
+    """
     logits = random_scores(seed)
     normalizer = logits.logsumexp(-1) * beams
     scores = logits.log_softmax(-1) if beams else logits
@@ -113,7 +119,7 @@ def test_a_penalty_changes_scores_as_in_transformers(
 def test_a_penalty_beside_it_changes_nothing_for_a_request_without_one(
     seed: int, sequence: list[int]
 ) -> None:
-    """Not a bit, whatever the normaliser is."""
+    """A request without a penalty keeps its logits bit for bit beside one with a penalty."""
     logits = random_scores(seed)
     fast = logits.clone()
     penalize(fast, torch.tensor([sequence]), torch.ones(1), logits.logsumexp(-1))
@@ -121,7 +127,7 @@ def test_a_penalty_beside_it_changes_nothing_for_a_request_without_one(
 
 
 def test_philox_gives_the_words_that_its_authors_publish() -> None:
-    """Known answers of Random123 for Philox4x32-10."""
+    """Philox gives the known answers of Random123 for Philox4x32-10."""
     pi = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0)
     known = {
         (0,) * 6: (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
@@ -136,7 +142,7 @@ def test_philox_gives_the_words_that_its_authors_publish() -> None:
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**53 - 1), position=st.integers(0, 4096), others=st.lists(st.integers(0, 99)))
 def test_noise_belongs_to_seed_position_and_token(seed: int, position: int, others: list[int]) -> None:
-    """It is the same beside any other requests, in any place, and for any size of the vocabulary."""
+    """The noise depends on seed, position and token alone, not on other requests or the vocabulary's size."""
     seeds = torch.tensor([*others, seed, *others])
     positions = torch.full_like(seeds, position)
     alone = gumbel(torch.tensor([seed]), torch.tensor([position]), VOCAB)[0]
@@ -147,8 +153,8 @@ def test_noise_belongs_to_seed_position_and_token(seed: int, position: int, othe
 
 
 def test_draws_have_the_probabilities_of_the_scores() -> None:
-    """Over 200,000 positions of one seed, and over as many seeds: a chi-squared statistic of 9 degrees of
-    freedom stays below its 99.99% point."""
+    """Over 200,000 positions, and over as many seeds, the chi-squared statistic of 9 degrees of freedom is
+    below its 99.99% point."""
     scores = torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0, -2.0, 0.5, 1.5, -0.5, -3.0], dtype=torch.float64)
     count = 200_000
     expected = count * scores.softmax(-1)
@@ -160,7 +166,7 @@ def test_draws_have_the_probabilities_of_the_scores() -> None:
 
 
 def test_noise_of_neighbouring_positions_and_tokens_is_independent() -> None:
-    """No correlation of what adjoins in position, token or seed, within five standard errors."""
+    """Neighbouring positions, tokens and seeds have no correlation beyond five standard errors."""
     seeds = torch.arange(64).repeat_interleave(64)
     positions = torch.arange(64).repeat(64)
     noise = gumbel(seeds, positions, 64).reshape(64, 64, 64).numpy()
@@ -171,7 +177,7 @@ def test_noise_of_neighbouring_positions_and_tokens_is_independent() -> None:
 
 @pytest.mark.parametrize("flag", ["sampled", "penalized"])
 def test_only_steps_with_such_a_request_have_more_to_do(flag: str) -> None:
-    """Steps of others have the shapes, and the graphs, that they have without it."""
+    """Only a step with a sampled or penalized request gets another shape."""
     plain = StepSequence(slot=Slot(0, (0,)), encoder_length=9, steps=3)
     asking = replace(plain, slot=Slot(1, (1,)), **{flag: True})
     assert shape_of([plain, plain], 20) == StepShape(1, 5, True, 9)
@@ -179,6 +185,8 @@ def test_only_steps_with_such_a_request_have_more_to_do(flag: str) -> None:
 
 
 def one_table(scores: Tensor) -> Advance:
+    """An `advance` that gives these scores at each step."""
+
     def advance(parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
         return scores.expand(len(tokens), -1)
 
@@ -186,6 +194,7 @@ def one_table(scores: Tensor) -> Advance:
 
 
 def test_a_seed_decides_the_answer_and_top_k_of_one_is_greedy() -> None:
+    """The seed determines the answer, and `top_k=1` gives the greedy one."""
     scores = random_scores(3)
     scores[:, FREE.eos_id] = -torch.inf
     answers = [generate(one_table(scores), options(seed=seed), FREE).token_ids for seed in (1, 1, 2, 3)]
@@ -193,4 +202,4 @@ def test_a_seed_decides_the_answer_and_top_k_of_one_is_greedy() -> None:
     assert all(one != other for one, other in pairwise(answers[1:]))
     least = generate(one_table(scores), options(top_k=1), FREE)
     assert least.token_ids == generate(one_table(scores), options(do_sample=False), FREE).token_ids
-    assert least.token_logprobs == pytest.approx([0.0] * 20)  # of the only token that is left
+    assert least.token_logprobs == pytest.approx([0.0] * 20)  # only one token is left

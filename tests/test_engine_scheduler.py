@@ -1,4 +1,5 @@
-"""The policy: order of arrival, bounded batches, bounded stalls; with thousands of made-up requests."""
+"""The scheduling policy: order of arrival, bounded batches and bounded stalls, with thousands of random
+requests."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from florence.engine.slots import Slot, SlotAllocator
 
 
 def test_no_module_of_the_engine_loads_torch_but_those_of_the_device() -> None:
-    """Nor the model's room, which would bring it: policy is tested and read without tensors."""
+    """The engine's modules outside `device` load neither torch nor the model's room."""
     modules = [f"florence.engine.{path.stem}" for path in Path(florence.engine.__path__[0]).glob("*.py")]
     assert "florence.engine.loop" in modules
     wanted = ", ".join(["florence.engine.device.encode.features", *modules])
@@ -26,19 +27,19 @@ def test_no_module_of_the_engine_loads_torch_but_those_of_the_device() -> None:
 
 
 def room_for_all(requests: Iterable[object]) -> int:
+    """The number of requests: all fit."""
     return len(list(requests))
 
 
 def test_no_request_is_lost_or_overtaken_and_no_limit_is_exceeded() -> None:
-    """Two thousand requests of random lengths and beams, arriving at random; slots are taken and given
-    back."""
+    """No request of two thousand random ones is lost or overtaken, and no limit is exceeded."""
     dice = random.Random(5)
     limits = EngineConfig(max_batch_size=7, max_encode_batch=3, max_queue=50)
     scheduler: Scheduler[int] = Scheduler(limits)
     slots = SlotAllocator(7, 15)
     beams = [dice.choice([1, 3, 3, 8]) for _ in range(2000)]
     order: list[int] = []
-    active: dict[int, int] = {}  # request -> steps left
+    active: dict[int, int] = {}  # request -> remaining steps
     held: dict[int, Slot] = {}
     offered = refused = 0
     while len(order) + refused < 2000 or active:
@@ -67,7 +68,7 @@ def test_no_request_is_lost_or_overtaken_and_no_limit_is_exceeded() -> None:
 
 
 def test_a_request_with_many_beams_is_not_overtaken_by_others_with_few() -> None:
-    """It waits until enough beams are free, and those behind it wait with it."""
+    """A request waits until enough beams are free, and later requests wait behind it."""
     scheduler: Scheduler[int] = Scheduler(EngineConfig(max_encode_batch=2))
     slots = SlotAllocator(16, 8)
     held = slots.take(4)
@@ -79,7 +80,7 @@ def test_a_request_with_many_beams_is_not_overtaken_by_others_with_few() -> None
 
 
 def test_a_batch_of_pictures_waits_a_few_steps_to_fill() -> None:
-    """A full one goes at once; one that is not waits while others are decoded, but not for ever."""
+    """A full batch is encoded at once; another waits a limited number of steps while others are decoded."""
     scheduler: Scheduler[int] = Scheduler(EngineConfig(max_batch_size=100, max_encode_batch=2))
     for number in range(5):
         scheduler.add(number)
@@ -92,7 +93,7 @@ def test_a_batch_of_pictures_waits_a_few_steps_to_fill() -> None:
 
 
 def test_an_encode_has_a_size_that_the_device_has() -> None:
-    """Of those that would be taken the device says how many go together; the others are next."""
+    """An encode has a batch size that the device supports, and the remaining requests are next."""
     scheduler: Scheduler[int] = Scheduler(EngineConfig(max_batch_size=100, max_encode_batch=16))
     for number in range(30):
         scheduler.add(number)
@@ -109,12 +110,12 @@ def test_an_encode_has_a_size_that_the_device_has() -> None:
 
 
 def test_a_batch_holds_what_the_budget_suffices_for_and_one_at_least() -> None:
-    """Pictures that take long go one by one, without a wait for others; quick ones go in full batches; the
-    size follows when the time changes."""
+    """A batch has as many pictures as the budget allows, at least one, and its size follows the measured
+    time."""
     scheduler: Scheduler[int] = Scheduler(EngineConfig(max_batch_size=100, encode_budget_ms=250))
     for number in range(100):
         scheduler.add(number)
-    assert len(scheduler.take(0, room_for_all)) == 4  # nothing is known yet
+    assert len(scheduler.take(0, room_for_all)) == 4  # there is no measurement yet
     for seconds, size in ((2.8, 1), (0.25, 1), (0.1, 2), (0.07, 3), (0.01, 4)):
         for _ in range(12):
             scheduler.encoded(3, 3 * seconds)
@@ -124,10 +125,11 @@ def test_a_batch_holds_what_the_budget_suffices_for_and_one_at_least() -> None:
     single.add(1)
     single.take(0, room_for_all)
     single.add(2)
-    assert single.take(1, room_for_all) == [2]  # a batch of one is full: no wait
+    assert single.take(1, room_for_all) == [2]  # a batch of one is full and does not wait
 
 
 def test_an_idle_device_takes_a_request_at_once() -> None:
+    """An idle device takes a request at once."""
     scheduler: Scheduler[str] = Scheduler(EngineConfig())
     scheduler.add("first")
     assert scheduler.take(0, room_for_all) == ["first"]
@@ -137,6 +139,7 @@ def test_an_idle_device_takes_a_request_at_once() -> None:
 
 
 def test_encoding_has_a_budget_only_while_others_are_decoded() -> None:
+    """Encoding has a budget only while requests are decoded."""
     scheduler: Scheduler[str] = Scheduler(EngineConfig(encode_budget_ms=500))
     assert scheduler.has_time(0.49, 3, 1)
     assert not scheduler.has_time(0.5, 3, 1)
@@ -144,13 +147,14 @@ def test_encoding_has_a_budget_only_while_others_are_decoded() -> None:
 
 
 def test_no_part_is_begun_that_would_end_after_the_budget() -> None:
-    """By the longest of the latest parts; at the start of a turn one may be begun in any case."""
+    """No part begins that would exceed the budget, estimated by the longest recent part; the first of a turn
+    always may."""
     scheduler: Scheduler[str] = Scheduler(EngineConfig(encode_budget_ms=500))
     for seconds in (0.01, 0.2, 0.01):
         scheduler.part_ended(seconds)
     assert scheduler.has_time(0.29, 3, 1)
     assert not scheduler.has_time(0.32, 3, 1)
-    assert not scheduler.has_time(0.12, 3, 2)  # one is still under way
+    assert not scheduler.has_time(0.12, 3, 2)  # one part is still running
     scheduler.part_ended(2.0)
     assert scheduler.has_time(0.0, 3, 0)
     assert not scheduler.has_time(0.0, 3, 1)
@@ -160,6 +164,7 @@ def test_no_part_is_begun_that_would_end_after_the_budget() -> None:
 
 
 def test_unwanted_requests_leave_the_queue_and_the_rest_keep_their_order() -> None:
+    """Removed requests leave the queue, and the others keep their order."""
     scheduler: Scheduler[int] = Scheduler(EngineConfig(max_queue=5))
     for number in range(5):
         scheduler.add(number)
@@ -170,13 +175,14 @@ def test_unwanted_requests_leave_the_queue_and_the_rest_keep_their_order() -> No
 
 
 def test_the_time_to_retry_follows_the_throughput_and_not_the_pauses() -> None:
+    """The time to retry follows the throughput and ignores pauses."""
     now = 0.0
     estimate = ThroughputEstimate(lambda: now)
     assert estimate.seconds_for(10) == 0
     estimate.finished(0)
     for _ in range(100):
         now += 1.0
-        estimate.finished(0)  # a step in which none ends
+        estimate.finished(0)  # no request ends in this step
         now += 1.0
         estimate.finished(1)
     assert estimate.seconds_for(10) == pytest.approx(20, rel=0.01)

@@ -1,4 +1,4 @@
-"""An engine takes no more of a device's memory than is free, and says what to change where that is too
+"""An engine uses no more than the free memory of its device, and names the setting to change if that is too
 little."""
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from kernel_count import KernelCount
 from tiny import make_native
 from torch import Tensor
+
+# PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -42,14 +44,17 @@ LARGE = ModelConfig(
     TextConfig(51_289, 1024, 1024, "gelu", False, True, STACK, STACK, 2, 0, 1, 2),
     GenerationDefaults(3, 3, True, 1.0, 0, 2),
 )
-"""Of Florence-2-large."""
+"""The configuration of Florence-2-large."""
 
 NEEDS = Needs.of(LARGE, 1024, (768, 768), 2)
 GPU = EngineConfig.for_device("cuda")
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes of tensors that are alive at once."""
+    """Measure the highest number of bytes of tensors that are alive together.
+
+    Storages are identified by a private id: PyTorch has no public one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +69,7 @@ class Peak(TorchDispatchMode):
         return result
 
     def _count(self, tensor: Tensor) -> None:
+        """Add a new tensor's memory."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         self._tensors[key] += 1
@@ -73,13 +79,14 @@ class Peak(TorchDispatchMode):
         weakref.finalize(tensor, self._drop, key, size)
 
     def _drop(self, key: int, size: int) -> None:
+        """Remove a freed tensor's memory."""
         self._tensors[key] -= 1
         if self._tensors[key] == 0:
             self.now -= size
 
 
 def test_a_picture_needs_what_is_reckoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most that, and not much less, by the tensors that the tower of large has alive at a time."""
+    """The tower's tensors for a picture need at most the estimated memory, and over 80% of it."""
     monkeypatch.setattr(F, "scaled_dot_product_attention", KernelCount().attend)
     with torch.device("meta"):
         model = Florence2Model(LARGE, imagenet_normalize())
@@ -92,7 +99,7 @@ def test_a_picture_needs_what_is_reckoned(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_slot_needs_its_share_of_the_caches() -> None:
-    """Keys and values are what they are; a step needs less than as much again."""
+    """A slot's estimate covers its share of the caches and the memory of a step."""
     sizes = CacheSizes(4, 12, 1024, 1000)
     with FakeTensorMode():
         caches = Caches(sizes, LARGE.text.decoder, LARGE.text.d_model, torch.device("cuda"), torch.bfloat16)
@@ -106,7 +113,8 @@ def test_a_slot_needs_its_share_of_the_caches() -> None:
 def test_cards_of_usual_sizes_hold_so_many_requests(
     caplog: pytest.LogCaptureFixture, free: float, requests: int, pictures: int
 ) -> None:
-    """With large in bfloat16, all that is asked for on cards of 24 GB and more; a smaller one is told."""
+    """Cards of 24 GB and more hold all requested slots of Florence-2-large in bfloat16; a smaller card's
+    reduction is logged."""
     fitted = fit_memory(GPU, NEEDS, int(free * GIB))
     assert (fitted.max_batch_size, fitted.max_encode_batch) == (requests, pictures)
     assert ("room for" in caplog.text) == ((requests, pictures) != (64, 16))
@@ -117,7 +125,8 @@ def test_cards_of_usual_sizes_hold_so_many_requests(
 def test_what_is_taken_fits_or_the_setting_to_change_is_named(
     free: int, requests: int, pictures: int, tokens: int
 ) -> None:
-    """Whatever is asked for; with the number of tokens that the error names, there is room for a request."""
+    """The used memory fits, or an error names a setting, and with the number of tokens that it names there is
+    room for a request."""
     asked = EngineConfig(
         max_batch_size=requests, max_encode_batch=pictures, max_new_tokens=tokens, picture_cache_bytes=2**40
     )
@@ -138,6 +147,7 @@ def test_what_is_taken_fits_or_the_setting_to_change_is_named(
 
 
 def fit_or_error(asked: EngineConfig, free: int) -> EngineConfig | str:
+    """The fitted configuration, or the error's message."""
     try:
         return fit_memory(asked, NEEDS, free)
     except SettingsError as error:
@@ -145,6 +155,7 @@ def fit_or_error(asked: EngineConfig, free: int) -> EngineConfig | str:
 
 
 def test_where_memory_is_not_shared_out_nothing_changes() -> None:
+    """Without a known amount of free memory the configuration stays unchanged."""
     assert fit_memory(GPU, NEEDS, None) == GPU
     assert DeviceMemory().free_bytes() is None
 
@@ -153,7 +164,7 @@ def test_where_memory_is_not_shared_out_nothing_changes() -> None:
 def test_a_model_is_loaded_with_as_many_requests_as_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int
 ) -> None:
-    """Or not at all, before anything is allocated."""
+    """A model is loaded with as many slots as fit, or refused before anything is allocated."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(DeviceMemory, "free_bytes", lambda self: free)
     if free < 2 * GIB:
@@ -170,7 +181,7 @@ def test_a_model_is_loaded_with_as_many_requests_as_there_is_room_for(
 
 
 def test_a_device_that_is_full_names_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where reckoning was not enough, at the allocation of the caches."""
+    """If the caches can't be allocated in spite of the estimate, the error names the settings."""
     make_native(tmp_path)
 
     def full(self: Caches, *given: object, **named: object) -> None:

@@ -1,4 +1,4 @@
-"""Window sums of a whole step are those of the plain definition; only the ordered tokens have any."""
+"""Window sums of a whole step equal the plain definition; only ordered tokens have any."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ ORDERED = range(40, 240)
 
 @pytest.mark.parametrize("seed", range(10))
 def test_sums_of_a_step_are_those_of_each_token_alone(seed: int) -> None:
-    """Random logits, some of them forbidden; tokens inside, at the edges of and outside the ordered ones;
-    several tokens of one row."""
+    """A step's sums equal those of each token alone.
+
+    Logits are random and partly forbidden; tokens lie inside, at the edges of and outside the ordered range,
+    several in one row.
+    """
     dice = torch.Generator().manual_seed(seed)
     logits = torch.randn(ROWS, VOCAB, generator=dice) * 4
-    normalizer = logits.logsumexp(-1)  # as beam search: before the rules
+    normalizer = logits.logsumexp(-1)  # like beam search, before the rules
     logits[torch.rand(ROWS, VOCAB, generator=dice) < 0.05] = -torch.inf
     rows = torch.randint(0, ROWS, (3, 8), generator=dice)
     tokens = torch.randint(0, VOCAB, (3, 8), generator=dice)
@@ -33,7 +36,7 @@ def test_sums_of_a_step_are_those_of_each_token_alone(seed: int) -> None:
 
 
 def test_the_whole_range_sums_to_what_the_ordered_tokens_have() -> None:
-    """A window that reaches past both ends counts nothing twice and nothing else."""
+    """A window beyond both ends sums each ordered token exactly once."""
     short = range(10, 10 + WINDOWS[-1])
     logprobs = torch.randn(VOCAB).log_softmax(-1)
     whole = float(logprobs[short.start : short.stop].exp().sum())

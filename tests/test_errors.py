@@ -1,4 +1,4 @@
-"""All errors of the package stand in one file, and its page is the tree that they are."""
+"""All errors of the package are in one file, whose docstring shows their tree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROW = re.compile(r"^([│ ]*)[├└]── (\w+) (\d{3}) +\S", re.MULTILINE)
 
 
 def test_the_page_names_every_error_under_its_parent_with_its_status() -> None:
-    """The tree of the docstring is the tree of the classes."""
+    """The tree in the docstring equals the tree of the classes, with their statuses."""
     written: dict[str, tuple[str, int]] = {}
     path = ["FlorenceError"]
     for indent, name, status in _ROW.findall(errors.__doc__ or ""):
@@ -33,7 +33,7 @@ def test_the_page_names_every_error_under_its_parent_with_its_status() -> None:
 
 
 def test_no_other_module_of_the_server_makes_an_error_of_its_own() -> None:
-    """The client's, which say what came of a connection, have a file of their own."""
+    """No other module defines an error, except the client's, which report connection failures."""
     names = {name for name, value in vars(errors).items() if inspect.isclass(value)}
     made = {
         f"{path.relative_to(PACKAGE)}: {node.name}"

@@ -1,4 +1,4 @@
-"""Figures as their libraries give them, and figures of pictures that count more than once."""
+"""Figures agree with their libraries, and pictures may count more than once."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ NUMBERED = list(range(6))
 
 
 def sentence(dice: random.Random) -> str:
+    """A random sentence of up to nine words."""
     return " ".join(dice.choices(WORDS, k=dice.randint(1, 9)))
 
 
 def captions(seed: int) -> tuple[list[str], list[list[str]]]:
-    """Of six pictures what was said, and one to five references each."""
+    """Random captions of six pictures, with one to five references each."""
     dice = random.Random(seed)
     right = [[sentence(dice) for _ in range(dice.randint(1, 5))] for _ in NUMBERED]
     said = [dice.choice([sentence(dice), texts[0]]) for texts in right]
@@ -42,7 +43,7 @@ def captions(seed: int) -> tuple[list[str], list[list[str]]]:
 
 
 def by_library(name: str, said: Sequence[str], right: Sequence[Sequence[str]]) -> Any:
-    """pycocoevalcap's own score of all, as COCO's evaluation of captions asks for it."""
+    """pycocoevalcap's own score of all captions, called as COCO's evaluation does."""
     module = importlib.import_module(f"pycocoevalcap.{name.lower()}.{name.lower()}")
     references = {number: list(texts) for number, texts in enumerate(right)}
     return getattr(module, name)().compute_score(references, {n: [text] for n, text in enumerate(said)})[0]
@@ -50,7 +51,7 @@ def by_library(name: str, said: Sequence[str], right: Sequence[Sequence[str]]) -
 
 @pytest.mark.parametrize("seed", range(4))
 def test_captions_have_the_librarys_scores(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of random captions with one reference or more; the words are small and plain already."""
+    """Scores of random captions equal pycocoevalcap's."""
     said, right = captions(seed)
     figures = CaptionScores(NUMBERED, said, right, scores=PLAIN_SCORES, words=Words.PLAIN).figures(ONCE)
     for number, value in enumerate(by_library("Bleu", said, right), start=1):
@@ -62,8 +63,11 @@ def test_captions_have_the_librarys_scores(seed: int, capsys: pytest.CaptureFixt
 @pytest.mark.system
 @pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
 def test_java_makes_words_and_meteor() -> None:
-    """METEOR is the library's (which leaves its pipes open), and 1 of right captions; the Penn Treebank's
-    tokenizer leaves one text a caption, whatever ends a line in it."""
+    """METEOR equals the library's and is 1 for correct captions, and the Penn Treebank tokenizer gives one
+    text for each caption, whatever line breaks it has.
+
+    The library leaves its pipes open.
+    """
     program("java", "default-jre-headless", "JAVA_PROGRAM")
     said, right = captions(1)
     scores = CaptionScores(NUMBERED, said, right, scores=["METEOR"])
@@ -79,7 +83,7 @@ def test_java_makes_words_and_meteor() -> None:
 
 
 def boxes(seed: int) -> tuple[list[PlacedThing], list[PlacedThing]]:
-    """Of six pictures boxes found and true, near each other, of three labels."""
+    """Found and true boxes in six pictures, close to each other, with three labels."""
     dice, found, truth = random.Random(seed), list[PlacedThing](), list[PlacedThing]()
     for number in NUMBERED:
         for _ in range(dice.randint(0, 4)):
@@ -95,7 +99,7 @@ def boxes(seed: int) -> tuple[list[PlacedThing], list[PlacedThing]]:
 
 
 def copied(rows: Sequence[PlacedThing], repeats: Sequence[int]) -> list[PlacedThing]:
-    """Each box as often as its picture counts, each time in a picture of its own."""
+    """Each box as often as its picture counts, each time in a new picture."""
     return [
         PlacedThing((row.picture[0], str(copy)), row.label, row.box, row.score, row.crowd)
         for row in rows
@@ -104,13 +108,14 @@ def copied(rows: Sequence[PlacedThing], repeats: Sequence[int]) -> list[PlacedTh
 
 
 def same(one: Figures, two: Figures) -> bool:
+    """True if both have the same figures."""
     return {name: pytest.approx(value, nan_ok=True) for name, value in two.items()} == one
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_picture_that_counts_twice_is_two_pictures(seed: int) -> None:
-    """Figures of boxes, captions and shares with repeats are those of data in which pictures stand so often;
-    CIDEr's weights of words alone stay."""
+    """Figures with repeats equal those of data in which the pictures are repeated, except CIDEr's word
+    weights."""
     dice = random.Random(seed)
     repeats = np.random.default_rng(seed).multinomial(6, np.full(6, 1 / 6))
     found, truth = boxes(seed)
@@ -133,7 +138,7 @@ def test_a_picture_that_counts_twice_is_two_pictures(seed: int) -> None:
 
 
 def test_a_box_on_a_crowd_is_neither_right_nor_wrong() -> None:
-    """It changes no figure, and a crowd need not be found."""
+    """A box on a crowd changes no figure, and a crowd need not be found."""
     place, box, there = (0, ""), (0, 0, 9, 9), (50, 50, 90, 90)
     truth = [PlacedThing(place, "a", box), PlacedThing(place, "a", there, crowd=True)]
     found = [PlacedThing(place, "a", box, 0.9), PlacedThing(place, "a", (60, 60, 70, 70), 0.8)]
@@ -144,7 +149,7 @@ def test_a_box_on_a_crowd_is_neither_right_nor_wrong() -> None:
 
 
 def evaluation(rights: Sequence[bool]) -> Evaluation:
-    """One text a picture, right or not."""
+    """An evaluation of one text for each picture, right or wrong."""
     return measure_exact(
         [
             Answered(
@@ -156,8 +161,10 @@ def evaluation(rights: Sequence[bool]) -> Evaluation:
 
 
 def test_an_interval_holds_the_change() -> None:
-    """Nothing changes between equal answers; a change by a half is clear; one picture of sixty is not; the
-    interval of a mean is that of the normal distribution."""
+    """Equal answers have no change, half of the answers is a clear change, and one of sixty is not.
+
+    A mean's interval is that of the normal distribution.
+    """
     dice = random.Random(4)
     some = [dice.random() < 0.5 for _ in range(60)]
     (equal,) = compare(evaluation(some), evaluation(some), resamples=50)
@@ -172,7 +179,7 @@ def test_an_interval_holds_the_change() -> None:
 
 
 def test_what_can_not_be_measured_has_no_interval() -> None:
-    """A share of nothing is nan, with and without another draw."""
+    """A share of nothing is nan, with and without resampling."""
     nothing: list[Metric] = [mean_of("nothing", [], [])]
     rows = evaluation([True, False]).rows
     (one,) = compare(Evaluation(rows, nothing, []), Evaluation(rows, nothing, []), resamples=5)

@@ -1,4 +1,4 @@
-"""Truth files: what each subject asks about them, and what is said of those that are wrong."""
+"""Truth files: the questions that each subject makes of them, and the errors for wrong files."""
 
 from __future__ import annotations
 
@@ -46,12 +46,14 @@ COCO: dict[str, Any] = {
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
+    """A folder with the pictures of the truth file."""
     for name in ("a.png", "b.png", "empty.png", "COCO_val2014_000000000042.jpg"):
         (tmp_path / name).touch()
     return tmp_path
 
 
 def written(folder: Path, content: Any, name: str = "truth.json") -> Path:
+    """Write a file with this content."""
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
@@ -60,18 +62,19 @@ def written(folder: Path, content: Any, name: str = "truth.json") -> Path:
 def read(
     subject: str, images: Path, content: Any = COCO, task: str | None = None, **more: Any
 ) -> list[Example]:
+    """The examples that a subject reads."""
     asked = SUBJECTS[subject]
     files = Files(images, coco=written(images, content), **more)
     return asked.read(files, TASKS.resolve(task or asked.task or ""))
 
 
 def shown(examples: list[Example]) -> list[tuple[str, str | None, list[str]]]:
-    """Of each question the picture, the text, and the labels of what is true."""
+    """The picture, the text and the true labels of each question."""
     return [(one.picture, one.text, [thing.label for thing in one.truth.things]) for one in examples]
 
 
 def test_what_is_asked_of_a_coco_file(images: Path) -> None:
-    """Each subject's questions, texts and truth."""
+    """Each subject makes its questions, texts and truth from a COCO file."""
     assert [(one.picture, one.truth.texts) for one in read("captions", images)] == [
         ("a.png", ("one dog", "a dog")),
         ("b.png", ("two dogs",)),
@@ -79,7 +82,7 @@ def test_what_is_asked_of_a_coco_file(images: Path) -> None:
     assert shown(read("detection", images)) == [
         ("a.png", None, ["dog", "cat"]),
         ("b.png", None, ["dog"]),
-        ("empty.png", None, []),  # what is found there is wrong
+        ("empty.png", None, []),  # every box there is wrong
     ]
     assert shown(read("detection", images, task="region_proposal"))[0] == ("a.png", None, ["", ""])
     assert shown(read("dense-captions", images))[0] == ("a.png", None, ["the dog", "a cat"])
@@ -101,7 +104,8 @@ def test_what_is_asked_of_a_coco_file(images: Path) -> None:
 
 
 def test_open_vocabulary_asks_for_the_classes_that_are_known(images: Path) -> None:
-    """Those in the picture, and those that LVIS's field says are not; or all of the file."""
+    """Open vocabulary asks for the classes in the picture and those that LVIS's field says are absent, or for
+    all classes."""
     known = [
         ("a.png", "dog", ["dog"]),
         ("a.png", "cat", ["cat"]),
@@ -113,7 +117,7 @@ def test_open_vocabulary_asks_for_the_classes_that_are_known(images: Path) -> No
 
 
 def test_questions_of_vqa_and_docvqa(images: Path) -> None:
-    """VQA's pictures are named by number; DocVQA's file has all."""
+    """VQA names its pictures by number in two files; DocVQA has one file."""
     questions = {
         "data_subtype": "val2014",
         "questions": [{"question_id": 5, "image_id": 42, "question": "Who?"}],
@@ -134,8 +138,8 @@ def test_questions_of_vqa_and_docvqa(images: Path) -> None:
     assert (one.picture, one.text, one.truth.texts) == ("a.png", "What?", ("it",))
 
 
-def test_rows_of_ones_own(images: Path) -> None:
-    """A text or a value of JSON, with a text that goes with it; blank lines are none."""
+def test_rows_of_a_callers_own_file(images: Path) -> None:
+    """A row has an answer as text or JSON and optionally a text, and blank lines are ignored."""
     first = '{"picture": "a.png", "answer": {"n": 1}, "text": "How many?"}'
     second = '{"picture": "b.png", "answer": "no"}'
     rows = f"{first}\n\n{second}\n"
@@ -147,6 +151,8 @@ def test_rows_of_ones_own(images: Path) -> None:
 
 
 def _at(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
+    """A function that sets or deletes the field at this path."""
+
     def damage(content: Any) -> None:
         for step in path[:-1]:
             content = content[step]
@@ -182,7 +188,7 @@ def _at(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_told_by_its_field(damage: Callable[[Any], None], said: str, images: Path) -> None:
-    """One error, which names the file, the place and what is there."""
+    """A wrong file is one error with the file, the field and its value."""
     content = copy.deepcopy(COCO)
     damage(content)
     with pytest.raises(RequestError, match=re.escape(said)):
@@ -197,7 +203,7 @@ def test_a_wrong_file_is_told_by_its_field(damage: Callable[[Any], None], said: 
     ],
 )  # fmt: skip
 def test_a_field_that_a_subject_needs_is_named(subject: str, field: str, images: Path) -> None:
-    """Missing, or blank."""
+    """A needed field that is missing or blank is named."""
     for value in (..., " ") if field != "segmentation" else (..., []):
         content = copy.deepcopy(COCO)
         _at("annotations", 1, field, to=value)(content)
@@ -205,8 +211,9 @@ def test_a_field_that_a_subject_needs_is_named(subject: str, field: str, images:
             read(subject, images, content)
 
 
-def test_files_that_are_none(images: Path, tmp_path: Path) -> None:
-    """Neither JSON, nor there, nor given; nothing to ask about; a task whose answers do not fit."""
+def test_missing_and_wrong_files_are_errors(images: Path, tmp_path: Path) -> None:
+    """Files that are not JSON, missing, not given, or without questions, and a task with other answers, are
+    errors."""
     for content, said in (("[1", "this is not JSON"), ("[1]", "input should be a valid dictionary")):
         with pytest.raises(RequestError, match=said):
             read("detection", images, content)
@@ -219,14 +226,14 @@ def test_files_that_are_none(images: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestError, match=said):
             SUBJECTS["captions"].read(files, caption)
-    with pytest.raises(TaskError, match="<CAPTION> answers in text; this is measured in boxes"):
+    with pytest.raises(TaskError, match="<CAPTION> answers with text; this subject measures boxes"):
         SUBJECTS["detection"].measure_for(caption)
     with pytest.raises(RequestError, match="is empty"):
         SUBJECTS["prompts"].read(Files(images, rows=written(images, "\n")), caption)
 
 
 class Opened:
-    """Makes a file where a pickle of it is opened."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -237,7 +244,7 @@ class Opened:
 
 @pytest.mark.parametrize("name", ["refs(unc).p", "refs.json"])
 def test_a_pickle_is_refused_unopened(name: str, images: Path, tmp_path: Path) -> None:
-    """By its name, and by its first byte."""
+    """A pickle is refused by its name or its first byte without being opened."""
     trace, path = tmp_path / "opened", images / name
     path.write_bytes(pickle.dumps([Opened(trace)]))
     with pytest.raises(RequestError, match=r"is a pickle.*was not opened.*evaluate\.md"):
@@ -246,8 +253,7 @@ def test_a_pickle_is_refused_unopened(name: str, images: Path, tmp_path: Path) -
 
 
 def test_the_documented_program_converts_refcoco(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """References and instances in RefCOCO's layout become a file that can be evaluated: one annotation for
-    each sentence of the split."""
+    """The documented program converts RefCOCO's files, with one annotation for each sentence of the split."""
     instances = {
         "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 80}],
         "annotations": [
@@ -271,14 +277,14 @@ def test_the_documented_program_converts_refcoco(images: Path, monkeypatch: pyte
 
 
 def test_labels_are_compared_by_their_words() -> None:
-    """Not by capitals, white space, articles or final stops."""
+    """Labels are compared without case, extra white space, articles and final full stops."""
     assert same_words("A  Green\nCar.") == same_words("the green car") == "green car"
     assert same_words("an") == "an"
     assert same_words("theatre") == "theatre"
 
 
 def test_subjects_are_those_of_the_help() -> None:
-    """Names that load nothing, and what they stand for."""
+    """The help's subjects are those that exist, and each one's task can be measured."""
     assert list(SUMMARIES) == list(SUBJECTS)
     for name, subject in SUBJECTS.items():
         if subject.task is not None:
@@ -286,7 +292,7 @@ def test_subjects_are_those_of_the_help() -> None:
 
 
 def test_errors_are_the_packages(images: Path) -> None:
-    """A file of any bytes is refused by an error for people."""
+    """Any file content is refused with one of the package's errors."""
     for content in ("\ufeff{}", "{}", "null", '{"images": 3}', "[" * 100_000, "NaN"):
         with pytest.raises(FlorenceError):
             read("detection", images, content)

@@ -1,4 +1,4 @@
-"""Average precision of masks: what COCO's own evaluation makes of the same."""
+"""Average precision of masks equals COCO's own evaluation."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SQUARE = (0.0, 0.0, 10.0, 10.0)
 
 
 def random_star(dice: random.Random) -> list[float]:
-    """A polygon of five corners somewhere in a picture of 100 x 80."""
+    """A polygon of five corners in a picture of 100 x 80."""
     x, y, size = dice.uniform(20, 70), dice.uniform(20, 50), dice.uniform(8, 18)
     turns = [2 * math.pi * corner / 5 for corner in range(5)]
     return [value for turn in turns for value in (x + size * math.cos(turn), y + size * math.sin(turn))]
 
 
 def outlined(dice: random.Random, number: int, label: str) -> Answered:
-    """A question about one class in a picture: its true things, and what was outlined near them or not."""
+    """A question about one class in a picture, its true things, and outlines near some of them."""
     stars = [random_star(dice) for _ in range(dice.randint(1, 3))]
     things = tuple(
         TrueThing(label, SQUARE, [star, random_star(dice)], crowd=dice.random() < 0.1) for star in stars
@@ -44,7 +44,7 @@ def outlined(dice: random.Random, number: int, label: str) -> Answered:
 
 
 def by_cocos_own_way(rows: Sequence[Answered]) -> list[float]:
-    """AP, AP50, AP75 of the masks in a truth and a result file, as COCO's evaluation is called."""
+    """AP, AP50 and AP75 of the masks, by COCO's own evaluation."""
     labels = list(dict.fromkeys(row.example.text for row in rows))
     frame = {
         "images": [{"id": number, "width": 100, "height": 80} for number in picture_numbers(rows)],
@@ -77,8 +77,10 @@ def by_cocos_own_way(rows: Sequence[Answered]) -> list[float]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_masks_have_cocos_figures(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of random outlines of two classes, things of two parts and crowds among them: what COCO's evaluation
-    makes of the same as files. By class where a text named it; in a region each question by itself."""
+    """Masks of random things, with parts and crowds, have the figures of COCO's evaluation.
+
+    Figures are by class if a text named it; in a region each question counts by itself.
+    """
     dice = random.Random(seed)
     rows = [outlined(dice, number // 2, "ab"[number % 2]) for number in range(24)]
     evaluation = measure_open_vocabulary(rows)

@@ -1,4 +1,4 @@
-"""The measures: known values of overlaps, precision, captions, texts and calibration."""
+"""Known values of the measures: overlaps, precision, captions, texts and calibration."""
 
 from __future__ import annotations
 
@@ -32,18 +32,20 @@ FIRST, SECOND, THIRD = (0, ""), (1, ""), (2, "")
 
 
 def evaluate_boxes(found: list[PlacedThing], truth: list[PlacedThing]) -> tuple[Figures, list[bool | None]]:
+    """Figures of boxes in three pictures, and which boxes are right."""
     precision = AveragePrecision(found, truth)
     return precision.figures(np.ones(3, dtype=int)), precision.right
 
 
 def cider(said: list[str], right: list[str]) -> float:
+    """The CIDEr of captions with one reference each."""
     pictures, references = range(len(said)), [[text] for text in right]
     scores = CaptionScores(pictures, said, references, scores=["CIDEr"], words=Words.PLAIN)
     return scores.figures(np.ones(len(said), dtype=int))["CIDEr"]
 
 
 def test_overlaps_of_known_boxes() -> None:
-    """Equal boxes overlap by 1, halves by their ratio, apart or flat or turned-over ones by 0."""
+    """Equal boxes overlap by 1 and halves by their ratio; separate, flat or inverted boxes overlap by 0."""
     assert box_overlap(SQUARE, SQUARE) == 1.0
     assert box_overlap((0, 0, 5, 10), SQUARE) == pytest.approx(0.5)
     assert box_overlap((5, 0, 15, 10), SQUARE) == pytest.approx(1 / 3)
@@ -53,8 +55,10 @@ def test_overlaps_of_known_boxes() -> None:
 
 
 def test_overlaps_of_known_areas() -> None:
-    """A polygon overlaps itself by 1, a triangle its square by a half, two halves the whole by 1; fewer than
-    three corners, or none, by 0."""
+    """A polygon overlaps itself by 1, a triangle its square by a half, two halves the whole by 1.
+
+    Fewer than three corners overlap by 0.
+    """
     square = [0, 0, 100, 0, 100, 100, 0, 100]
     halves = [[0, 0, 50, 0, 50, 100, 0, 100], [50, 0, 100, 0, 100, 100, 50, 100]]
     assert area_overlap([square], [square], (120, 110)) == 1.0
@@ -65,7 +69,8 @@ def test_overlaps_of_known_areas() -> None:
 
 
 def test_average_precision_by_hand() -> None:
-    """Right, wrong, right of three truths: at 101 levels of recall, 34 have precision 1 and 33 have 2/3."""
+    """A right, a wrong and a right box for three truths have precision 1 at 34 of 101 recall levels and 2/3
+    at 33."""
     truth = [
         PlacedThing(FIRST, "a", SQUARE),
         PlacedThing(SECOND, "a", SQUARE),
@@ -79,13 +84,13 @@ def test_average_precision_by_hand() -> None:
     figures, right = evaluate_boxes(found, truth)
     assert right == [True, False, True]
     assert figures["mAP@50"] == pytest.approx((34 + 33 * 2 / 3) / 101)
-    assert figures["mAP@50:95"] == pytest.approx(figures["mAP@50"])  # they fit wholly or not at all
+    assert figures["mAP@50:95"] == pytest.approx(figures["mAP@50"])  # each box fits exactly or not at all
     shares = [figures[name] for name in ("recall@50", "precision@50", "AR@50:95")]
     assert shares == pytest.approx([2 / 3] * 3)
 
 
 def test_a_truth_is_found_once() -> None:
-    """A second box on a taken truth is wrong, and so is the worse-scored of two, whichever comes first."""
+    """A second box on a truth is wrong: of two boxes the one with the lower score, in any order."""
     doubled = [PlacedThing(FIRST, "a", SQUARE, 0.8), PlacedThing(FIRST, "a", SQUARE, 0.9)]
     figures, right = evaluate_boxes(doubled, [PlacedThing(FIRST, "a", SQUARE)])
     assert right == [False, True]
@@ -93,7 +98,7 @@ def test_a_truth_is_found_once() -> None:
 
 
 def test_boxes_that_fit_loosely_are_right_at_50_only() -> None:
-    """An overlap of 0.62 counts at three of COCO's ten overlaps, and not at 0.75."""
+    """An overlap of 0.62 counts at three of COCO's ten thresholds and not at 0.75."""
     figures, right = evaluate_boxes(
         [PlacedThing(FIRST, "a", (0, 0, 6.2, 10), 1.0)], [PlacedThing(FIRST, "a", SQUARE)]
     )
@@ -103,7 +108,7 @@ def test_boxes_that_fit_loosely_are_right_at_50_only() -> None:
 
 
 def test_mean_average_precision_is_over_the_truths_labels() -> None:
-    """One label found and one missed give a half; a label that is not in the truth costs precision alone."""
+    """One label found and one missed give 0.5; a label absent from the truth lowers only precision."""
     truth = [PlacedThing(FIRST, "a", SQUARE), PlacedThing(FIRST, "b", SQUARE)]
     figures, right = evaluate_boxes(
         [PlacedThing(FIRST, "a", SQUARE, 0.9), PlacedThing(FIRST, "c", SQUARE, 0.9)], truth
@@ -114,7 +119,7 @@ def test_mean_average_precision_is_over_the_truths_labels() -> None:
 
 
 def test_nothing_has_no_figures() -> None:
-    """nan without truth, and of nothing at all; truth without boxes is all missed."""
+    """Figures without truth are nan; truth without boxes is entirely missed."""
     assert all(math.isnan(value) for value in evaluate_boxes([], [])[0].values())
     assert math.isnan(evaluate_boxes([PlacedThing(FIRST, "a", SQUARE, 0.9)], [])[0]["mAP@50"])
     missed = evaluate_boxes([], [PlacedThing(FIRST, "a", SQUARE)])[0]
@@ -122,14 +127,14 @@ def test_nothing_has_no_figures() -> None:
 
 
 def test_words_count_once() -> None:
-    """A word read twice is right once."""
+    """A word that is read twice counts once."""
     assert word_accuracy("OPEN OPEN", "OPEN EXIT") == (1, 2)
     assert word_accuracy("", "OPEN") == (0, 1)
 
 
 def test_cider_of_known_captions() -> None:
-    """Right captions of four words or more come to 10, wrong and empty ones to 0; one alone has none.
-    Capitals and full stops count for nothing."""
+    """Right captions of four or more words get 10, wrong and empty ones 0, and a single caption nan; case and
+    full stops are ignored."""
     right = ["a small red star", "the large blue ring"]
     assert cider(right, right) == pytest.approx(10)
     assert cider(["A small red star.", "the LARGE blue ring"], right) == pytest.approx(10)
@@ -139,7 +144,7 @@ def test_cider_of_known_captions() -> None:
 
 
 def test_without_java_words_are_made_plainly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """And a Java that fails is an error, not another figure."""
+    """Without Java the plain tokenizer is used, and a failing Java is an error."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert words_here() is Words.PLAIN
     broken = tmp_path / "java"
@@ -150,7 +155,7 @@ def test_without_java_words_are_made_plainly(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_scores_that_are_probabilities_have_no_error() -> None:
-    """Nine of ten right at 0.9 is calibrated; all right at 0.2 is off by 0.8; nothing has no error."""
+    """Nine of ten right at 0.9 is calibrated, all right at 0.2 is wrong by 0.8, and no items give nan."""
     fair = [Judged(0.9, number % 10 != 0) for number in range(100)]
     assert expected_calibration_error(fair) == pytest.approx(0.0)
     assert expected_calibration_error([Judged(0.2, True)] * 7) == pytest.approx(0.8)
@@ -158,7 +163,8 @@ def test_scores_that_are_probabilities_have_no_error() -> None:
 
 
 def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
-    """Of a right and a wrong item each; equal scores count half."""
+    """The area is the share of pairs of a right and a wrong item in the right order; equal scores
+    count half."""
     dice = random.Random(5)
     judged = [Judged(dice.choice([0.1, 0.2, 0.5, 0.9]), dice.random() < 0.6) for _ in range(60)]
     right, wrong = ([one.score for one in judged if one.right is kind] for kind in (True, False))
@@ -168,7 +174,7 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
 
 
 def test_groups_go_from_low_scores_to_high() -> None:
-    """All things are in a group, groups are of like size, and each has its own mean score."""
+    """Groups have similar sizes, contain all items and ascend by score."""
     judged = [Judged(number / 25, number > 12) for number in reversed(range(25))]
     rows = reliability(judged)
     assert len(rows) == GROUPS
@@ -179,12 +185,12 @@ def test_groups_go_from_low_scores_to_high() -> None:
 
 
 def test_a_mask_is_the_polygon_that_it_was_made_of() -> None:
-    """A run-length code, as COCO has it for crowds, covers what its polygon covers: plain and compressed."""
+    """A plain and a compressed run-length code cover the area of their polygon."""
     square, half = [[10, 10, 50, 10, 50, 50, 10, 50]], [[10, 10, 30, 10, 30, 50, 10, 50]]
-    column = [10 * 60 + 10, 40] + [20, 40] * 39  # down the columns of a picture of 100 x 60
+    column = [10 * 60 + 10, 40] + [20, 40] * 39  # column by column of a picture of 100 x 60
     plain = {"counts": [*column, 60 * 100 - sum(column)], "size": [60, 100]}
     compressed = frPyObjects(plain, 60, 100)
-    compressed["counts"] = compressed["counts"].decode()  # as JSON has it
+    compressed["counts"] = compressed["counts"].decode()  # text, as in JSON
     for code in (plain, compressed):
         assert area_overlap(square, code, (100, 60)) == pytest.approx(1.0, abs=0.03)
         assert area_overlap(half, code, (100, 60)) == pytest.approx(0.5, abs=0.03)
@@ -193,7 +199,7 @@ def test_a_mask_is_the_polygon_that_it_was_made_of() -> None:
 
 
 def distance(a: str, b: str) -> int:
-    """Levenshtein's, by its definition."""
+    """The Levenshtein distance, by its definition."""
     if not a or not b:
         return len(a or b)
     changed = distance(a[1:], b[1:]) + (a[0] != b[0])
@@ -201,7 +207,7 @@ def distance(a: str, b: str) -> int:
 
 
 def test_wrong_characters_are_the_least_number_of_edits() -> None:
-    """Of random texts, of empty ones too."""
+    """`edits` equals the Levenshtein distance for random and empty texts."""
     dice = random.Random(3)
     for _ in range(40):
         a, b = ("".join(dice.choices("ab ", k=dice.randint(0, 6))) for _ in range(2))
@@ -210,7 +216,8 @@ def test_wrong_characters_are_the_least_number_of_edits() -> None:
 
 
 def test_anls_of_known_answers() -> None:
-    """1 for a right one in any case, the nearest of several, 0 from half wrong on."""
+    """ANLS is 1 for a right answer in any case, uses the nearest of several, and is 0 if half or more is
+    wrong."""
     assert anls("Mount  Rainier", ["mount rainier"]) == 1.0
     assert anls("1991", ["1990", "nothing like it"]) == pytest.approx(0.75)
     assert anls("19", ["1990"]) == 0.0
@@ -218,8 +225,10 @@ def test_anls_of_known_answers() -> None:
 
 
 def test_vqa_accuracy_of_known_answers() -> None:
-    """Of ten people's answers: 1 where four say so, 0.3 for one, 0.6 for two, 0.9 for three: the mean over
-    the choices of nine of them. With three answers or fewer any of them is right."""
+    """An answer gets 1 if four of ten people give it, 0.9 for three, 0.6 for two and 0.3 for one.
+
+    This is the mean over the choices of nine of them. With three answers or fewer, any of them is right.
+    """
     others = [f"no {letter}" for letter in "abcdefghij"]
     for alike, expected in ((0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)):
         assert vqa_accuracy("yes", ["yes"] * alike + others[alike:]) == pytest.approx(expected)
@@ -230,7 +239,8 @@ def test_vqa_accuracy_of_known_answers() -> None:
 
 
 def test_fields_are_told_by_path_and_value() -> None:
-    """Numbers by their value, texts but for white space, arrays without their order; kinds are not mixed."""
+    """Numbers are compared by value, texts without extra white space, arrays without order; kinds are
+    distinct."""
     assert leaves({"a": {"b": [1, "x  y"]}}) == leaves({"a": {"b": ["x y", 1.0]}})
     assert set(leaves({"a": [], "b": {}})) == {("a", "\0[]"), ("b", "\0{}")}
     assert len({*leaves(1), *leaves("1"), *leaves(True), *leaves(None), *leaves("true")}) == 5
@@ -240,8 +250,8 @@ def test_fields_are_told_by_path_and_value() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_a_fitted_temperature_is_the_one_that_scores_were_spoiled_by(temperature: float) -> None:
-    """Of items whose true probabilities have their log-odds multiplied by it; divided again, scores are
-    nearly probabilities, on the half that was not fitted too."""
+    """The fitted temperature is the factor by which the log-odds were multiplied, and divided by it the
+    scores are calibrated."""
     dice, judged = random.Random(7), list[Judged]()
     for _ in range(4000):
         odds = dice.gauss(0.5, 1.5)
@@ -255,10 +265,10 @@ def test_a_fitted_temperature_is_the_one_that_scores_were_spoiled_by(temperature
 
 
 def test_no_temperature_without_right_and_wrong_items() -> None:
-    """In both halves; scores of 0 and 1 have one all the same."""
+    """A temperature needs right and wrong items in both halves; scores of 0 and 1 are allowed."""
     assert fit_temperature([Judged(0.9, True)] * 10) is None
     assert fit_temperature([Judged(0.9, True), Judged(0.1, False)] * 5) is None
     sure = [Judged(1.0, True), Judged(0.0, True), Judged(1.0, False), Judged(0.0, False)] * 2
     fitted = fit_temperature(sure)
     assert fitted is not None
-    assert fitted.value == pytest.approx(100, rel=0.01)  # as likely right as wrong, whatever the score
+    assert fitted.value == pytest.approx(100, rel=0.01)  # each score is as often right as wrong

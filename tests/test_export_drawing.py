@@ -1,4 +1,4 @@
-"""Where labels go, masks, colours by label, and transparent overlays."""
+"""Places of labels, masks, colours by label, and transparent overlays."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ INSIDE, OUTSIDE = (150, 120), (250, 200)
 
 
 def boxes(*labels: str) -> Detections:
-    """Boxes one below the other."""
+    """Boxes with these labels, one below the other."""
     found = [Detection(label=label, box=(20, 30 + 60 * n, 80, 60 + 60 * n)) for n, label in enumerate(labels)]
     return Detections(detections=found)
 
 
 def colours_of(image: Image.Image) -> set[Any]:
-    """Those of so many pixels that they are lines' and plates'."""
+    """The colours of more than 100 pixels, which are those of lines and plates."""
     return {colour for count, colour in image.convert("RGB").getcolors(10**6) or [] if count > 100}
 
 
 def crosses(one: Box, other: Box) -> bool:
+    """True if the boxes overlap."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_plate_lies_on_its_thing_or_on_another_plate(seed: int) -> None:
-    """Random things, also at the edges and as large as the picture: each plate has its place within what is
-    drawn."""
+    """Each plate lies inside the drawing and overlaps neither its thing nor another plate, for
+    random things."""
     rng = random.Random(seed)
     things: list[Box] = [(-2, -2, SIZE[0] + 2, SIZE[1] + 2)]
     for _ in range(rng.choice([1, 4, 8])):
@@ -49,7 +50,7 @@ def test_no_plate_lies_on_its_thing_or_on_another_plate(seed: int) -> None:
     plates = [(rng.randint(10, 120), rng.randint(10, 20)) for _ in things]
     layout = lay_out(things, plates, SIZE, grow=True)
     assert layout.places.keys() == set(range(len(things)))
-    assert 0 in layout.away  # there is no room beside it
+    assert 0 in layout.away  # the whole picture leaves no room beside it
     for number, place in layout.places.items():
         assert (place[2] - place[0], place[3] - place[1]) == pytest.approx(plates[number])
         assert 0 <= place[0] < place[2] <= layout.size[0]
@@ -61,7 +62,7 @@ def test_no_plate_lies_on_its_thing_or_on_another_plate(seed: int) -> None:
 
 
 def test_a_crowd_makes_the_picture_little_larger() -> None:
-    """With far more things than there is room for: one column of labels, no higher than the picture."""
+    """A crowd adds one column of labels, no higher than the picture."""
     rng = random.Random(0)
     crowd = [
         (x, y, x + 60, y + 60) for x, y in ((rng.uniform(0, 260), rng.uniform(0, 180)) for _ in range(150))
@@ -77,8 +78,8 @@ def test_a_crowd_makes_the_picture_little_larger() -> None:
 
 @pytest.mark.parametrize("box", [(0, 0, 320, 240), (0, 0, 320, 60), (100, 100, 140, 130), (0, 180, 40, 240)])
 def test_the_thing_itself_stays_as_it_is(box: Any) -> None:
-    """Inside its outline no pixel changes, whatever its label; the picture grows only to the right, and only
-    where the thing leaves no room."""
+    """A label changes no pixel inside its thing, and the picture grows only to the right, if there is no
+    room."""
     image = Image.effect_noise(SIZE, 60).convert("RGB")
     one = Detections(detections=[Detection(label="a label of some length", box=box, score=0.5)])
     drawn = one.draw(image)
@@ -89,7 +90,7 @@ def test_the_thing_itself_stays_as_it_is(box: Any) -> None:
 
 
 def test_labels_of_a_full_page_stand_beside_it() -> None:
-    """Lines of text without room between them stay legible: their insides are not covered."""
+    """Labels of adjacent lines of text do not cover the lines."""
     image = Image.effect_noise(SIZE, 60).convert("RGB")
     lines = [(4.0, 4.0 + 24 * n, 316, 4.0 + 24 * n, 316, 24.0 + 24 * n, 4, 24.0 + 24 * n) for n in range(9)]
     drawn = OcrRegions(regions=[OcrRegion(text=f"line {n}", quad=q) for n, q in enumerate(lines)]).draw(image)  # type: ignore[arg-type]
@@ -99,7 +100,7 @@ def test_labels_of_a_full_page_stand_beside_it() -> None:
 
 
 def test_a_mask_covers_the_inside_as_much_as_it_is_told() -> None:
-    """From nothing to all of its colour; outside nothing changes."""
+    """A mask has the given opacity inside and changes nothing outside."""
     image = Image.new("RGB", SIZE, (0, 0, 0))
     for opacity in (0.0, 0.25, 0.5, 1.0):
         drawn = LEAF.draw(image, opacity=opacity, colours={"leaf": (200, 100, 40)})
@@ -108,12 +109,12 @@ def test_a_mask_covers_the_inside_as_much_as_it_is_told() -> None:
         assert drawn.getpixel(INSIDE) == pytest.approx(expected, abs=2)
     plain = LEAF.draw(image).getpixel(INSIDE)
     assert isinstance(plain, tuple)
-    assert max(plain) > 80  # it is seen without being asked for
+    assert max(plain) > 80  # it is visible by default
 
 
 @pytest.mark.parametrize("colour", ["#c80a1e", "rgb(200, 10, 30)", (200, 10, 30)])
 def test_colours_are_taken_by_label(colour: Any) -> None:
-    """The given label has its colour; others have those of the palette that are not given."""
+    """A label has its given colour; others get unused colours of the palette."""
     drawn = boxes("car", "tree").draw(Image.new("RGB", SIZE), colours={"car": colour, "dog": PALETTE[0]})
     assert (200, 10, 30) in colours_of(drawn)
     assert PALETTE[1] in colours_of(drawn)
@@ -121,7 +122,7 @@ def test_colours_are_taken_by_label(colour: Any) -> None:
 
 
 def test_words_and_unnamed_things_have_their_colours_too() -> None:
-    """Words that were read have that of "text"; things without a label have that of "object", if given."""
+    """Words use the colour of "text" and things without a label that of "object", if given."""
     words = OcrRegions(regions=[OcrRegion(text="EXIT", quad=(20, 40, 90, 40, 90, 60, 20, 60))])
     image = Image.new("RGB", SIZE)
     assert (255, 0, 0) in colours_of(words.draw(image, colours={"text": "red", "EXIT": "blue"}))
@@ -131,7 +132,7 @@ def test_words_and_unnamed_things_have_their_colours_too() -> None:
 
 
 def test_shared_colours_keep_their_labels_over_pictures() -> None:
-    """One `Colours` for two pictures: the same label has the same colour, whatever came first there."""
+    """With one `Colours` for two pictures a label has the same colour in both."""
     shared, image = Colours(), Image.new("RGB", SIZE)
     boxes("car", "tree").draw(image, colours=shared)
     drawn = boxes("dog", "tree").draw(image, colours=shared)
@@ -141,8 +142,8 @@ def test_shared_colours_keep_their_labels_over_pictures() -> None:
 
 
 def test_an_overlay_on_the_picture_is_the_drawing() -> None:
-    """RGBA of the picture's size, transparent where nothing is drawn; laid over the picture it is what `draw`
-    gives without it."""
+    """An overlay is transparent RGBA of the picture's size, and laid over the picture it equals the
+    drawing."""
     image = Image.effect_noise(SIZE, 60).convert("RGB")
     for result in (boxes("car", "tree"), LEAF):
         layer = result.draw(image, overlay=True)
@@ -167,10 +168,12 @@ def test_an_overlay_on_the_picture_is_the_drawing() -> None:
     ],
 )
 def test_wrong_arguments_are_refused(wrong: dict[str, Any], message: str) -> None:
+    """A wrong colour or opacity is refused."""
     with pytest.raises(RequestError, match=message):
         boxes("car").draw(Image.new("RGB", SIZE), **wrong)
 
 
 def test_a_text_has_no_overlay() -> None:
+    """An overlay of a text is refused."""
     with pytest.raises(RequestError, match="without overlay"):
         Text(text="a car").draw(Image.new("RGB", SIZE), overlay=True)

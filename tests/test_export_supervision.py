@@ -15,7 +15,7 @@ from florence.types.results import Detections, OcrRegions, Text
 
 
 def test_boxes_for_supervision() -> None:
-    """N sorted boxes with labels; classes count from 0 as they come; no scores where one is missing."""
+    """Boxes are sorted and labelled, classes count from 0, and there are no scores if one is missing."""
     found = BOXES.to_supervision(categories=Categories(first=0))
     assert found.xyxy.tolist() == [[40, 60, 120, 140], [150.5, 90.0, 230.5, 150.0]]
     assert found.data["class_name"].tolist() == ["car", "object"]
@@ -28,7 +28,7 @@ def test_boxes_for_supervision() -> None:
 
 
 def test_words_for_supervision() -> None:
-    """Labels are the words, the class is one; corners go where supervision keeps turned boxes."""
+    """Words are the labels of one class, and their corners are stored as supervision's rotated boxes."""
     found = QUADS.to_supervision(categories=["text"])
     assert found.data["class_name"].tolist() == ["EXIT"]
     assert found.data["xyxyxyxy"].tolist() == [[[50, 50], [150, 60], [148, 90], [48, 80]]]
@@ -36,7 +36,7 @@ def test_words_for_supervision() -> None:
 
 
 def test_polygons_for_supervision_are_masks_of_the_picture() -> None:
-    """All parts of a thing in one mask, as large as the polygons say; an answer knows the size."""
+    """All polygons of a thing are one mask of the picture's size, which an answer knows."""
     found = answer(POLYGONS).to_supervision(categories=["leaf"])
     assert found.mask.shape == (1, SIZE[1], SIZE[0])
     assert found.mask.sum() == pytest.approx(80 * 80 + 50 * 50 / 2, rel=0.05)
@@ -49,7 +49,7 @@ def test_polygons_for_supervision_are_masks_of_the_picture() -> None:
 
 @pytest.mark.parametrize("nothing", [Detections(detections=[]), OcrRegions(regions=[]), Text(text="a")])
 def test_nothing_found_is_an_empty_detections(nothing: Drawable) -> None:
-    """It can be filtered and merged as others can."""
+    """A result without things gives empty detections, which can be filtered."""
     empty = nothing.to_supervision(categories=["car"])
     assert len(empty) == 0
     assert len(empty[empty.confidence > 0.5]) == 0
@@ -58,7 +58,7 @@ def test_nothing_found_is_an_empty_detections(nothing: Drawable) -> None:
 
 @pytest.mark.parametrize("name", PLACES)
 def test_supervision_draws_them(name: str) -> None:
-    """Its annotators take what they are given."""
+    """supervision's annotators draw the detections."""
     import supervision
 
     image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
@@ -72,6 +72,7 @@ def test_supervision_draws_them(name: str) -> None:
 
 
 def test_without_supervision_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without supervision the error names the package to install."""
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(MissingLibrary, match="pip install supervision"):
         BOXES.to_supervision(categories=Categories())

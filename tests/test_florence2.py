@@ -1,4 +1,4 @@
-"""The Python library, on the small random checkpoint: the original's answers, whatever the input is."""
+"""The Python library on the small random checkpoint: the original's answers for every kind of input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ PATIENCE_S = 60.0
 
 
 def default_cases(goldens: Goldens) -> list[dict[str, Any]]:
-    """Three-beam cases with the checkpoint's own settings, one for each task that has one."""
+    """The goldens' cases with three beams and the checkpoint's own settings, one for each task that
+    has one."""
     return [
         case
         for case in goldens.values["generation"]
@@ -44,14 +45,14 @@ def default_cases(goldens: Goldens) -> list[dict[str, Any]]:
 
 
 def test_answers_are_the_originals_from_picture_to_json(library: Florence2, goldens: Goldens) -> None:
-    """Ids, text and JSON; options left out are the original's effective ones."""
+    """Ids, text and JSON equal the original's, with its default options."""
     cases = default_cases(goldens)
     assert len(cases) == 7
     for case in cases:
         token = case["tasks"][0]
         text = case["texts"][0].removeprefix(token) or None
         name = case["images"][0]
-        # The goldens are of the stored pixels, without an EXIF turn.
+        # The goldens use the stored pixels, without EXIF rotation.
         answer = library.run(
             Image.open(goldens.path(name)),
             token,
@@ -71,6 +72,7 @@ def test_answers_are_the_originals_from_picture_to_json(library: Florence2, gold
 
 
 def test_all_fifteen_tasks_answer_by_token_and_by_name(library: Florence2, picture: Path) -> None:
+    """Each task answers by token and by name alike."""
     for task in TASKS.values():
         text = task.example if task.input is not Input.NONE else None
         by_token = library.run(picture, task.token, text, max_new_tokens=8)
@@ -81,8 +83,11 @@ def test_all_fifteen_tasks_answer_by_token_and_by_name(library: Florence2, pictu
 
 
 def test_a_checkpoint_can_be_loaded_with_tasks_of_its_own(goldens: Goldens, picture: Path) -> None:
-    """A declared task answers by token, by name and as such, with the result of its kind, and is among the
-    tasks that the model names; a task that is given as such need not be declared."""
+    """A declared task answers by token, by name and as an object, with its kind's result, and `info` lists
+    it.
+
+    A task given as an object need not be declared.
+    """
     scan = Task("<SCAN>", "scan", "Locate the objects with category name in the image.", Input.NONE,
                 Kind.BOXES, "Boxes.", labelled=False)  # fmt: skip
     with Florence2.load(
@@ -97,12 +102,13 @@ def test_a_checkpoint_can_be_loaded_with_tasks_of_its_own(goldens: Goldens, pict
         assert isinstance(answer, Answer)
         assert isinstance(answer.result, Detections)
         assert answer.task == "<SCAN>"
-        assert answer.token_ids == labelled.token_ids == said.token_ids  # the same prompt
+        assert answer.token_ids == labelled.token_ids == said.token_ids  # they have the same prompt
         assert {found.label for found in answer.result.detections} <= {""}
     assert (said.task, said.result.kind) == ("raw", "text")
 
 
 def test_every_detection_has_a_score_between_0_and_1(library: Florence2, goldens: Goldens) -> None:
+    """Every detection has a score between 0 and 1."""
     case = next(case for case in goldens.values["generation"] if case["id"] == "A-beam3-boxes-od")
     answer = library.run(
         Image.open(goldens.path(case["images"][0])),
@@ -115,7 +121,7 @@ def test_every_detection_has_a_score_between_0_and_1(library: Florence2, goldens
 
 
 def test_bytes_paths_and_opened_pictures_are_turned_once(library: Florence2, goldens: Goldens) -> None:
-    """As their EXIF says."""
+    """Bytes, paths and opened pictures are rotated once, by their EXIF data."""
     path = goldens.path("a4_exif6_500x375.jpg")
     with Image.open(path) as picture:
         width, height = picture.size
@@ -127,6 +133,7 @@ def test_bytes_paths_and_opened_pictures_are_turned_once(library: Florence2, gol
 
 
 def test_a_pil_picture_may_be_closed_once_it_is_submitted(library: Florence2, goldens: Goldens) -> None:
+    """A PIL picture may be closed after `submit`."""
     with Image.open(goldens.path("a0_rgb_640x480.png")) as picture:
         future = library.submit(picture, "<CAPTION>", max_new_tokens=2)
     assert future.result(PATIENCE_S).image_size.width == 640
@@ -137,8 +144,10 @@ def test_a_pil_picture_may_be_closed_once_it_is_submitted(library: Florence2, go
 def test_a_pil_picture_may_be_changed_once_it_is_submitted(
     library: Florence2, goldens: Goldens, change: str, many: bool
 ) -> None:
-    """An RGB one too, which needs no conversion: the answer is that of what it was. Readers are held up until
-    it is changed."""
+    """A PIL picture may be changed after `submit` without changing the answer.
+
+    This holds for RGB too, which needs no conversion. Readers are blocked until the change.
+    """
     release = threading.Event()
     original = Image.open(goldens.path("a0_rgb_640x480.png"))
     expected = library.run(original, "<OD>", max_new_tokens=12)
@@ -164,6 +173,7 @@ def test_a_pil_picture_may_be_changed_once_it_is_submitted(
 
 
 def test_a_damaged_pil_picture_fails_in_its_future(library: Florence2, goldens: Goldens) -> None:
+    """A damaged PIL picture fails in its future."""
     data = goldens.path("a0_rgb_640x480.png").read_bytes()
     with Image.open(io.BytesIO(data[: len(data) // 2])) as picture:
         future = library.submit(picture, "<CAPTION>")
@@ -172,7 +182,7 @@ def test_a_damaged_pil_picture_fails_in_its_future(library: Florence2, goldens: 
 
 
 def test_a_region_is_the_same_as_pixels_and_as_locations(library: Florence2, picture: Path) -> None:
-    """640 x 480 pixels; as `region`, as `text`, and as `<loc_n>` text."""
+    """A region as `region`, as `text` and as `<loc_n>` text gives the same answer."""
     locations = "<loc_100><loc_200><loc_500><loc_750>"
     box = (64.0, 96.0, 320.0, 360.0)
     answers = [
@@ -184,7 +194,7 @@ def test_a_region_is_the_same_as_pixels_and_as_locations(library: Florence2, pic
 
 
 class CountingObserver(Observer):
-    """How many pictures went through the tower, and how many requests were encoded."""
+    """An observer that counts pictures in the tower and encoded requests."""
 
     def __init__(self) -> None:
         self.pictures = self.requests = 0
@@ -197,7 +207,8 @@ class CountingObserver(Observer):
 def test_many_tasks_on_one_picture_see_it_once_and_answer_as_one_by_one(
     goldens: Goldens, picture: Path
 ) -> None:
-    """Read once, through the tower once, one outcome for each task in its place."""
+    """Many tasks on one picture read and encode it once; each has its outcome, equal to that of a single
+    call."""
     observer, reads = CountingObserver(), []
 
     def read() -> bytes:
@@ -215,7 +226,7 @@ def test_many_tasks_on_one_picture_see_it_once_and_answer_as_one_by_one(
             if isinstance(outcome, Answer):
                 pair = (ask, None) if isinstance(ask, str) else ask
                 assert outcome.token_ids == model.run(picture, *pair, max_new_tokens=12).token_ids
-        assert observer.pictures == 1  # those came from memory
+        assert observer.pictures == 1  # the single calls used the cached picture
         bad = model.analyze(b"no picture", ["<OD>", "<OCR>"])
         assert all(isinstance(outcome, ImageError) for outcome in bad)
         assert model.analyze(Image.open(picture), ["<OD>"], max_new_tokens=12)[0].token_ids == (
@@ -237,11 +248,13 @@ def test_many_tasks_on_one_picture_see_it_once_and_answer_as_one_by_one(
 def test_wrong_options_say_what_to_change(
     library: Florence2, picture: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    """A wrong option is an error that says what to change."""
     with pytest.raises(error, match=message):
         library.run(picture, "<CAPTION>", **options)
 
 
 def test_options_change_the_generation(library: Florence2, picture: Path) -> None:
+    """Options change the length and the tokens of an answer."""
     few = library.run(picture, "<OD>", max_new_tokens=5)
     assert (len(few.token_ids), few.finish_reason) == (6, "length")
     many = library.run(picture, "<OD>", min_new_tokens=70, max_new_tokens=80)
@@ -252,7 +265,7 @@ def test_options_change_the_generation(library: Florence2, picture: Path) -> Non
 
 
 def test_options_may_come_as_one_validated_object(library: Florence2, picture: Path) -> None:
-    """With the same answers as single options; a stream takes one beam unless the object says otherwise."""
+    """Options as one object give the same answer as single options; a stream uses one beam by default."""
     parameters = GenerationParameters(num_beams=2, max_new_tokens=6)
     single = library.run(picture, "<CAPTION>", num_beams=2, max_new_tokens=6)
     assert library.run(picture, "<CAPTION>", parameters=parameters).token_ids == single.token_ids
@@ -263,6 +276,7 @@ def test_options_may_come_as_one_validated_object(library: Florence2, picture: P
 
 
 def test_info_says_what_runs(library: Florence2, goldens: Goldens) -> None:
+    """`info` describes the loaded checkpoint, its device and its settings."""
     info = library.info()
     assert info["checkpoint"] == str(goldens.checkpoint)
     assert (info["device"], info["dtype"]) == ("cpu", "float32")
@@ -275,7 +289,7 @@ def test_info_says_what_runs(library: Florence2, goldens: Goldens) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precisions_answer_too(goldens: Goldens, picture: Path, dtype: str) -> None:
-    """A choice: same interface, answers that may drift."""
+    """Lower precisions have the same interface; their answers may differ."""
     with Florence2.load(str(goldens.checkpoint), device="cpu", dtype=dtype) as model:
         model.warm_up()
         buffer = io.BytesIO()
@@ -286,6 +300,7 @@ def test_lower_precisions_answer_too(goldens: Goldens, picture: Path, dtype: str
 
 
 def test_a_wrong_device_or_dtype_is_refused(goldens: Goldens) -> None:
+    """An unknown device or dtype is refused."""
     with pytest.raises(SettingsError, match="dtype 'int4'"):
         Florence2.load(str(goldens.checkpoint), dtype="int4")
     with pytest.raises(SettingsError, match="device 'tpu'"):
@@ -294,16 +309,19 @@ def test_a_wrong_device_or_dtype_is_refused(goldens: Goldens) -> None:
 
 @pytest.mark.slow
 def test_room_is_kept_for_so_many_tokens_as_are_asked_for(goldens: Goldens, picture: Path) -> None:
-    """A longer answer is cut to the room, with `length` as its reason; one that must be longer is refused,
-    and so is a longer prompt; a shorter one has the same answer as with room for all positions there are."""
+    """A longer answer is cut to the reserved room with the reason `length`.
+
+    A longer minimum and a longer prompt are refused; a shorter answer is the same as with room for all
+    positions.
+    """
     load = partial(Florence2.load, str(goldens.checkpoint), device="cpu", dtype="float32", threads=1)
     few = EngineConfig(max_new_tokens=12, max_prompt_tokens=24)
     many = EngineConfig(max_new_tokens=10**5, max_prompt_tokens=10**5)
     with load(config=few) as narrow, load(config=many) as wide:
         assert narrow.info()["limits"]["max_new_tokens"] == 12
-        assert wide.info()["limits"]["max_new_tokens"] == 4096  # the checkpoint's positions
+        assert wide.info()["limits"]["max_new_tokens"] == 4096  # the number of positions of the checkpoint
         cut = narrow.run(picture, "<CAPTION>", max_new_tokens=40, min_new_tokens=12)
-        assert (cut.finish_reason, len(cut.token_ids)) == ("length", 13)  # with the start token
+        assert (cut.finish_reason, len(cut.token_ids)) == ("length", 13)  # including the start token
         with pytest.raises(OptionError, match=r"min_new_tokens must be at most 12, .* got 13"):
             narrow.run(picture, "<CAPTION>", max_new_tokens=40, min_new_tokens=13)
         short = [model.run(picture, "<OD>", max_new_tokens=12) for model in (narrow, wide)]

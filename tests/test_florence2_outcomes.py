@@ -1,4 +1,4 @@
-"""The Python library under load: each request has one outcome, whatever else is asked or cancelled."""
+"""The Python library under load: each request has one outcome, whatever else is sent or cancelled."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ PATIENCE_S = 60.0
 
 
 def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(library: Florence2, picture: Path) -> None:
+    """In `run_many` a bad item fails alone, and outcomes keep their order."""
     answers = library.run_many(
         [
             (picture, "<CAPTION>"),
@@ -48,11 +49,14 @@ def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(library: Florenc
 def test_run_many_keeps_the_engine_full_and_the_queue_from_overflowing(
     goldens: Goldens, monkeypatch: pytest.MonkeyPatch, queue: int, most: int
 ) -> None:
-    """In flight are as many as decode at once and the next ones to be encoded, never more than may wait."""
+    """`run_many` keeps one decode batch and one encode batch in flight, but never more than the
+    queue holds."""
     open_futures: list[Future[int]] = []
     counts: list[int] = []
 
     class Counted(Future[int]):
+        """A future that records the number of open futures when its result is taken."""
+
         def result(self, timeout: float | None = None) -> int:
             counts.append(len(open_futures))
             open_futures.remove(self)
@@ -70,12 +74,13 @@ def test_run_many_keeps_the_engine_full_and_the_queue_from_overflowing(
 
 
 def test_a_deadline_that_passes_is_an_error(library: Florence2, picture: Path) -> None:
+    """An expired time limit is an error."""
     with pytest.raises(DeadlineExceeded):
         library.run(picture, "<OD>", timeout_s=1e-6)
 
 
 def test_a_deadline_holds_behind_pictures_that_take_long_to_read(library: Florence2, picture: Path) -> None:
-    """The request fails although no reader has come to its picture, nor comes before."""
+    """A request expires although no reader has taken its picture yet."""
     release = threading.Event()
 
     def slow() -> bytes:
@@ -91,15 +96,17 @@ def test_a_deadline_holds_behind_pictures_that_take_long_to_read(library: Floren
 
 
 def test_a_cancelled_future_is_never_answered_and_later_ones_are(library: Florence2, picture: Path) -> None:
+    """Cancelled futures end as cancelled, and a later request is answered."""
     futures = [library.submit(picture, "<MORE_DETAILED_CAPTION>", min_new_tokens=1000) for _ in range(3)]
     assert all(future.cancel() for future in futures)
     assert library.run(picture, "<CAPTION>", max_new_tokens=3).finish_reason == "length"
     with pytest.raises(CancelledError):
         futures[0].result(0)
-    assert wait(futures, PATIENCE_S).not_done == set()  # also for a wait for many at once
+    assert wait(futures, PATIENCE_S).not_done == set()  # `wait` for several futures returns too
 
 
 def test_more_than_the_queue_holds_is_refused_and_the_rest_answered(goldens: Goldens, picture: Path) -> None:
+    """Requests beyond the queue's limit are refused with a time to retry, and the others are answered."""
     tight = EngineConfig(max_batch_size=1, max_queue=3)
     with Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32", config=tight) as model:
         futures = [model.submit(picture, "<CAPTION>", max_new_tokens=2) for _ in range(20)]
@@ -111,6 +118,7 @@ def test_more_than_the_queue_holds_is_refused_and_the_rest_answered(goldens: Gol
 
 
 def test_closing_answers_what_came_and_refuses_the_rest(goldens: Goldens, picture: Path) -> None:
+    """Closing answers the accepted requests and refuses new ones."""
     model = Florence2.load(str(goldens.checkpoint), device="cpu", dtype="float32")
     assert model.ready
     futures = [model.submit(picture, "<CAPTION>", max_new_tokens=2) for _ in range(3)]
@@ -123,7 +131,7 @@ def test_closing_answers_what_came_and_refuses_the_rest(goldens: Goldens, pictur
 
 
 def test_many_threads_get_their_own_answers(library: Florence2, goldens: Goldens) -> None:
-    """Each thread's answer is what the same request gets alone."""
+    """Each thread gets the answer that its request gets alone."""
     names = ["a0_rgb_640x480.png", "a2_l_1024x256.png", "a3_p_64x64.png"]
     requests = [(goldens.path(name), task) for name in names for task in ("<CAPTION>", "<OD>")]
     alone = [library.run(path, task, max_new_tokens=6).token_ids for path, task in requests]
@@ -141,7 +149,7 @@ def test_many_threads_get_their_own_answers(library: Florence2, goldens: Goldens
 
 
 class Source:
-    """A picture's bytes, which one can see being let go."""
+    """A picture's bytes, as an object whose release can be observed."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -153,8 +161,8 @@ class Source:
 @pytest.mark.slow
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_picture_is_let_go_with_its_request(goldens: Goldens, picture: Path, cancelled: bool) -> None:
-    """Also while the caller keeps the future, and without Python's collector of cycles, which comes so seldom
-    that pictures by the hundred would wait for it."""
+    """A picture's memory is freed with its request, even if the caller keeps the future, without the garbage
+    collector."""
     gc.collect()
     gc.disable()
     try:

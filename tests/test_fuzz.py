@@ -1,4 +1,4 @@
-"""A bounded part of the fuzzers; `make fuzz` has the long form."""
+"""A short run of the fuzzers; `make fuzz` has the long form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INPUTS = 150
 
 @pytest.mark.parametrize("kind", fuzzing.TARGETS)
 def test_damaged_inputs_are_read_or_refused(kind: str) -> None:
-    """Pictures of every format, bodies and messages: no other exception than the package's own."""
+    """Damaged pictures, bodies and messages raise no exception other than the package's own."""
     target = fuzzing.TARGETS[kind]
     for data in target.seeds().values():
         target.feed(data)
@@ -38,7 +38,7 @@ def test_damaged_inputs_are_read_or_refused(kind: str) -> None:
 
 
 def test_an_input_can_be_made_again() -> None:
-    """From kind, seed and number alone; another number is another input."""
+    """An input depends on kind, seed and number alone, and numbers give different inputs."""
     target = fuzzing.TARGETS["picture"]
     made = [target.input("picture", 1, number) for number in range(20)]
     assert made == [target.input("picture", 1, number) for number in range(20)]
@@ -46,7 +46,7 @@ def test_an_input_can_be_made_again() -> None:
 
 
 def test_every_format_is_among_the_pictures() -> None:
-    """Each can be read as it is, so what is damaged was whole."""
+    """Each format is among the pictures, and the undamaged files can be read."""
     formats = {name.split()[0] for name in fuzzing.pictures()}
     assert formats >= {"PNG", "JPEG", "WebP", "GIF", "BMP", "TIFF", "AVIF"}
     for data in fuzzing.pictures().values():
@@ -55,7 +55,7 @@ def test_every_format_is_among_the_pictures() -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_damaged_requests_get_an_answer(client: TestClient, door: str) -> None:
-    """At each door over HTTP: never 500, always with an id, and an error's body is of one shape."""
+    """Damaged requests to each endpoint never get a 500, always get an id, and errors have one shape."""
     for number in range(INPUTS // 3):
         sent = request_of(door, 0, number)
         reply = client.request(
@@ -66,12 +66,13 @@ def test_damaged_requests_get_an_answer(client: TestClient, door: str) -> None:
 
 
 def _header_bytes(sent: Sent) -> Iterator[tuple[bytes, bytes]]:
+    """The headers as bytes."""
     for name, value in sent.headers.items():
         yield name.encode(), value.encode("latin-1", "replace")
 
 
 def test_requests_have_every_option_task_and_path(document: dict[str, Any]) -> None:
-    """So that a new one is tried: the options and their values, and the paths of the document."""
+    """The random requests contain every option, task and path of the document."""
     made = [request_of(door, 0, number) for door in DOORS for number in range(400)]
     text = b"".join(sent.body for sent in made)
     for option in RequestParameters.model_fields:
@@ -83,7 +84,7 @@ def test_requests_have_every_option_task_and_path(document: dict[str, Any]) -> N
 
 
 def test_calls_have_every_datatype_and_both_contents() -> None:
-    """Raw and plain, and streams of several messages."""
+    """The random calls contain every datatype, and streams of several messages."""
     made = [call_of(door, 0, number) for door in ("grpc", "stream") for number in range(600)]
     text = b"".join(message for call in made for message in call.messages)
     assert all(datatype.encode() in text for datatype in DATATYPES)
@@ -92,7 +93,7 @@ def test_calls_have_every_datatype_and_both_contents() -> None:
 
 @pytest.mark.slow
 def test_damage_on_the_wire_does_no_harm(demo_server: Server) -> None:
-    """Bytes that are no HTTP, and calls over gRPC: an answer or an end, and no error in the log."""
+    """Bytes that are not HTTP, and damaged gRPC calls, get an answer or an end, and the log has no error."""
     name, port = demo_server.url.removeprefix("http://").split(":")
     check = fuzz.log_checker(demo_server)
     check()
@@ -115,8 +116,8 @@ def document(shared_client: TestClient, shared_model: FakeModel) -> dict[str, An
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", [False, True])
 def test_answers_are_as_the_document_says(document: dict[str, Any], client: TestClient, wrong: bool) -> None:
-    """To requests that schemathesis makes of each operation, right ones and wrong ones: no server error, a
-    status that the document has, a body of its schema; what is wrong is refused."""
+    """Answers to requests that schemathesis makes have a documented status and a valid body, and wrong
+    requests are refused."""
 
     def ask(sent: requests.PreparedRequest) -> Any:
         headers = {name: value for name, value in sent.headers.items() if name.lower() != "content-length"}

@@ -158,5 +158,5 @@ def test_a_small_grid_is_read(format: str) -> None:
 def test_a_part_that_is_its_own_whole_is_refused() -> None:
     """An item that contains itself is refused."""
     data = grid("HEIF", (64, 64), 1, 1).replace(struct.pack(">HHH", 2, 1, 1), struct.pack(">HHH", 2, 1, 2))
-    with pytest.raises(ImageError, match="too deep or in a circle"):
+    with pytest.raises(ImageError, match="too deep, or in a cycle"):
         inspect(data, DEFAULT_LIMITS)

@@ -60,7 +60,7 @@ def test_the_resolution_is_a_limit_of_its_own() -> None:
     """A page with too many pixels is refused before it is rendered, a resolution over 600 is an error, and
     0 means that no PDF is read."""
     assert open_image(pdf(), ImageLimits(pdf_dpi=72)).size == (144, 72)
-    with pytest.raises(ImageTooLarge, match="300x150 = 45000 pixels at 150 dots an inch"):
+    with pytest.raises(ImageTooLarge, match="300x150 = 45000 pixels at 150 dots per inch"):
         open_image(pdf(), ImageLimits(max_pixels=44_999))
     with pytest.raises(ImageTooLarge, match="a side"):
         open_image(pdf(size=(200_000, 10)), DEFAULT_LIMITS)

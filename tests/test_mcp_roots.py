@@ -105,7 +105,7 @@ def test_a_path_needs_a_folder_and_stdio(ask: FakeAsk, folder: Path) -> None:
     for way in ({"path": "one.PNG"}, {"resource": (folder / "one.PNG").as_uri()}):
         assert "over stdio" in told(call(ask, "describe", folder, local=False, **way))
     assert not call(ask, "describe", folder, local=False, resource="picture:///1/one.PNG").is_error
-    assert "asks a service" in told(call(ask, "describe", url="https://pictures.example/a.png"))
+    assert "started with --url" in told(call(ask, "describe", url="https://pictures.example/a.png"))
     tools = with_client(ask, lambda client: client.list_tools(), folder, local=False).tools
     assert all("path" not in tool.input_schema["properties"] for tool in tools)
     with pytest.raises(SettingsError, match="is not a folder"):

@@ -225,7 +225,7 @@ def test_several_tasks_stand_side_by_side(browser: Browser, demo_server: Server)
         expect(page.locator(".card").nth(0).locator(".item")).to_have_count(4)
         expect(page.locator(".card").nth(1).locator(".text")).to_contain_text("moon")
         expect(page.locator(".card").nth(2).get_by_role("alert")).to_contain_text(
-            "must not hold a task token"
+            "must not contain a task token"
         )
         assert (seen.asked("/analyze"), seen.asked("/object_detection")) == (1, 0)
         boxes = [page.locator(".card").nth(index).bounding_box() for index in range(2)]

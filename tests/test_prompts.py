@@ -75,8 +75,8 @@ def test_a_prompt_stands_in_a_tasks_place_everywhere(library: Florence2, picture
     ("asked", "message"),
     [
         ({}, "neither a task nor a prompt is given"),
-        ({"task": "<OD>", "prompt": "x"}, "stand in place of a task, and '<OD>' is given"),
-        ({"task": "<OD>", "answer_as": "text"}, "stand in place of a task"),
+        ({"task": "<OD>", "prompt": "x"}, "replace a task, but '<OD>' is given"),
+        ({"task": "<OD>", "answer_as": "text"}, "replace a task"),
         ({"prompt": " "}, "a prompt is a text that is not blank, got ' '"),
         ({"prompt": "x", "answer_as": "xml"}, "answer_as must be one of text, tags, json"),
         ({"prompt": "x", "text": "y"}, "x takes no text, got 'y'"),

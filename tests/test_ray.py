@@ -124,7 +124,7 @@ def test_other_numbers_of_actors_are_refused(text: str) -> None:
     [
         (["--actors", "2"], "give --ray"),
         (["--gpus-per-actor", "1"], "give --ray"),
-        (["--ray", "auto", "--url", "http://127.0.0.1:9"], "leave --ray or --url out"),
+        (["--ray", "auto", "--url", "http://127.0.0.1:9"], "leave one of them out"),
         (["--ray", "auto", "--actors", "8..2"], "a range"),
         (["--ray", "in"], "name each SOURCE before"),
     ],

@@ -237,7 +237,7 @@ def test_what_is_no_picture_is_not_read_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout_s", "arrive_s", "said"), [(60, 600, "request has"), (600, 60, "BODY_TIMEOUT_S")]
+    ("timeout_s", "arrive_s", "said"), [(60, 600, "request.s time limit"), (600, 60, "BODY_TIMEOUT_S")]
 )
 def test_a_host_that_never_answers_costs_the_requests_time_only(
     timeout_s: float, arrive_s: float, said: str

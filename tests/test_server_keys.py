@@ -163,8 +163,8 @@ def test_grpc_needs_a_key_too(grpc_port: int) -> None:
         ("alice", "line 1: must be name:key"),
         ("alice:short", "at least 32"),
         (f"# a comment\n\nal ice:{ALICE}", "line 3: must be name:key"),
-        (f"alice:{ALICE}\nalice:{BOB}", "line 2: the name or the key of 'alice' is there twice"),
-        (f"alice:{ALICE}\nbob:{ALICE}", "line 2: the name or the key of 'bob' is there twice"),
+        (f"alice:{ALICE}\nalice:{BOB}", "line 2: the name or the key of 'alice' is given twice"),
+        (f"alice:{ALICE}\nbob:{ALICE}", "line 2: the name or the key of 'bob' is given twice"),
     ],
 )
 def test_a_wrong_files_error_names_the_line_and_shows_no_key(tmp_path: Path, text: str, words: str) -> None:

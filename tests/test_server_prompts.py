@@ -232,7 +232,7 @@ def test_v2_answers_declared_tasks(model: FakeModel) -> None:
         ("<CAPTON>", "did you mean <CAPTION> or caption"),
         ("<MIXED_CAPTION>", "declare a task (FLORENCE_TASKS=promptgen has it)"),
         ("Describe it.", "FLORENCE_PROMPTS=any"),
-        ("<CAPTION_TO_PHRASE_GROUNDING>a red moon", "send <CAPTION_TO_PHRASE_GROUNDING> alone"),
+        ("<CAPTION_TO_PHRASE_GROUNDING>a red moon", "send <CAPTION_TO_PHRASE_GROUNDING> as the task"),
     ],
 )
 def test_v2_refuses_another_prompt_with_the_ways_out(model: FakeModel, prompt: str, words: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +18,7 @@ from florence import Florence2, __version__
 from florence.engine.config import EngineConfig
 from florence.server.typed.openapi import about_routes
 from florence.server.v2.inference import Inference
+from florence.server.v2.model import ServedModel
 from florence.settings import Settings
 from florence.types.info import ModelInfo, ServiceInfo
 from florence.types.options import GenerationParameters
@@ -36,6 +39,27 @@ def test_info_is_the_models_and_the_services(about: Starlette, model: FakeModel)
     assert reply.status_code == 200
     assert reply.json() == {**model.info(), **own}
     assert set(reply.json()) == set(ServiceInfo.model_fields)
+
+
+def test_the_document_has_the_name_that_is_served(model: FakeModel) -> None:
+    """Paths, examples and schemas of v2 and of chats, and the rows that a request may have."""
+    documents = []
+    for served in (ServedModel(), ServedModel("plates", "2", 7)):
+        inference = Inference(5.0, served)
+        inference.model = model
+        reply = send(Starlette(routes=about_routes(inference, 10_000)), "GET", "/docs.json")
+        documents.append(reply.json())
+    usual, other = documents
+    renamed = [re.sub(r"/models/florence2\b", "/models/plates", path) for path in usual["paths"]]
+    assert list(other["paths"]) == renamed
+    infer = other["paths"]["/v2/models/plates/infer"]["post"]
+    answer = infer["responses"]["200"]["content"]["application/json"]["example"]
+    assert (answer["model_name"], answer["model_version"]) == ("plates", "2")
+    assert ': "florence2"' not in json.dumps(other)
+    schemas = other["components"]["schemas"]
+    assert schemas["ChatRequest"]["properties"]["model"]["const"] == "plates"
+    inputs = schemas["InferRequest"]["properties"]["inputs"]["items"]["properties"]
+    assert inputs["data"]["maxItems"] == 7
 
 
 def test_the_type_holds_all_that_the_library_says() -> None:

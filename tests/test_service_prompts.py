@@ -191,7 +191,7 @@ def test_the_command_line_asks_them(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Name a task, or give a --prompt"),
+        ([], "no task given: use --task or --prompt"),
         (["ocr", "--prompt", "x"], "'ocr' and --prompt are both given"),
         (["a", "b", "--task", "ocr"], "two tasks are given, 'ocr' and 'a'"),
         (["ocr", "--answer-as", "json"], "--answer-as says how the answer to a --prompt is read"),

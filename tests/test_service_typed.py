@@ -205,7 +205,7 @@ MISTAKES: list[tuple[str, Any, int, str]] = [
         "text: String should have at most 65536 characters",
     ),
     ("caption_to_phrase_grounding", {"image": BASE64, "text": "\ud800"}, 400, "text: "),
-    ("caption_to_phrase_grounding", {"image": BASE64, "text": "a <OD>"}, 400, "must not hold a task token"),
+    ("caption_to_phrase_grounding", {"image": BASE64, "text": "a <OD>"}, 400, "not contain a task token"),
     ("region_to_category", {"image": BASE64}, 400, '"region": [34, 160, 597, 372]'),
     (
         "region_to_category",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from florence.client.exchange import build_analysis
 from florence.errors import SettingsError, TaskError
-from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task, task_pairs
+from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task, prompt_task, task_pairs
 
 WITH_INPUT = [task for task in TASKS.values() if task.input is not Input.NONE]
 TAGS = Task("<TAGS>", "tags", "List the tags.", Input.NONE, Kind.TEXT, "Tags of the picture.")
@@ -107,7 +107,7 @@ def test_text_is_refused_where_none_is_taken(task: Task) -> None:
 @pytest.mark.parametrize("token", TASKS)
 def test_task_tokens_inside_the_text_are_refused(token: str) -> None:
     """A task token in the text is refused by name, with an example."""
-    with pytest.raises(TaskError, match=f"{token} stands in it.*'a green car'"):
+    with pytest.raises(TaskError, match=f"it contains {token}.*'a green car'"):
         TASKS.build_prompt(TASKS["<OPEN_VOCABULARY_DETECTION>"], f"a {token} car")
 
 
@@ -139,6 +139,40 @@ def test_a_near_miss_says_what_was_meant(wrong: str, meant: str) -> None:
         TASKS.resolve(wrong)
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_every_spelling_of_a_task_is_one_rule(task: Task) -> None:
+    """`match`, `read` and `means` know each task by token and name, without brackets, in any case, with
+    hyphens or spaces, and by nothing that spells another task."""
+    plain = (task.token, task.token.strip("<>"), task.name)
+    ways = {way.replace("_", mark) for way in plain for mark in ("_", "-", " ")}
+    ways |= {change(way) for way in ways for change in (str.upper, str.lower, str.title)}
+    for way in ways:
+        assert TASKS.match(way) is TASKS.read(way) is task, way
+        assert [token for token in TASKS if TASKS.means(way, token)] == [task.token], way
+    assert (task.built_in, task.path) == (True, task.name)
+
+
+def test_tasks_outside_the_table_have_spellings_too() -> None:
+    """A checkpoint's own task, and a prompt, are meant by their token in any case; no slip means a task."""
+    assert TASKS.means("tags", "<TAGS>")
+    assert TASKS.means("What is it?", "What is it?")
+    assert not TASKS.means("OCR", "What is it?")
+    assert not TASKS.means("tag", "<TAGS>")
+    assert TASKS.match("captoin") is None
+    with pytest.raises(TaskError, match="did you mean <CAPTION>"):
+        TASKS.read("captoin")
+    assert (TAGS.built_in, TAGS.path) == (False, "tasks/tags")
+    assert prompt_task("<OD>").path == "prompt"
+
+
+def test_an_exact_name_wins_over_a_spelling() -> None:
+    """A declared task may be called as another is spelt."""
+    own = replace(TAGS, name="OD")
+    table = TASKS.extended([own])
+    assert table.match("OD") is own
+    assert table.match("od") is table["<OD>"]
+
+
 def test_a_table_is_extended_without_changing_the_first() -> None:
     """An extended table has the new task by token and name and refuses it in other texts; the first table
     is unchanged."""
@@ -146,7 +180,7 @@ def test_a_table_is_extended_without_changing_the_first() -> None:
     assert list(more) == [*TASKS, TAGS.token]
     assert more.resolve("tags") is more.resolve("<TAGS>") is TAGS
     assert TASKS.find("tags") is None
-    with pytest.raises(TaskError, match="<TAGS> stands in it"):
+    with pytest.raises(TaskError, match="it contains <TAGS>"):
         more.build_prompt(TASKS.resolve("open_vocabulary_detection"), "a <TAGS> car")
 
 
@@ -184,7 +218,7 @@ def test_the_text_goes_in_as_it_is(task: Task, text: str) -> None:
 
 def test_the_error_for_a_text_behind_the_token_says_where_to_put_it() -> None:
     """A text after the token, as the original's users write it, is an error that says where to put it."""
-    with pytest.raises(TaskError, match=r"alone as the task.*TEXT_PROMPT"):
+    with pytest.raises(TaskError, match=r"as the task, and its text or region separately.*TEXT_PROMPT"):
         TASKS.resolve("<CAPTION_TO_PHRASE_GROUNDING>a red moon")
 
 

@@ -258,7 +258,7 @@ REFUSED: list[tuple[Any, str]] = [
         _inputs(IMAGE | {"parameters": {"binary_data_size": 5}}, TASK),
         "^Input must set only one of .* But set 'data' 'binary_data_size'$",
     ),
-    (_inputs(IMAGE | {"parameters": {"shared_memory_region": "x"}}, TASK), "no shared memory"),
+    (_inputs(IMAGE | {"parameters": {"shared_memory_region": "x"}}, TASK), "shared memory is not supported"),
     (_inputs(IMAGE, tensor("TASK_PROMPT", ["\ud800"])), "TASK_PROMPT is not valid Unicode"),
     (_inputs(IMAGE, TASK, tensor("TEXT_PROMPT", ["x" * (MAX_TEXT_CHARS + 1)])), "at most 65536 are allowed"),
 ]

@@ -185,4 +185,4 @@ def test_shared_memory_is_refused_by_name(model: FakeModel, where: str) -> None:
 
     error = asyncio.run(scenario())
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "there is no shared memory here" in error.details()
+    assert "shared memory is not supported" in error.details()

@@ -1,4 +1,5 @@
-"""Small Florence-2 checkpoints with random weights, made by transformers' native class: a second witness."""
+"""Small Florence-2 checkpoints with random weights, made by transformers' native class as an independent
+reference."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "vision_config": {
         "embed_dim": [16, 16, 32, 64],
         "num_heads": [1, 2, 2, 4],
-        "num_groups": [2, 1, 4, 8],  # other than the heads
+        "num_groups": [2, 1, 4, 8],  # different from the numbers of heads
         "depths": [1, 1, 2, 1],
         "window_size": 4,
         "projection_dim": 48,
@@ -36,17 +37,17 @@ SIZES: dict[str, dict[str, Any]] = {
 def make_native(
     directory: Path, seed: int = 7, end: float = 1.0, **changes: dict[str, Any]
 ) -> Florence2ForConditionalGeneration:
-    """Save a native checkpoint of `SIZES` (with `changes` to its sections) and return transformers' model of
+    """Save a native checkpoint of `SIZES`, with `changes` to its sections, and return transformers' model of
     it.
 
-    Weights are drawn wide, so that a wrong mapping shows and the output is not one token for ever. The end
+    Weights are widely spread, so that a wrong mapping shows and the output is not one token repeated. The end
     token's row is `end` times as long as others: if it is long, sequences end before their limit.
     """
     torch.manual_seed(seed)
     sections = {name: sizes | changes.get(name, {}) for name, sizes in SIZES.items()}
     vocab = sections["text_config"]["vocab_size"]
     config = Florence2Config(**sections, image_token_id=vocab - 1)
-    with no_init_weights():  # all are drawn below
+    with no_init_weights():  # all weights are drawn below
         model = Florence2ForConditionalGeneration(config).eval()
     model.tie_weights()
     with torch.no_grad():
@@ -55,7 +56,7 @@ def make_native(
                 tensor.normal_(0, 1.5 * tensor[0].numel() ** -0.5)
             elif name.endswith("bias"):
                 tensor.normal_(0, 0.1)
-            else:  # a norm's
+            else:  # the weight of a norm
                 tensor.fill_(1.0)
         model.get_input_embeddings().weight[2] *= end
     model.save_pretrained(directory)

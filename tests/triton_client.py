@@ -1,4 +1,4 @@
-"""Triton's own client over gRPC, as its users write it."""
+"""Triton's own client over gRPC, used as its users do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tritonclient.grpc as triton
 
 
 def triton_inputs(picture: bytes, task: bytes = b"<CAPTION>") -> list[Any]:
-    """One row: the picture's own bytes, and a task."""
+    """The inputs of one row: the picture's bytes, and a task."""
     made = []
     for name, value in (("INPUT_IMAGE", picture), ("TASK_PROMPT", task)):
         tensor = triton.InferInput(name, [1, 1], "BYTES")
@@ -20,7 +20,7 @@ def triton_inputs(picture: bytes, task: bytes = b"<CAPTION>") -> list[Any]:
 
 
 def ask_triton(port: int, picture: bytes, task: bytes = b"<CAPTION>") -> dict[str, Any]:
-    """The answer of a server on this machine, which says that it is ready."""
+    """The answer of a server on this machine, which must be ready."""
     with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
         assert client.is_server_ready()
         answer = client.infer("florence2", triton_inputs(picture, task)).as_numpy("PARSED_JSON")

@@ -1,4 +1,4 @@
-"""A second stream on a machine that has none: steps find nothing of what encodes write until they end."""
+"""A simulated second stream: steps do not see what encodes write until the encodes end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from florence.engine.device.encode.stream import EncodeStream
 
 @dataclass
 class _View:
-    """What encodes have written to a buffer since they were done: `values` where `written`."""
+    """An encode's unfinished writes to a buffer: `values` where `written`."""
 
     buffer: ref[Tensor]
     written: Tensor
@@ -24,9 +24,11 @@ class _View:
 
 
 class TwoViews(EncodeStream):
-    """Encodes work at once, but what they wrote to buffers that are held is taken back until they are done;
-    steps find numbers that are none in its place. `polls`: how often an encode is asked in vain whether it
-    is. `asked`: how often that was. `waits`: how often the host waited."""
+    """A stream whose encodes work at once, but whose writes to held buffers are hidden until they are done.
+
+    Steps find NaN in their place. `polls`: how often an encode is reported as unfinished. `asked`: the number
+    of such reports. `waits`: how often the host waited.
+    """
 
     beside = True
 
@@ -36,6 +38,7 @@ class TwoViews(EncodeStream):
         self._left, self._views = 0, list[_View]()
 
     def hold(self, buffers: Iterable[Tensor]) -> None:
+        """Hide the writes of encodes to these buffers."""
         for buffer in buffers:
             if all(view.buffer() is not buffer for view in self._views):
                 nothing = torch.zeros_like(buffer, dtype=torch.bool)
@@ -43,6 +46,7 @@ class TwoViews(EncodeStream):
 
     @contextmanager
     def sending(self) -> Iterator[None]:
+        """Show the encodes' values in this block, and hide its writes at the end."""
         before = [(view, buffer, buffer.clone()) for view, buffer in self._held()]
         for view, buffer, _ in before:
             buffer.copy_(torch.where(view.written, view.values, buffer))
@@ -57,6 +61,7 @@ class TwoViews(EncodeStream):
             self._left = self.polls
 
     def done(self) -> bool:
+        """Report an unfinished encode `polls` times, then show its writes."""
         if self._left:
             self._left -= 1
             self.asked += 1
@@ -67,10 +72,12 @@ class TwoViews(EncodeStream):
         return True
 
     def wait(self) -> None:
+        """Count the wait; the next `done` is True."""
         self.waits += 1
         self._left = 0
 
     def _held(self) -> list[tuple[_View, Tensor]]:
+        """The buffers that still exist, with their hidden writes."""
         self._views = [view for view in self._views if view.buffer() is not None]
         found = [(view, view.buffer()) for view in self._views]
         return [(view, buffer) for view, buffer in found if buffer is not None]

@@ -1,4 +1,4 @@
-"""Requests of the v2 protocol, and a way to send them to an app without a server."""
+"""Requests of the v2 protocol, and a function that sends them to an app without a server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ INFER = "/v2/models/florence2/infer"
 
 
 def picture(size: tuple[int, int] = (8, 6)) -> bytes:
+    """A green PNG."""
     file = BytesIO()
     Image.new("RGB", size, "green").save(file, "PNG")
     return file.getvalue()
 
 
 def encoded(data: bytes) -> str:
-    """A picture as JSON bodies carry it."""
+    """A picture as base64 text for a JSON body."""
     return base64.b64encode(data).decode()
 
 
@@ -38,17 +39,17 @@ PICTURE = encoded(picture())
 
 
 def roomy() -> BodyBudget:
-    """A budget of bodies that no test uses up."""
+    """A budget of bodies that no test exhausts."""
     return BodyBudget(10**9, 60.0)
 
 
 def parse_infer_request(body: bytes, header_length: str | None = None) -> InferRequest:
-    """The request that a body holds, as the route for HTTP reads it."""
+    """The request in a body, read as the HTTP route reads it."""
     return infer_body.parse_infer_request(SERVED, body, header_length)
 
 
 def metrics(statistics: Statistics) -> dict[tuple[str, str], float]:
-    """Each sample's value by its name and its reason, if it has one, as Prometheus reads them."""
+    """The value of each sample by name and reason, if any, as Prometheus reads them."""
     families = text_string_to_metric_families(statistics.as_metrics())
     samples = [sample for family in families for sample in family.samples]
     assert all(
@@ -58,18 +59,18 @@ def metrics(statistics: Statistics) -> dict[tuple[str, str], float]:
 
 
 def pending(inference: Inference) -> float:
-    """Requests that are not answered yet."""
+    """The number of unanswered requests."""
     return metrics(inference.statistics)["nv_inference_pending_request_count", ""]
 
 
 def failures(inference: Inference) -> dict[str, float]:
-    """Failed requests by their reasons."""
+    """The number of failed requests by reason."""
     counted = metrics(inference.statistics).items()
     return {reason: count for (name, reason), count in counted if reason and count}
 
 
 def send(app: Starlette, method: str, path: str, **options: Any) -> httpx.Response:
-    """One request over ASGI."""
+    """Send one request over ASGI."""
 
     async def sent() -> httpx.Response:
         transport = httpx.ASGITransport(app)
@@ -85,7 +86,7 @@ def request(
     texts: list[str] | None = None,
     **members: Any,
 ) -> dict[str, Any]:
-    """An infer request of as many rows as there are pictures."""
+    """An infer request with one row for each picture."""
     columns = {
         "INPUT_IMAGE": images or [PICTURE],
         "TASK_PROMPT": tasks or ["<CAPTION>"],

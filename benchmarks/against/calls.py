@@ -1,4 +1,5 @@
-"""gRPC: metadata floods, streams that are opened and not used, answers that are not read, deep rubbish."""
+"""gRPC attacks: metadata floods, streams opened and not used, answers not read, and deeply nested
+messages."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ SERVICE = "/inference.GRPCInferenceService/"
 
 
 def channel(target: Target, number: int = 0) -> Any:
-    """A connection of its own."""
+    """A channel with a connection of its own."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_metadata_size", 2**24), ("a", number)]
     return grpc.insecure_channel(f"127.0.0.1:{target.grpc_port}", options=options)
 
 
 def outcome(call: Any) -> str:
-    """Its status."""
+    """The call's gRPC status."""
     try:
         call()
     except grpc.RpcError as error:
@@ -30,7 +31,7 @@ def outcome(call: Any) -> str:
 
 
 def metadata(target: Target) -> object:
-    """Calls with a hundred times the metadata that a call may have, and with just as much as it may."""
+    """Send calls with a hundred times the allowed metadata, and calls with just the allowed amount."""
     sent = []
     with channel(target) as opened:
         live = opened.unary_unary(SERVICE + "ServerLive")
@@ -44,7 +45,7 @@ def metadata(target: Target) -> object:
 
 
 def open_streams(target: Target) -> object:
-    """Streams that send nothing, over some connections."""
+    """Open streams that send nothing, over several connections."""
 
     def nothing() -> Any:
         time.sleep(8 * min(1.0, target.scale))
@@ -62,11 +63,12 @@ def open_streams(target: Target) -> object:
 
 
 def _later(make: Any) -> Any:
+    """A generator that starts with the first request for an item."""
     yield from make()
 
 
 def unread(target: Target) -> object:
-    """Streams of thousands of requests that are wrong, and so cost little; their answers are not read."""
+    """Open streams of thousands of wrong, and so cheap, requests whose answers are not read."""
     with channel(target) as opened:
         stream = opened.stream_stream(SERVICE + "ModelStreamInfer")
         wrong = service_pb2.ModelInferRequest(model_name="none" * 1000).SerializeToString()
@@ -78,7 +80,7 @@ def unread(target: Target) -> object:
 
 
 def asked_and_unread(target: Target) -> object:
-    """The same with captions of one token."""
+    """Open streams of captions of one token whose answers are not read."""
     request = grpc_request(small_picture())
     request.parameters["num_beams"].int64_param = 1
     request.parameters["max_new_tokens"].int64_param = 1

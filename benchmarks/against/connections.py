@@ -1,4 +1,4 @@
-"""Connections that send nothing, half a head, or many requests at once, and that read no answers."""
+"""Connections that send nothing, half a head or many requests at once, and that read no answers."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ HELD_S = 6.0
 
 
 def post(path: str, content: dict[str, object]) -> bytes:
-    """A request as it is sent."""
+    """A POST request as bytes."""
     body = json.dumps(content).encode()
     return b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
 
 
 def get(path: str) -> bytes:
-    """The same for a request without a body."""
+    """A GET request as bytes."""
     return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode()
 
 
 def unread(path: str) -> Attack:
-    """Many connections that ask for a path again and again, and read nothing."""
+    """An attack by many connections that request a path repeatedly and read nothing."""
     return lambda target: held(target, 200, get(path) * target.times(50), HELD_S)
 
 
 def image() -> str:
-    """A small picture."""
+    """A small PNG as base64."""
     return as_text(small_picture())
 
 
 def streams(target: Target) -> object:
-    """Answers in events, 300 tokens each, which are not read."""
+    """Request event streams of 300 tokens each and read nothing."""
     ask = {"INPUT_IMAGE": image(), "TASK_PROMPT": "<CAPTION>", "num_beams": 1, "min_new_tokens": 300}
     sent = post("/v2/models/florence2/generate_stream", {**ask, "max_new_tokens": 300})
     return held(target, 8, sent, 10.0, small=True)
 
 
 def answers(target: Target) -> object:
-    """Pipelined captions that are not read."""
+    """Send pipelined captions and read nothing."""
     sent = post("/caption", {"image": image(), "max_new_tokens": 1, "num_beams": 1})
     return held(target, 100, sent * target.times(20), 10.0, small=True)
 

@@ -1,5 +1,5 @@
-"""Requests at single doors: pictures by URL from hosts that misbehave, chat bodies, forms, keys, adapters,
-prompts at their limits, and pictures that are made of others."""
+"""Requests to single endpoints: pictures by URL from misbehaving hosts, chat bodies, forms, keys, adapters,
+prompts at their limits, and pictures derived from others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Body = tuple[str, bytes, dict[str, str]]
 
 
 def ask(target: Target, path: str, body: bytes, headers: dict[str, str]) -> object:
-    """The status, or the error that came instead."""
+    """The status, or the name of the error."""
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=PATIENCE_S)
     try:
         connection.request("POST", path, body, headers)
@@ -38,7 +38,7 @@ def ask(target: Target, path: str, body: bytes, headers: dict[str, str]) -> obje
 
 
 def at_once(make: Callable[[Target], Body], count: int, clients: int = 2) -> Attack:
-    """So many of a request, from so many clients."""
+    """Send `count` requests from `clients` clients."""
 
     def attack(target: Target) -> object:
         body = make(target)
@@ -49,18 +49,18 @@ def at_once(make: Callable[[Target], Body], count: int, clients: int = 2) -> Att
 
 
 def typed(**fields: object) -> Body:
-    """A caption of a small picture, with these fields too."""
+    """A request for a caption of a small picture, with further fields."""
     content = {"image": image(), "num_beams": 1, "max_new_tokens": 1, **fields}
     return "/caption", json.dumps({k: v for k, v in content.items() if v is not None}).encode(), {}
 
 
 def by_url(path: str) -> Callable[[Target], Body]:
-    """A caption of a picture at the host that misbehaves."""
+    """A request for a caption of a picture at the misbehaving host."""
     return lambda target: typed(image=None, image_url=f"http://127.0.0.1:{target.web_port}{path}")
 
 
 def web(listening: socket.socket) -> None:
-    """That host: what it does is told by the path."""
+    """Run the misbehaving host, whose behaviour depends on the path."""
     while True:
         try:
             client, _ = listening.accept()
@@ -70,6 +70,7 @@ def web(listening: socket.socket) -> None:
 
 
 def _serve(client: socket.socket) -> None:
+    """Answer one connection."""
     try:
         path = client.recv(4096).split(b" ")[1].decode()
         for piece in _said(path):
@@ -81,6 +82,7 @@ def _serve(client: socket.socket) -> None:
 
 
 def _said(path: str) -> Iterator[bytes]:
+    """The pieces of an answer for this path."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n" + small_picture()[:60]
     if path == "/silent":
         time.sleep(PATIENCE_S)
@@ -104,7 +106,7 @@ def _said(path: str) -> Iterator[bytes]:
 
 
 def messages(count: int, parts: int, url: str) -> Body:
-    """A chat of so many messages of so many parts with this picture."""
+    """A chat of `count` messages of `parts` parts with this picture."""
     part = {"type": "image_url", "image_url": {"url": url}}
     content = [*[part] * parts, {"type": "text", "text": "<CAPTION>"}]
     body = {"model": "florence2", "messages": [{"role": "user", "content": content}] * count}
@@ -112,13 +114,13 @@ def messages(count: int, parts: int, url: str) -> Body:
 
 
 def form(parts: int, names: str = "a") -> Body:
-    """A form of so many parts."""
+    """A form of this number of parts."""
     one = b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\nx\r\n' % (EDGE, names.encode())
     return "/caption", one * parts + b"--%b--\r\n" % EDGE, FORM
 
 
 def bad_keys(target: Target) -> object:
-    """Thousands of keys that are not known, of many lengths."""
+    """Send thousands of unknown keys of many lengths."""
 
     def tried(index: int) -> object:
         path, body, _ = typed()
@@ -129,13 +131,13 @@ def bad_keys(target: Target) -> object:
 
 
 def adapter_names(target: Target) -> object:
-    """Names of adapters that are long, odd, or made to be paths."""
+    """Send adapter names that are long, odd, or look like paths."""
     names = ["a" * 60_000, "../" * 5000, "\u202e\x00\n" * 3000, "%s" * 9000, "𝕏" * 15_000, ""]
     return counted(ask(target, *typed(adapter=name)) for name in names * target.times(50))
 
 
 def longest(task: str, **fields: object) -> Attack:
-    """The longest answers that are allowed, with eight beams, two at once."""
+    """An attack by the longest allowed answers, with eight beams, two at once."""
     fields |= {"num_beams": 8, "min_new_tokens": 1000, "max_new_tokens": 1024}
 
     def make(_: Target) -> Body:
@@ -145,7 +147,7 @@ def longest(task: str, **fields: object) -> Attack:
 
 
 def derived(form: str, kind: str) -> Callable[[Target], Body]:
-    """A picture that is made of another one, many times."""
+    """A picture derived from another one many times."""
 
     def make(target: Target) -> Body:
         sys.path.insert(0, str(ROOT / "tests"))

@@ -1,4 +1,4 @@
-"""The service that is attacked, and the sockets of the attacks."""
+"""The attacked service, and the sockets of the attacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Target:
-    """Where it listens, and where the host of `image_url` does. scale: of numbers of clients and requests."""
+    """The ports of the service and of the host of `image_url`. scale: a factor for numbers of clients and
+    requests."""
 
     port: int
     grpc_port: int
@@ -20,17 +21,17 @@ class Target:
     scale: float = 1.0
 
     def times(self, count: int) -> int:
-        """So many, at this scale; at least one."""
+        """`count` times the scale, at least 1."""
         return max(1, round(count * self.scale))
 
 
 Attack = Callable[[Target], object]
-"""Attacks, and returns what came of it; runs in a process of its own."""
+"""A function that attacks a service and returns a summary; it runs in a process of its own."""
 
 
 def held(target: Target, count: int, sent: bytes, seconds: float, *, small: bool = False) -> str:
-    """So many connections that send this and read nothing, for so long. small: each can be sent little before
-    its client would have to read."""
+    """Hold `count` connections that send this and read nothing, for `seconds`. small: use a small receive
+    buffer."""
     clients: list[socket.socket] = []
     refused = 0
     for _ in range(target.times(count)):
@@ -53,6 +54,7 @@ def held(target: Target, count: int, sent: bytes, seconds: float, *, small: bool
 
 
 def _is_closed(client: socket.socket) -> bool:
+    """True if the service has closed the connection."""
     try:
         while chunk := client.recv(1 << 20):
             del chunk
@@ -64,7 +66,7 @@ def _is_closed(client: socket.socket) -> bool:
 
 
 def counted(outcomes: Iterable[object]) -> str:
-    """How often each came."""
+    """The number of times each outcome occurred."""
     seen: dict[object, int] = {}
     for outcome in outcomes:
         seen[outcome] = seen.get(outcome, 0) + 1

@@ -1,1 +1,2 @@
-"""What the GPU path dispatches, counted on fake tensors, and what it would take: reckoned, not measured."""
+"""The operations that the GPU path dispatches, counted on fake tensors, and their estimated time; nothing is
+measured."""

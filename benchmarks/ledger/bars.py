@@ -1,6 +1,6 @@
-"""What the counts of the large model may be at most, and what is aimed at. The one place of both.
+"""Upper limits for the counts of the large model, and the aims.
 
-A count that falls lowers its bar in the same change; none rises without a reason in the change's text.
+A change that lowers a count lowers its limit too; a limit rises only with a reason in the change's text.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ AIMS: Mapping[str, float] = MappingProxyType(
         "nine rows, one picture": 10,
     }
 )
-"""At most, on an H100 as reckoned; the rows: at least so many times the replaced deployment's, at 30 requests
-at once. With different pictures 8 is CAPTION's, GROUNDING's and OCR's; the other six have 10."""
+"""Upper limits on an H100, as estimated. The rows: lower limits as multiples of the replaced deployment's
+rates, at 30 concurrent requests. With different pictures 8 is CAPTION's, GROUNDING's and OCR's; the other six
+have 10."""
 
 NEARLY_ALL_ENCODING = ("CAPTION", "CAPTION_TO_PHRASE_GROUNDING", "OCR")
-"""Tasks with the smaller aim."""
+"""The tasks with the smaller aim."""
 
 
 def least(task: str) -> float:
-    """How many times the replaced deployment's rate a task is aimed at, with pictures that differ."""
+    """A task's aim with different pictures, as a multiple of the replaced deployment's rate."""
     return AIMS["nine rows, different pictures" if task in NEARLY_ALL_ENCODING else "nine rows, one picture"]

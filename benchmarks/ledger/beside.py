@@ -1,7 +1,7 @@
-"""How much an encode and decode steps slow each other down beside each other on one card, reckoned.
+"""Estimated slowdown of an encode and decode steps that run concurrently on one card.
 
-A kernel needs a share of the card's bandwidth and a share of its products; two that need more together than
-there is take as much longer. Kernels of both sides meet at random. Knows costs; knows nothing about models.
+A kernel needs a share of the card's bandwidth and of its products; two that together need more than all take
+proportionally longer. Kernels of both sides meet at random. Knows costs; knows nothing about models.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from ledger.counting import Ledger
 
 
 def slowdown(card: Card, one: Ledger, other: Ledger) -> float:
-    """How many times as long both take while they run beside each other: the mean over all pairs of their
-    kernels, of the larger of the audit's guess and what the resource takes that both need most of."""
+    """The factor by which both are slower while they run concurrently.
+
+    This is the mean over all pairs of their kernels, of the larger of the audit's guess and the load of the
+    most used resource.
+    """
     mine, its = _needs(card, one), _needs(card, other)
     pairs = np.maximum(
         1 + SHARED,
@@ -28,8 +31,8 @@ def slowdown(card: Card, one: Ledger, other: Ledger) -> float:
 
 @dataclass(frozen=True)
 class _Needs:
-    """Of each operation: its part of the time, and the shares of the card's bandwidth and of its products'
-    rate that it takes meanwhile; each [operations]."""
+    """For each operation its part of the time, and the shares of the card's bandwidth and product rate that
+    it uses meanwhile; each [operations]."""
 
     weights: NDArray[np.float64]
     memory: NDArray[np.float64]
@@ -37,6 +40,7 @@ class _Needs:
 
 
 def _needs(card: Card, ledger: Ledger) -> _Needs:
+    """The needs of a ledger's operations on a card."""
     rows = [
         (
             card.seconds(each.kind, each.kernels, each.moved, each.worked),

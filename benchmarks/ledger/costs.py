@@ -1,5 +1,4 @@
-"""What work costs on a card: the one table of costs, each with its source. Measurements change it, nothing
-else does.
+"""The costs of work on a card: the one table of costs, each with its source. Only measurements change it.
 
 Knows seconds, bytes and FLOP; knows nothing about models.
 """
@@ -11,38 +10,38 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 SMALL_KERNEL_S = 2.0e-6
-"""A kernel of a graph that has hardly anything to do. The audit of this path, which reckoned with 1.6 to 2.4
-microseconds."""
+"""Seconds of a small kernel in a graph. The audit of this path assumed 1.6 to 2.4 microseconds."""
 
 EAGER_LAUNCH_S = 8.8e-6
-"""A kernel that is launched outside a graph, on the host's clock. The audit: 0.15 ms for 17 fills."""
+"""Seconds of the host to launch a kernel outside a graph. The audit: 0.15 ms for 17 fills."""
 
 HOST_COPY = 25e9
-"""Bytes a second from page-locked memory of the host to a card. Assumed: what PCIe 4.0 x16 leaves of its
-32 GB/s."""
+"""Bytes per second from page-locked host memory to a card. Assumed: the usable part of PCIe 4.0 x16's 32
+GB/s."""
 
 BEST_PRODUCT = 0.80
 """The share of a card's published rate that the best large product reaches: 790 of an H100's 989 TFLOP/s,
-measured on random bfloat16 numbers. The floor of an encode is reckoned with it."""
+measured on random bfloat16 numbers. It gives the floor of an encode."""
 
 BANDWIDTH_SHARE = 2.9 / 3.35
-"""Of the published bandwidth: 2.9 TB/s of an H100, the audit's. 3.0 TB/s were measured on one, copying."""
+"""The usable share of the published bandwidth: the audit's 2.9 TB/s of an H100. A copy measured 3.0 TB/s."""
 
 PRODUCT_SHARE = 560 / 989.4
-"""Of the published rate: 560 TFLOP/s of an H100, the audit's mean over the sizes of a tower's products."""
+"""The usable share of the published rate: 560 TFLOP/s of an H100, the audit's mean over a tower's
+products."""
 
 
 OWN_PRODUCT = 0.90
-"""Of the libraries' rate: a large product that is written in Triton. Triton's tutorial against cuBLAS on an
+"""The share of the libraries' rate that a large product in Triton reaches. Triton's tutorial and cuBLAS on an
 H100, both multiplying 3,072 x 3,072: 525 and 585 TFLOP/s (triton-lang/triton, issue 3672)."""
 
 FP8_SHARE = PRODUCT_SHARE
-"""Of the published rate in fp8. Assumed: that of 16-bit products; their sums are float32's, which some cards
-pay for."""
+"""The usable share of the published fp8 rate. Assumed: that of 16-bit products; sums are in float32, which is
+slower on some cards."""
 
 SHARED = 0.15
-"""By this part a step and an encode that run at once take longer at least, wherever neither takes from the
-other what it needs: the audit's guess."""
+"""The least slowdown of a step and an encode that run concurrently, even if they need different resources:
+the audit's guess."""
 
 
 AUDITED: Mapping[str, int] = MappingProxyType(
@@ -58,14 +57,13 @@ AUDITED: Mapping[str, int] = MappingProxyType(
         "OCR_WITH_REGION": 229,
     }
 )
-"""Answers a second that the audit estimated for an H100 with encodes beside steps, 30 at once, pictures that
-all differ; its steps were longer than those that are counted now."""
+"""Answers per second that the audit estimated for an H100 with concurrent encodes, 30 requests and different
+pictures; its steps were longer than the steps counted now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How well a class of kernels uses the bandwidth and the products' rate, each in its own share of a
-    card's published peak."""
+    """The shares of a card's published bandwidth and product rate that a class of kernels reaches."""
 
     bandwidth: float
     products: float
@@ -76,7 +74,7 @@ CLASSES: Mapping[str, Shares] = MappingProxyType(
         "product": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),
         "fp8 product": Shares(BANDWIDTH_SHARE, FP8_SHARE),
         "memory": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # element by element, copies, reductions
-        "own": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # a kernel of the project's that names no other class
+        "own": Shares(BANDWIDTH_SHARE, PRODUCT_SHARE),  # a kernel of the project without another class
         "own product": Shares(BANDWIDTH_SHARE, OWN_PRODUCT * PRODUCT_SHARE),
         "depthwise": Shares(0.55 * BANDWIDTH_SHARE, PRODUCT_SHARE),
         "batched product": Shares(0.60 * BANDWIDTH_SHARE, PRODUCT_SHARE),  # skinny ones
@@ -91,8 +89,8 @@ attention of small heads 180 to 350 TFLOP/s, and 2.0 TB/s where it has fewer que
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A card's published peaks: bytes a second, and dense 16-bit FLOP a second that are summed in float32;
-    `fp8`: the same of products in fp8, 0 where the card has none."""
+    """A card's published peaks: bytes per second, and dense 16-bit FLOP per second summed in float32. `fp8`:
+    the rate of fp8 products, 0 if the card has none."""
 
     name: str
     bandwidth: float
@@ -101,7 +99,7 @@ class Card:
     fp8: float = 0.0
 
     def seconds(self, kind: str, kernels: int, moved: float, flop: float) -> float:
-        """Reckoned time of one operation of a class: the longest of launches, memory and products."""
+        """Estimated time of one operation of a class: the longest of launches, memory and products."""
         shares, rate = CLASSES[kind], self.fp8 if kind == "fp8 product" else self.products
         return max(
             kernels * SMALL_KERNEL_S,
@@ -110,8 +108,8 @@ class Card:
         )
 
     def floor_s(self, needed: float, flop: float, fp8_flop: float = 0.0) -> float:
-        """The least time for so many bytes and FLOP, and others in fp8: what a copy and the best product
-        reach."""
+        """The least time for these bytes and FLOP, and others in fp8, at the rates of a copy and of the best
+        product."""
         products = flop / self.products + (fp8_flop / self.fp8 if fp8_flop else 0.0)
         return max(needed / (self.bandwidth * BANDWIDTH_SHARE), products / BEST_PRODUCT)
 
@@ -127,13 +125,13 @@ CARDS: Mapping[str, Card] = MappingProxyType(
 
 
 def whole_peaks(card: Card) -> Card:
-    """The same card, of whose published peaks a copy and a product get all."""
+    """The same card, with copies and products at its full published peaks."""
     return replace(card, bandwidth=card.bandwidth / BANDWIDTH_SHARE, products=card.products / PRODUCT_SHARE)
 
 
 TIMM_TOWER = 59.0
 """Pictures a second of `davit_huge_fl` at 768 x 768 on an RTX 4090, as timm publishes it (`results/` of
-huggingface/pytorch-image-models): the measured time to which the reckoning is held."""
+huggingface/pytorch-image-models): the measured rate with which the estimate is compared."""
 
 TOLERANCE = 0.25
-"""How far a reckoned tower may be from timm's before the miss is printed."""
+"""The allowed relative difference of the estimated tower from timm's; a larger one is printed as a miss."""

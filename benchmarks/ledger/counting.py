@@ -1,8 +1,8 @@
-"""Operations that PyTorch dispatches, and what each is for a GPU: kernels, bytes moved, FLOP.
+"""Operations that PyTorch dispatches, and their cost on a GPU: kernels, bytes moved, FLOP.
 
-On fake CUDA tensors, which have shapes and strides but no memory, so no GPU is needed. Knows PyTorch's
-operations; knows nothing about models. A kernel of the project's is a custom operation (`torch.library`) and
-counts as one kernel that reads and writes its arguments, unless it tells its own cost (`own.py`).
+It uses fake CUDA tensors, which have shapes and strides but no memory, so it needs no GPU. Knows PyTorch's
+operations; knows nothing about models. A kernel of the project is a custom operation (`torch.library`) and
+counts as one kernel that reads and writes its arguments, unless it states its own cost (`own.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from ledger.costs import Card
 
 FREE = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "device", "_reshape_alias"}
-"""Operations that launch nothing, beside views."""
+"""Operations that launch no kernel, in addition to views."""
 
 FEW_QUERIES, TILE = 16, 128
 """Attention with fewer queries than the first, and rows and columns of its tiles, to which it rounds up."""
@@ -32,8 +32,8 @@ FEW_QUERIES, TILE = 16, 128
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One dispatched operation. `moved`: bytes read and written. `worked`: FLOP done, of which `flop` were
-    asked for; tiles that are not full do the others."""
+    """One dispatched operation. `moved`: bytes read and written. `worked`: FLOP done; `flop`: FLOP needed,
+    without those of partly filled tiles."""
 
     name: str
     kind: str
@@ -51,6 +51,7 @@ class Ledger:
 
     @property
     def kernels(self) -> int:
+        """The number of kernels."""
         return sum(each.kernels for each in self.operations)
 
     @property
@@ -60,15 +61,16 @@ class Ledger:
 
     @property
     def flop(self) -> float:
+        """FLOP needed."""
         return sum(each.flop for each in self.operations)
 
     @property
     def fp8_flop(self) -> float:
-        """Those of `flop` that are done in fp8."""
+        """The part of `flop` in fp8."""
         return sum(each.flop for each in self.operations if each.kind == "fp8 product")
 
     def seconds(self, card: Card) -> float:
-        """Reckoned time on a card, one kernel after the other."""
+        """Estimated time on a card, one kernel after the other."""
         return sum(card.seconds(each.kind, each.kernels, each.moved, each.worked) for each in self.operations)
 
     def by_name(self) -> Counter[str]:
@@ -80,12 +82,12 @@ class Ledger:
 
 
 Rule = Callable[[tuple[Any, ...], Any], Operation]
-"""From an operation's arguments and its result to what it is for a GPU."""
+"""A function from an operation's arguments and result to its cost on a GPU."""
 
 
 class Counting(TorchDispatchMode):
-    """Writes each operation that is dispatched into a ledger. `rules`: for operations by name, those of the
-    project's kernels; others have those below."""
+    """Record each dispatched operation in a ledger. `rules`: for the project's kernels, by name, added to
+    those below."""
 
     def __init__(self, ledger: Ledger, rules: Mapping[str, Rule] | None = None) -> None:
         super().__init__()
@@ -105,7 +107,7 @@ class Counting(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         if name == "convolution" and args[0].is_contiguous(memory_format=torch.channels_last):
-            # As cuDNN writes it; without a GPU, PyTorch assumes another library.
+            # cuDNN writes this layout; without a GPU, PyTorch assumes another library.
             result = result.contiguous(memory_format=torch.channels_last)
         if name not in self._rules and launches_nothing(func, name, args, result):
             return result
@@ -122,8 +124,7 @@ class Counting(TorchDispatchMode):
 
 
 class AttentionAsOne(TorchFunctionMode):
-    """Counts `scaled_dot_product_attention` as the one kernel that it is on a GPU, whatever it is on the
-    machine that counts, and three more where a mask of truth values becomes one of numbers."""
+    """Count `scaled_dot_product_attention` as one kernel, as on a GPU, and three more for a boolean mask."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -137,6 +138,7 @@ class AttentionAsOne(TorchFunctionMode):
     def _attention(
         self, queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None, **_: Any
     ) -> Tensor:
+        """Record the attention and return an empty result."""
         result = torch.empty_like(queries)
         self._ledger.operations += attention(queries, keys, values, attn_mask, result)
         return result
@@ -145,7 +147,7 @@ class AttentionAsOne(TorchFunctionMode):
 def attention(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, result: Tensor
 ) -> list[Operation]:
-    """One attention [..., queries, head_dim] over keys [..., keys, head_dim]."""
+    """The operations of one attention [..., queries, head_dim] over keys [..., keys, head_dim]."""
     *batch, rows, width = queries.shape
     columns = keys.shape[-2]
     made: list[Operation] = []
@@ -171,12 +173,12 @@ def attention(
 
 
 def tiled(size: int) -> int:
-    """Rounded up to whole tiles."""
+    """The size rounded up to whole tiles."""
     return -(-size // TILE) * TILE
 
 
 def stored(value: Any) -> float:
-    """Bytes of memory that a tensor covers; what is expanded counts once."""
+    """Bytes of memory that a tensor covers; expanded dimensions count once."""
     if not isinstance(value, Tensor):
         return 0.0
     count = 1
@@ -191,7 +193,10 @@ def total(values: Iterable[Any]) -> float:
 
 
 def launches_nothing(func: Any, name: str, args: tuple[Any, ...], result: Any) -> bool:
-    """Whether an operation only gives another view of its input."""
+    """True if an operation only gives another view of its input.
+
+    Schemas and storage identities are private in PyTorch, which has no public function for either.
+    """
     if name.removeprefix("prim::") in FREE or not isinstance(result, Tensor | list | tuple):
         return True
     written = any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments)
@@ -214,7 +219,7 @@ def product_kind(name: str, args: tuple[Any, ...]) -> str:
 
 
 def plain(name: str) -> Rule:
-    """An operation that reads all its arguments and writes its result."""
+    """A rule for an operation that reads all its arguments and writes its result."""
     if name in ("fill_", "zero_"):
         return written(name)
 
@@ -227,19 +232,20 @@ def plain(name: str) -> Rule:
 
 
 def written(name: str) -> Rule:
-    """One that only writes its result."""
+    """A rule for an operation that only writes its result."""
     return lambda arguments, result: Operation(name, "memory", 1, stored(result))
 
 
 def gathered(name: str) -> Rule:
-    """One that reads from its first argument only what it returns."""
+    """A rule for an operation that reads from its first argument only what it returns."""
     return lambda arguments, result: Operation(
         name, "memory", 1, 2 * stored(result) + total(tree_leaves(arguments[1:]))
     )
 
 
 def scattered(name: str, reads: int = 0) -> Rule:
-    """One that writes its last tensor argument into places of its first, which it reads so many times."""
+    """A rule for an operation that writes its last tensor argument into its first, which it reads `reads`
+    times."""
 
     def rule(arguments: tuple[Any, ...], result: Any) -> Operation:
         tensors = [leaf for leaf in tree_leaves(arguments[1:]) if isinstance(leaf, Tensor)]
@@ -249,19 +255,24 @@ def scattered(name: str, reads: int = 0) -> Rule:
 
 
 def passes(name: str, kernels: int, reads: float, writes: float) -> Rule:
-    """One that goes over its first argument so many times, and writes as much so many times."""
+    """A rule for an operation that reads its first argument `reads` times, and writes as much
+    `writes` times."""
     return lambda arguments, result: Operation(
         name, "memory", kernels, (reads + writes) * stored(arguments[0]) + total(tree_leaves(result))
     )
 
 
 def copied(arguments: tuple[Any, ...], result: Any) -> Operation:
+    """The cost of a copy."""
     return Operation("copy_", "memory", 1, stored(arguments[1]) + stored(result))
 
 
 def most(arguments: tuple[Any, ...], result: Any) -> Operation:
-    """`topk`. Over long rows PyTorch finds the place of the last one by eight bits at a time, two kernels
-    each, then gathers and sorts; short rows take two kernels."""
+    """The cost of `topk`.
+
+    Over long rows PyTorch finds the last value by eight bits at a time, two kernels each, then gathers and
+    sorts; short rows take two kernels.
+    """
     values = arguments[0]
     if values.shape[-1] < 3000:
         return Operation("topk", "memory", 2, stored(values) + 2 * total(result))
@@ -271,7 +282,7 @@ def most(arguments: tuple[Any, ...], result: Any) -> Operation:
 
 
 def convolved(arguments: tuple[Any, ...], result: Any) -> Operation:
-    """cuDNN's kernel, and PyTorch's that adds the bias to its result."""
+    """The cost of cuDNN's kernel, and of PyTorch's kernel that adds the bias."""
     has_bias = isinstance(arguments[2], Tensor)
     moved = total(arguments[:3]) + stored(result) * (3 if has_bias else 1)
     return Operation("convolution", "product", 2 if has_bias else 1, moved)
@@ -282,7 +293,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "convolution": convolved,
         "copy_": copied,
         "topk": most,
-        "masked_fill": passes("masked_fill", 2, 2, 1),  # a copy that is then filled
+        "masked_fill": passes("masked_fill", 2, 2, 1),  # a copy and a fill
         # The maximum, its check (four), difference, exponential, sum, and two more over the rows.
         "logsumexp": passes("logsumexp", 9, 4, 2),
         **{name: gathered(name) for name in ("index", "gather", "index_select")},
@@ -293,4 +304,4 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "full_like": written("full_like"),
     }
 )
-"""Operations that are not one kernel over all their arguments."""
+"""Rules for operations that are not one kernel over all their arguments."""

@@ -1,4 +1,4 @@
-"""What was counted for one model: encodes, steps and graphs, on fake tensors, by the fewest counts that do.
+"""The counts of one model: encodes, steps and graphs, on fake tensors, with as few counts as suffice.
 
 Knows shapes; knows nothing about cards.
 """
@@ -18,17 +18,19 @@ from ledger.fakes import DTYPE, Encode, FakeEngine, Shape, fakes, mean_length
 from ledger.graphs import count_graphs
 
 POSITIONS = (1.0, 16.0, 64.0, 192.0)
-"""Mean positions of beams for which steps are counted; the time of others lies between."""
+"""Mean positions of beams for which steps are counted; times between them are interpolated."""
 
 ENCODES = (1, 16)
-"""Batches of pictures that are counted; the time of others lies between."""
+"""Batches of pictures that are counted; times between them are interpolated."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What was counted for one model: encodes by pictures, steps by requests and mean positions, graphs
-    captured before the engine is ready and after. `eager`: the tower of the most pictures, by PyTorch's
-    operations. Some are counted only if wanted."""
+    """The counts of one model: encodes by pictures, steps by requests and mean positions, and graphs captured
+    before the engine is ready and after.
+
+    `eager`: the tower of the largest encode by PyTorch's operations. Some are counted only if wanted.
+    """
 
     shape: Shape
     encodes: dict[int, Encode]
@@ -48,11 +50,11 @@ def count(
     adapters: int = 0,
     eager: bool = False,
 ) -> Counts:
-    """Count steps of the `wanted` (requests, mean positions), encodes, the graphs of so many random
-    crowds, and an `eager` tower. `fp8`, `adapters`: as `Shape` has them."""
+    """Count steps of the `wanted` (requests, mean positions), encodes, the graphs of `crowds` random batches,
+    and an `eager` tower. `fp8`, `adapters`: as in `Shape`."""
     slots = max(64, *(number for number, _ in wanted))
     shape = Shape(size, slots=slots, beams=beams, fp8=fp8, adapters=adapters)
-    if fp8:  # which only encodes have
+    if fp8:  # only encodes use fp8
         plain = count(size, beams, wanted, encodes, crowds, False, adapters, eager)
         with fakes():
             return replace(plain, shape=shape, encodes=FakeEngine(shape).encodes(encodes))

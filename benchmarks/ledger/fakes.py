@@ -1,7 +1,6 @@
-"""The engine's runner on a GPU that isn't there: what its graphs would hold is counted instead.
+"""The engine's runner on a simulated GPU, which counts the content of its graphs.
 
-Weights and caches are fake tensors of real sizes. The runner chooses its shapes and attention as on a GPU;
-only memory and capture are replaced, so nothing is computed and no answer ever ends.
+Weights and caches are fake tensors of real sizes; only memory and capture are replaced.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ DEVICE, DTYPE = torch.device("cuda:0"), torch.bfloat16
 
 
 class AbsentMemory(DeviceMemory):
-    """Memory of a GPU that isn't there. `uploaded`: bytes sent to it. Whatever is read back is zero: all
-    searches run on."""
+    """Memory of the simulated GPU. `uploaded`: bytes sent to it. All downloads are zero: no search ends."""
 
     def __init__(self) -> None:
         self.uploaded = 0
@@ -71,13 +69,13 @@ class AbsentMemory(DeviceMemory):
         buffer.copy_(values)
 
     def download(self, values: Tensor) -> Download:
-        zeros = np.zeros(values.shape)  # a tensor of the host would be a fake one too
+        zeros = np.zeros(values.shape)  # a host tensor would also be fake
         return lambda: cast("Tensor", zeros)
 
 
 @dataclass
 class AbsentCapturer:
-    """Captures nothing, and says how often it was asked."""
+    """A capturer that captures nothing and counts its calls."""
 
     captured: int = 0
 
@@ -91,14 +89,14 @@ class AbsentCapturer:
 
 @contextmanager
 def decomposed() -> Iterator[None]:
-    """Without inference mode, in which a composite operation hides those that it consists of."""
+    """Turn inference mode off, in which a composite operation hides the operations that it consists of."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
 
 @contextmanager
 def counted_steps(load: Load) -> Iterator[tuple[Ledger, Calls]]:
-    """What decode steps dispatch under a load, and the calls of the project's own kernels among it."""
+    """Count the operations of decode steps under a load, and the calls of the project's own kernels."""
     ledger, calls, step = Ledger(), Calls(), StepContext.step
 
     def counting(*args: Any, **kwargs: Any) -> None:
@@ -111,8 +109,7 @@ def counted_steps(load: Load) -> Iterator[tuple[Ledger, Calls]]:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is counted: a model's size, the slots of its engine, and the beams of each request. `fp8`: whether
-    most of an encode multiplies in fp8. `adapters`: beside all linear layers of the language model."""
+    """The counted model and engine; `fp8`: for most of an encode. `adapters`: of all language layers."""
 
     size: str = "large"
     slots: int = 64
@@ -125,8 +122,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """An encode of `pictures`. `graphs`: what they hold, the tower's first; `between`: kernels launched
-    between graphs. `uploaded`: bytes from the host."""
+    """An encode of `pictures`. `graphs`: the tower's first; `between`: kernels between them; `uploaded`:
+    bytes."""
 
     pictures: int
     graphs: Sequence[Ledger]
@@ -135,7 +132,7 @@ class Encode:
 
 
 class FakeEngine:
-    """A runner with fake weights, whose encodes and steps are counted in the shapes of graphs. Use it in
+    """A runner with fake weights, whose encodes and steps are counted in the shapes of graphs, in
     `fakes()`."""
 
     def __init__(self, shape: Shape, model: Florence2Model | None = None) -> None:
@@ -169,7 +166,7 @@ class FakeEngine:
         return picture_tokens(shape.size) + shape.prompt_tokens
 
     def encode(self, pictures: int) -> Encode:
-        """Count an encode of so many different pictures: what its graphs hold, and what runs between them."""
+        """Count an encode of different pictures: the content of its graphs, and the kernels between them."""
         load = Load(pictures, self.shape.beams, self.encoder_length, 0)
         encodes: Any = self.runner.buffers.encodes
         longest = min(size for size in encodes.buckets.prompts if size >= self.shape.prompt_tokens)
@@ -179,15 +176,16 @@ class FakeEngine:
         mask = on_device(torch.empty(pictures, tokens.shape[1] + longest, dtype=torch.bool))
         with decomposed(), Counting(cross, rules_of(own_kernels(), load)):
             slots, adapters = (on_device(torch.empty(pictures, dtype=torch.int64)) for _ in range(2))
+            # This private method is the part of an encode that its second graph holds.
             encodes._write_cross_kv(tokens, ids, mask, slots, adapters)
         return Encode(pictures, (tower, cross), *self._between(pictures))
 
     def encodes(self, sizes: Iterable[int]) -> dict[int, Encode]:
-        """`encode` of so many pictures each."""
+        """`encode` for each number of pictures."""
         return {pictures: self.encode(pictures) for pictures in sizes}
 
     def tower(self, pictures: int, backend: EncodeBackend) -> tuple[Ledger, Tensor]:
-        """Count the tower of so many pictures, computed by `backend`; and their tokens."""
+        """Count the tower of `pictures` pictures, computed by `backend`; return also their tokens."""
         load = Load(pictures, self.shape.beams, self.encoder_length, 0)
         side, ledger = SIDE[self.shape.size], Ledger()
         pixels = on_device(torch.empty(pictures, side, side, 3, dtype=torch.uint8))
@@ -202,7 +200,7 @@ class FakeEngine:
         with without_work():
             engine.runner.picture_size = (side, side)
             engine.runner.prepare()
-            for _ in range(2):  # the first time finds slots that were never used
+            for _ in range(2):  # the first time uses new slots
                 between.operations.clear()
                 uploaded = engine._memory.uploaded
                 with Counting(between):
@@ -211,14 +209,14 @@ class FakeEngine:
         return between.kernels, engine._memory.uploaded - uploaded
 
     def steps(self, loads: Iterable[tuple[int, float]]) -> list[Ledger]:
-        """Count a decode step for each load: so many requests, and positions of their beams in the mean."""
+        """Count a decode step for each load: a number of requests, and the mean positions of their beams."""
         wanted, running = list(loads), list[SequenceState]()
         most = max(requests for requests, _ in wanted)
         with without_work():
             while len(running) < most:
                 running += self._encoded(min(self.shape.encode_batch, most - len(running)))
         ledgers, known = [], dict[int, tuple[Ledger, Calls]]()
-        same_shapes = self.runner.backend.attention.grouped  # of whatever positions
+        same_shapes = self.runner.backend.attention.grouped  # for all positions
         for requests, positions in wanted:
             load = Load(requests, self.shape.beams, self.encoder_length, positions)
             if not (same_shapes and requests in known):
@@ -232,6 +230,7 @@ class FakeEngine:
         return ledgers
 
     def _encoded(self, count: int) -> list[SequenceState]:
+        """Encode requests with new pictures."""
         self.runner.features.clear()
         side = SIDE[self.shape.size]
         options = GenerationOptions(self.shape.beams, 1024, 1024, 3, True, 1.0)
@@ -243,19 +242,18 @@ class FakeEngine:
 
 @contextmanager
 def fakes() -> Iterator[None]:
-    """Tensors that are made within have no memory."""
+    """Make tensors without memory in this block."""
     with FakeTensorMode(), torch.no_grad():
         yield
 
 
 def mean_length(length: int) -> float:
-    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below; the one
-    of 64 is the lowest."""
+    """Mean positions of sequences whose bucket of lengths is `length`: halfway from the bucket below."""
     return length / 2 if length <= 64 else 0.75 * length
 
 
 def gpu_backend(model: Florence2Model) -> Backend:
-    """What the service takes on a GPU, without the parts that ask for one."""
+    """The backend that the service chooses on a GPU, without the parts that need one."""
     sizes, config = model.config, EngineConfig(encode_stream="off")
     absent = {"CudaMemory": lambda _: AbsentMemory(), "CudaGraphCapturer": lambda *_: None}
     found = {
@@ -268,7 +266,7 @@ def gpu_backend(model: Florence2Model) -> Backend:
 
 
 def fake_model(size: str, *, fp8: bool = False) -> Florence2Model:
-    """A model as it is after loading, its weights fake."""
+    """A loaded model with fake weights."""
     with tempfile.TemporaryDirectory() as folder:
         native_config(size).save_pretrained(folder)
         config = read_config(Path(folder))
@@ -286,7 +284,7 @@ def fake_model(size: str, *, fp8: bool = False) -> Florence2Model:
 
 
 def put_beside(model: Florence2Model, adapters: int) -> None:
-    """Room for so many adapters of rank 16 beside the linear layers of the language model."""
+    """Make slots for `adapters` adapters of rank 16 for the linear layers of the language model."""
     factors = {
         name: Factors(
             torch.empty(RANK_MULTIPLE, layer.in_features), torch.empty(layer.out_features, RANK_MULTIPLE)
@@ -299,7 +297,7 @@ def put_beside(model: Florence2Model, adapters: int) -> None:
 
 
 def move(model: nn.Module) -> None:
-    """Its parameters and buffers become the device's, floating ones in `DTYPE`."""
+    """Move the parameters and buffers to the simulated device, floating ones in `DTYPE`."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             placed = on_device(weight)
@@ -311,14 +309,14 @@ def move(model: nn.Module) -> None:
 
 
 def on_device(value: Tensor) -> Tensor:
-    """A fake tensor of this shape."""
+    """A fake tensor of this shape on the device."""
     dtype = DTYPE if value.is_floating_point() else value.dtype
     return torch.empty(value.shape, dtype=dtype, device=DEVICE)
 
 
 @contextmanager
 def without_work() -> Iterator[None]:
-    """The model computes nothing; results have their shapes."""
+    """Compute nothing in the model in this block; results have their shapes."""
 
     def nothing(*_: Any, **__: Any) -> Any:
         return ()

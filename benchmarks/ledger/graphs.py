@@ -1,6 +1,6 @@
-"""How many graphs the engine captures: before it is ready, and once all tasks have come.
+"""The number of graphs that the engine captures: before it is ready, and after all tasks have been served.
 
-Nothing is counted or computed here but shapes: the work itself is left out.
+Only shapes are counted; the work itself is left out.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from florence.types.bounds import MAX_BEAMS
 from ledger.fakes import FakeEngine, Shape, without_work
 
 PROMPTS = (8, 10, 11, 12, 13, 14, 15, 21, 27, 40)
-"""Tokens of the tasks' prompts: of those without a text, with a region, with a caller's sentence."""
+"""Tokens of the tasks' prompts: without a text, with a region, with a caller's sentence."""
 
 LONGEST = 160
 """Tokens of the longest answers on photographs."""
 
 
 def count_graphs(shape: Shape, crowds: int) -> tuple[int, int]:
-    """Graphs that are captured before the engine is ready, and after that while random crowds of all tasks,
-    with 1 to 8 beams, are served. Use it in `fakes()`."""
+    """Graphs captured before the engine is ready, and after that while it serves random batches of all tasks
+    with 1 to 8 beams. Use it in `fakes()`."""
     with without_work(), without_starts():
         engine = FakeEngine(shape)
         runner = engine.runner
@@ -44,7 +44,7 @@ def count_graphs(shape: Shape, crowds: int) -> tuple[int, int]:
 
 
 def encode(engine: FakeEngine, dice: random.Random) -> None:
-    """Twice, since the second time is captured."""
+    """Encode twice, since the second time is captured."""
     shape, runner = engine.shape, engine.runner
     count, prompt = dice.randint(1, shape.encode_batch), dice.choice(PROMPTS)
     pixels = np.zeros((SIDE[shape.size], SIDE[shape.size], 3), np.uint8)
@@ -57,7 +57,7 @@ def encode(engine: FakeEngine, dice: random.Random) -> None:
 
 
 def step(engine: FakeEngine, dice: random.Random) -> None:
-    """A crowd as a mixed service has it: most with the usual beams, requests of any length in any order."""
+    """Step a random batch: most requests with the usual beams, and any lengths in any order."""
     runner = engine.runner
     crowd: list[SequenceState] = []
     usual = dice.random() < 0.5
@@ -71,7 +71,7 @@ def step(engine: FakeEngine, dice: random.Random) -> None:
         tokens = picture_tokens(engine.shape.size)
         sequence.place(runner.slots.take(beams), tokens, tokens + len(request.prompt_ids))
         crowd.append(sequence)
-    left = [sequence for sequence in crowd if dice.random() < 0.7] or crowd[:1]  # some have ended before
+    left = [sequence for sequence in crowd if dice.random() < 0.7] or crowd[:1]  # some have already ended
     for _ in range(2):
         runner.step(left)
     for sequence in crowd:
@@ -80,7 +80,7 @@ def step(engine: FakeEngine, dice: random.Random) -> None:
 
 @contextmanager
 def without_starts() -> Iterator[None]:
-    """Nor are searches started, nor caches wiped: on tensors without memory both take their time."""
+    """Skip search starts and cache wipes, which are slow on fake tensors."""
     nothing = lambda *_, **__: None  # noqa: E731
     with patch.object(Caches, "wipe", nothing), patch.object(SearchState, "start", nothing):
         yield

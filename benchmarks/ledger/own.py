@@ -18,7 +18,7 @@ from ledger.counting import Ledger, Operation, Rule
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a step reads from memory and no shape shows. `encoder_length`, `length`: mean positions of a
+    """The facts about a step that no shape shows. `encoder_length`, `length`: mean positions of a
     request's encoder states and of a beam's past; `requests` and `beams` are in use."""
 
     requests: int
@@ -28,14 +28,14 @@ class Load:
 
 
 Cost = Callable[..., tuple[float, ...]]
-"""From a `Load` and a call's (fake) arguments to bytes moved, FLOP needed, and, if partly filled tiles
-make them more, FLOP done."""
+"""A function from a `Load` and a call's (fake) arguments to bytes moved, FLOP needed, and, if partly filled
+tiles make them more, FLOP done."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnKernel:
-    """A kernel as the ledger sees it. `name`: of its operation, "florence::own_attention"; `kind`: the class
-    of costs, as `costs.CLASSES` names it."""
+    """One of the project's kernels. `name`: its operation's, for example "florence::own_attention"; `kind`:
+    its class of costs in `costs.CLASSES`."""
 
     name: str
     cost: Cost
@@ -43,7 +43,7 @@ class OwnKernel:
 
 
 def kernel_table() -> Sequence[CudaKernel[Any]]:
-    """The list; empty where there is no Triton."""
+    """The project's GPU kernels; empty without Triton."""
     try:
         from florence.engine.device.cuda.kernels import KERNELS
     except ModuleNotFoundError:
@@ -52,7 +52,7 @@ def kernel_table() -> Sequence[CudaKernel[Any]]:
 
 
 def own_kernels() -> Sequence[OwnKernel]:
-    """The list with costs; empty where there is no Triton. Raises `KeyError` for a kernel without a cost."""
+    """The kernels with their costs; empty without Triton. Raises `KeyError` for a kernel without a cost."""
     if not (table := kernel_table()):
         return ()
     from ledger.own_costs import COSTS
@@ -65,7 +65,7 @@ Calls = list[tuple[OwnKernel, tuple[Any, ...]]]
 
 
 def rules_of(kernels: Sequence[OwnKernel], load: Load, calls: Calls | None = None) -> Mapping[str, Rule]:
-    """How the ledger counts these kernels under a load. `calls`: gets those that are counted."""
+    """The rules for counting these kernels under a load. `calls`: gets the counted calls."""
 
     def rule(kernel: OwnKernel) -> Rule:
         def operation(arguments: tuple[Any, ...], result: Any) -> Operation:
@@ -79,7 +79,7 @@ def rules_of(kernels: Sequence[OwnKernel], load: Load, calls: Calls | None = Non
 
 
 def under_load(ledger: Ledger, calls: Calls, load: Load) -> Ledger:
-    """The same work, of whose own kernels these are the calls, under another load."""
+    """The same work under another load; `calls` are those of its own kernels."""
     names, left = {kernel.name for kernel, _ in calls}, iter(calls)
     return Ledger(
         [_operation(*next(left), load) if each.name in names else each for each in ledger.operations]
@@ -87,5 +87,6 @@ def under_load(ledger: Ledger, calls: Calls, load: Load) -> Ledger:
 
 
 def _operation(kernel: OwnKernel, arguments: tuple[Any, ...], load: Load) -> Operation:
+    """The cost of a call of a kernel."""
     moved, flop, *done = kernel.cost(load, *arguments)
     return Operation(kernel.name, kernel.kind, 1, moved, flop, *(done or [flop]))

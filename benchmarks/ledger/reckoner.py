@@ -1,4 +1,4 @@
-"""Reckoned times of what was counted, on one card: steps, encodes, both beside each other, the nine tasks.
+"""Estimated times of counted work on one card: steps, encodes, both concurrently, the nine tasks.
 
 Knows costs and counts; prints nothing.
 """
@@ -22,31 +22,32 @@ from ledger.fakes import Encode
 from ledger.rows import EXTRA_STEPS, closed_loop
 
 SLOWDOWNS = [1 + number / 100 for number in range(101)]
-"""Those that are tried to see what a task bears."""
+"""The slowdowns that are tried to find the largest one with which a task reaches its aim."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reckoner:
-    """Reckoned times of counted work on a card."""
+    """Estimated times of counted work on a card."""
 
     card: Card
     counts: Counts
 
     def step_s(self, requests: int, positions: float) -> float:
-        """Of a step of so many requests, whose beams have so many positions in the mean."""
+        """Estimated seconds of a step of `requests`, at this mean length."""
         return self._between_counted(self._step_seconds, requests, positions)
 
     def slowdown(self, requests: int, positions: float, *, new_pictures: bool = True) -> float:
-        """Of such a step and an encode beside each other."""
+        """Slowdown of a step and an encode that run concurrently."""
         return self._between_counted(self._slowdowns[new_pictures], requests, positions)
 
     @cached_property
     def _step_seconds(self) -> dict[tuple[int, float], float]:
+        """Estimated seconds of each counted step."""
         return {load: ledger.seconds(self.card) for load, ledger in self.counts.steps.items()}
 
     @cached_property
     def _slowdowns(self) -> dict[bool, dict[tuple[int, float], float]]:
-        """By whether an encode has new pictures, and by steps."""
+        """Slowdowns by whether an encode has new pictures, and by step."""
         tower, encoder = self.counts.encodes[ENCODES[-1]].graphs
         encodes = {True: Ledger([*tower.operations, *encoder.operations]), False: encoder}
         return {
@@ -56,14 +57,14 @@ class Reckoner:
 
     @cached_property
     def _ends(self) -> dict[int, tuple[int, int]]:
-        """By requests, the fewest and the most of their captured shape."""
+        """The fewest and the most requests of the captured shape, for each number of requests."""
         shapes = step_ends(self.counts.shape.slots)
         return {requests: ends for ends in shapes for requests in range(ends[0], ends[1] + 1)}
 
     def _between_counted(
         self, counted: Mapping[tuple[int, float], float], requests: int, positions: float
     ) -> float:
-        """On a line between the steps that were counted in the same captured shape."""
+        """Interpolate between the steps that were counted in the same captured shape."""
         low, high = self._ends[requests]
         place = bisect_left(POSITIONS, positions, 1, len(POSITIONS) - 1)
         ends = POSITIONS[place - 1], POSITIONS[place]
@@ -74,7 +75,7 @@ class Reckoner:
         return on_line(requests, (low, high), (few, many))
 
     def decision(self, choice: EncodeStreamChoice) -> Decision:
-        """What the trial at the start would find, and choose; `choice` is the setting."""
+        """The estimated result of the trial at the start; `choice` is the setting."""
         config = EngineConfig.for_device("cuda")
         mix = Mix.of(self.counts.shape.slots, config.max_encode_batch, config.max_new_tokens)
         if mix is None:
@@ -90,8 +91,11 @@ class Reckoner:
         return found if forced is None else replace(found, runs_beside=forced)
 
     def encode_s(self, requests: int, *, new_pictures: bool = True) -> tuple[float, float]:
-        """Of an encode of so many requests, the device's and the host's; their pictures are known where none
-        are new. Between two sizes that were counted, a share of both."""
+        """Estimated seconds of an encode of `requests`, on the device and on the host, interpolated between
+        counted sizes.
+
+        Without new pictures, features come from the cache.
+        """
         low, high = min(self.counts.encodes), max(self.counts.encodes)
         few, many = (self._encode_seconds[number, new_pictures] for number in (low, high))
         device, host = (on_line(requests, (low, high), ends) for ends in zip(few, many, strict=True))
@@ -99,7 +103,7 @@ class Reckoner:
 
     @cached_property
     def _encode_seconds(self) -> dict[tuple[int, bool], tuple[float, float]]:
-        """The device's and the host's, by the pictures of an encode and whether they are new."""
+        """Seconds on the device and on the host, by the pictures of an encode and whether they are new."""
         return {
             (number, new): (self.device_s(encode, new), self.host_s(encode, new))
             for number, encode in self.counts.encodes.items()
@@ -107,13 +111,15 @@ class Reckoner:
         }
 
     def device_s(self, encode: Encode, new_pictures: bool = True) -> float:
-        """Of the graphs of an encode, and the kernels between them."""
+        """Seconds of an encode's graphs and of the kernels between them."""
         graphs = encode.graphs if new_pictures else encode.graphs[1:]
         return sum(graph.seconds(self.card) for graph in graphs) + encode.between * SMALL_KERNEL_S
 
     def host_s(self, encode: Encode, new_pictures: bool = True) -> float:
-        """Of one encode: launches between graphs, and bytes that are sent. The device does meanwhile what it
-        was sent before: copies have a stream of their own."""
+        """Seconds of the host for an encode: launches between graphs, and uploads.
+
+        Meanwhile the device does earlier work, since copies have a stream of their own.
+        """
         sent = encode.uploaded / HOST_COPY if new_pictures else 0.0
         return encode.between * EAGER_LAUNCH_S + sent
 
@@ -127,8 +133,8 @@ class Reckoner:
         }
 
     def bearable(self, task: str, rate: float) -> float:
-        """The largest slowdown with which encodes beside steps still give so many answers a second of a task,
-        30 at once; 2 is one after the other."""
+        """The largest slowdown with which concurrent encodes still give this rate of a task, at 30 requests;
+        2 means one after the other."""
 
         def fails(factor: float) -> bool:
             row = closed_loop(30, TASKS[task], self.encode_s, self.step_s, lambda *_: factor)
@@ -137,7 +143,7 @@ class Reckoner:
         return SLOWDOWNS[max(0, bisect_left(SLOWDOWNS, True, key=fails) - 1)]
 
     def steps_of_an_answer(self, requests: int) -> dict[str, float]:
-        """Milliseconds of each task's steps, shared by so many requests that begin together."""
+        """Milliseconds of each task's steps per answer, shared by `requests` requests that begin together."""
         return {
             task: sum(self.step_s(requests, step + 1) for step in range(tokens + EXTRA_STEPS))
             / requests
@@ -147,6 +153,6 @@ class Reckoner:
 
 
 def on_line(x: float, ends: tuple[float, float], values: tuple[float, float]) -> float:
-    """What lies at `x` on the line through two values."""
+    """The value at `x` on the line through two points."""
     share = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 1.0
     return values[0] + share * (values[1] - values[0])

@@ -1,6 +1,6 @@
-"""All figures of one card and one model, as JSON can hold them: a step, an encode, the nine tasks.
+"""All estimates for one card and one model, in a form for JSON: a step, an encode, the nine tasks.
 
-Puts together what `counts.py` and `reckoner.py` make; prints nothing.
+Combines `counts.py` and `reckoner.py`; prints nothing.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def reckon(
     encode_stream: EncodeStreamChoice = "auto",
     adapters: int = 0,
 ) -> dict[str, Any]:
-    """Every figure, as JSON can hold it. `fp8`, `encode_stream`: with these settings. `adapters`: beside the
-    language model, of rank 16."""
+    """Every estimate, in a form for JSON. `fp8`, `encode_stream`: settings. `adapters`: of rank 16, beside
+    the language model's layers."""
     shown = requests, mean_length(length)
     grid = {(number, each) for ends in step_ends(64) for number in ends for each in POSITIONS}
     wanted = tuple(sorted({*grid, shown}))
@@ -68,7 +68,7 @@ def reckon(
 
 
 def reckon_work(card_name: str, size: str, *, requests: int, beams: int, length: int, adapters: int) -> Any:
-    """A step and an encode only, as `reckon` has them."""
+    """Only the step and the encode of `reckon`."""
     shown = requests, mean_length(length)
     reckoner = _reckoner(card_name, size, beams, (shown,), ENCODES[-1:], 0, False, adapters)
     return {
@@ -81,13 +81,13 @@ def reckon_work(card_name: str, size: str, *, requests: int, beams: int, length:
 
 @cache
 def _reckoner(card_name: str, *counted: Any) -> Reckoner:
-    """On a card, what `count` counts."""
+    """The reckoner of these counts on a card."""
     return Reckoner(CARDS[card_name], count(*counted))
 
 
 @cache
 def _rows(reckoner: Reckoner, beside: bool) -> dict[str, Any]:
-    """The nine tasks at each concurrency, encodes beside steps or between them."""
+    """The nine tasks at each concurrency, with encodes beside steps or between them."""
     settings = {"different pictures": True, "one picture": False}
     return {
         str(concurrency): {
@@ -100,11 +100,12 @@ def _rows(reckoner: Reckoner, beside: bool) -> dict[str, Any]:
 
 @cache
 def _bearable(reckoner: Reckoner) -> dict[str, float]:
-    """By task, the largest slowdown with which it reaches its aim."""
+    """The largest slowdown with which each task reaches its aim."""
     return {task: reckoner.bearable(task, least(task) * REPLACED[30][task]) for task in TASKS}
 
 
 def _step(reckoner: Reckoner, requests: int, length: int) -> dict[str, Any]:
+    """The figures of a step."""
     ledger = reckoner.counts.steps[requests, mean_length(length)]
     needed = needed_bytes(reckoner.counts.shape, requests, length)
     total = sum(needed.values())
@@ -124,6 +125,7 @@ def _step(reckoner: Reckoner, requests: int, length: int) -> dict[str, Any]:
 
 
 def _encode(reckoner: Reckoner) -> dict[str, Any]:
+    """The figures of an encode."""
     encode = reckoner.counts.encodes[ENCODES[-1]]
     names = ("tower", "encoder and cross")
     fp8_flop = sum(graph.fp8_flop for graph in encode.graphs)
@@ -150,8 +152,8 @@ def _encode(reckoner: Reckoner) -> dict[str, Any]:
 
 
 def _classes(card: Card, encode: Encode) -> dict[str, dict[str, float]]:
-    """Kernels, GB, TFLOP and reckoned ms a picture of an encode: products, attention, and all others, which
-    go over memory."""
+    """Kernels, GB, TFLOP and estimated ms per picture of an encode, for products, attention and all
+    others."""
     found: dict[str, dict[str, float]] = {}
     for each in (operation for graph in encode.graphs for operation in graph.operations):
         name = next((name for name in ("product", "attention") if name in each.kind), "memory")
@@ -165,8 +167,8 @@ def _classes(card: Card, encode: Encode) -> dict[str, dict[str, float]]:
 
 
 def tower_check(tower: Ledger) -> dict[str, float]:
-    """The tower by PyTorch's operations, as timm has it, pictures a second on an RTX 4090: as timm measured
-    it, as reckoned with the card's published peaks, and with an H100's shares of them."""
+    """Pictures per second of the tower by PyTorch's operations on an RTX 4090: measured by timm, estimated
+    with the card's published peaks, and with an H100's shares of them."""
     card = CARDS["4090"]
 
     def rate(each: Card) -> float:

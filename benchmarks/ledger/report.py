@@ -1,4 +1,4 @@
-"""The figures of `reckoning.py` as Markdown tables. Whatever they show is marked as reckoned."""
+"""The figures of `reckoning.py` as Markdown tables. All figures shown are marked as reckoned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def figures_table(figures: dict[str, Any]) -> str:
-    """What is aimed at, beside what is reached."""
+    """The aims beside the estimated figures."""
     step, encode, graphs = figures["step"], figures["encode"], figures["graphs"]
     rows = [
         ["kernels of a decode step", f"{step['kernels']:,}", f"{AIMS['kernels of a step']:.0f}"],
@@ -59,7 +59,7 @@ def figures_table(figures: dict[str, Any]) -> str:
 
 
 def aim_of_rows() -> str:
-    """The aim for pictures that differ."""
+    """The aim for different pictures."""
     return (
         f"at least {AIMS['nine rows, different pictures']:.0f} times where nearly all is encoding "
         f"({len(NEARLY_ALL_ENCODING)} tasks), {AIMS['nine rows, one picture']:.0f} on the others"
@@ -67,7 +67,7 @@ def aim_of_rows() -> str:
 
 
 def ratios(figures: dict[str, Any], setting: str) -> dict[str, float]:
-    """Each task's reckoned rate, 30 at once, in multiples of the replaced deployment's."""
+    """Each task's estimated rate as a multiple of the replaced deployment's."""
     rows, old = figures["rows"]["30"][setting], figures["replaced"]["30"]
     return {task: row["rate"] / old[task] for task, row in rows.items()}
 
@@ -95,7 +95,7 @@ def rows_table(figures: dict[str, Any], setting: str) -> str:
 
 
 def check_text(check: dict[str, float]) -> str:
-    """How the reckoned tower compares with a measured one."""
+    """A comparison of the estimated tower with a measured one."""
     reckoned, timm, shares = check["published peaks"], check["timm"], check["H100's shares"]
     miss = reckoned / timm - 1
     verdict = "within" if abs(miss) <= TOLERANCE else "MISSED: not within"
@@ -107,7 +107,7 @@ def check_text(check: dict[str, float]) -> str:
 
 
 def parts_table(figures: dict[str, Any]) -> str:
-    """Where an encode's time goes."""
+    """An encode's time by part."""
     rows = [
         [name, f"{part['kernels']}", f"{part['moved, GB']:.1f}", f"{part['TFLOP']:.2f}", f"{part['ms']:.1f}"]
         for name, part in figures["encode"]["parts"].items()
@@ -117,7 +117,7 @@ def parts_table(figures: dict[str, Any]) -> str:
 
 
 def classes_table(figures: dict[str, Any]) -> str:
-    """What an encode's time is made of."""
+    """An encode's time by class of kernels."""
     names = {
         "product": "products, biases, sums and GELU with them",
         "attention": "attention of windows and of the text encoder",
@@ -139,8 +139,11 @@ def classes_table(figures: dict[str, Any]) -> str:
 
 
 def missed_text(figures: dict[str, Any]) -> str:
-    """Which tasks don't reach their aim. Where encodes run between steps also why: what an answer may take,
-    what its steps take of that, and what is left for an encode, beside what its products take alone."""
+    """The tasks that miss their aim.
+
+    Where encodes run between steps it also gives the reason: the time of an answer, the share of its steps,
+    the rest for an encode, and the time of the encode's products alone.
+    """
     missed = [task for task, times in ratios(figures, "different pictures").items() if times < least(task)]
     if not missed:
         return "All nine tasks reach their aim, as reckoned."
@@ -164,7 +167,7 @@ def missed_text(figures: dict[str, Any]) -> str:
 
 
 def stream_text(figures: dict[str, Any]) -> str:
-    """Where encodes run and why, how much they may slow steps down, and what the audit estimated."""
+    """The place of encodes and its reason, the slowdown of steps, and the audit's estimate."""
     found = figures["encode stream"]
     where = "beside" if found["runs_beside"] else "between"
     by = "as the trial at the start would decide" if found["chosen"] else "as it is set"
@@ -205,7 +208,7 @@ def page(figures: dict[str, Any]) -> str:
 
 
 def settings_table(found: list[dict[str, Any]]) -> str:
-    """Settings beside each other, each of which is a run's figures; those of the first are the default."""
+    """Figures of several settings; the first are the default's."""
     rows = []
     for figures in found:
         different, one = (ratios(figures, name) for name in ("different pictures", "one picture"))
@@ -225,7 +228,7 @@ def settings_table(found: list[dict[str, Any]]) -> str:
 
 
 def adapters_table(found: list[dict[str, Any]]) -> str:
-    """What adapters beside the language model's layers cost: steps and encodes."""
+    """The cost of adapters of the language model's layers for steps and encodes."""
     rows = []
     for figures in found:
         step, encode = figures["step"], figures["encode"]
@@ -245,7 +248,7 @@ def adapters_table(found: list[dict[str, Any]]) -> str:
 
 
 def whole(figures: dict[str, Any]) -> str:
-    """Everything, for a reader at a terminal."""
+    """All tables, for a terminal."""
     most = list(figures["step"]["kernels by operation"].items())[:12]
     parts = [
         f"Reckoned, not measured: {figures['card']}, Florence-2-{figures['size']}, "

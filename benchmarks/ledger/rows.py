@@ -1,8 +1,8 @@
-"""The nine tasks in a closed loop, reckoned: the engine's own scheduler on a clock that only reckoned times
-of encodes and steps advance.
+"""Estimates for the nine tasks in a closed loop: the engine's own scheduler on a clock that advances by
+estimated times of encodes and steps.
 
-So many requests are always under way, all of one task; a request that is answered is sent again at once. Host
-and HTTP count only as far as the times that are given contain them.
+A constant number of requests of one task is in flight; an answered request is sent again at once. Host and
+HTTP count only as far as the given times contain them.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from florence.engine.device.capture.buckets import ENCODE_HALVES, doubling, roun
 from florence.engine.scheduler import Scheduler
 
 EncodeTime = Callable[[int], tuple[float, float]]
-"""Seconds of an encode of so many requests: the device's, and those of the host and its copies before it, in
-which the device may do the work that it was sent before."""
+"""Seconds of an encode of this number of requests: on the device, and on the host with its copies before it,
+during which the device may do earlier work."""
 
 StepTime = Callable[[int, float], float]
-"""Seconds of a decode step of so many requests, whose sequences have so many positions in the mean."""
+"""Seconds of a decode step of this number of requests, at this mean length."""
 
 Slowdown = Callable[[int, float], float]
-"""How many times as long such a step and an encode take while they run beside each other."""
+"""Slowdown of such a step and an encode that run concurrently."""
 
 EXTRA_STEPS = 1
-"""On a GPU an answer is known one step late."""
+"""A GPU's answer arrives one step late."""
 
 ROUNDS = 12
-"""Answers that count, in multiples of the requests under way."""
+"""Answers that count, as a multiple of the requests in flight."""
 
 
 class _Decoding:
-    """Requests that are decoded; those that joined at once end at once. `positions`: of all their sequences,
-    whose first is the start token's."""
+    """Requests being decoded; those that join together end together. `positions`: of all their sequences,
+    including the start token."""
 
     def __init__(self) -> None:
         self.positions = self._number = self._step = 0
-        self._groups: deque[tuple[int, list[float]]] = deque()  # each with the step at which it joined
+        self._groups: deque[tuple[int, list[float]]] = deque()  # with the step of joining
 
     def __len__(self) -> int:
         return self._number
 
     def join(self, requests: list[float]) -> None:
-        """From the next step on."""
+        """Add requests from the next step on."""
         self._groups.append((self._step, requests))
         self._number += len(requests)
         self.positions += len(requests)
 
     def step(self, steps: int) -> list[float]:
-        """One more token for all; those end, and are returned, that have taken part in so many steps."""
+        """Decode one more token for all; return the requests that have taken part in `steps` steps."""
         self._step += 1
         self.positions += self._number
         ended: list[float] = []
@@ -63,8 +63,11 @@ class _Decoding:
 
 
 class _Loop:
-    """The engine's loop on a clock of its own, for answers of `steps` steps. The scheduler's requests are the
-    times when they were asked. `done`: when each was answered, and after how long."""
+    """The engine's loop on its own clock, for answers of `steps` steps.
+
+    The scheduler's requests are the times at which they were sent. `done`: the time and the latency of each
+    answer.
+    """
 
     def __init__(
         self, config: EngineConfig, steps: int, encode_s: EncodeTime, step_s: StepTime, slowdown: Slowdown
@@ -73,13 +76,13 @@ class _Loop:
         self.scheduler: Scheduler[float] = Scheduler(config)
         self._steps, self._encode_s, self._step_s, self._slowdown = steps, encode_s, step_s, slowdown
         self._batches = doubling(1, config.max_encode_batch, halves=ENCODE_HALVES)
-        self._under_way_s = 0.0  # of the piece of work before the one that is sent now
+        self._under_way_s = 0.0  # of the previous piece of work
         self._decoding = _Decoding()
-        self._encoding: list[float] = []  # beside steps
-        self._began_s = self._left_s = 0.0  # when, and what is left of it if nothing else runs
+        self._encoding: list[float] = []  # those that run concurrently with steps
+        self._began_s = self._left_s = 0.0  # start of the encode, and its remaining time without other work
 
     def encode(self) -> None:
-        """Before a step, for as long as the budget allows."""
+        """Encode before a step, as long as the budget allows."""
         started, parts = self.now, 0
         while self.scheduler.has_time(self.now - started, len(self._decoding), parts):
             if not (taken := self._take()):
@@ -93,7 +96,7 @@ class _Loop:
             self._decoding.join(taken)
 
     def encode_beside(self) -> None:
-        """On a second stream: requests join when their encode is over, and others are taken."""
+        """Encode on a second stream: requests join when their encode ends, and others are taken."""
         if not self._decoding:
             self.now, self._left_s = self.now + self._left_s, 0.0
         if self._left_s:
@@ -105,7 +108,7 @@ class _Loop:
         self._left_s = sum(self._encode_s(len(self._encoding))) if self._encoding else 0.0
 
     def step(self) -> None:
-        """For all that are decoded; others are asked in the place of those that end."""
+        """Decode one step for all requests; each that ends is sent again."""
         if not self._decoding:
             return
         load = len(self._decoding), self._decoding.positions / len(self._decoding)
@@ -119,6 +122,7 @@ class _Loop:
             self.scheduler.add(self.now)
 
     def _take(self) -> list[float]:
+        """The next requests to encode."""
         fits = lambda waiting: round_down(len(list(waiting)), self._batches)  # noqa: E731  (as the runner)
         return self.scheduler.take(len(self._decoding), fits)
 
@@ -130,8 +134,8 @@ def closed_loop(
     step_s: StepTime,
     slowdown: Slowdown | None = None,
 ) -> Rates:
-    """One task of so many tokens, `concurrency` requests at once. `slowdown`: of encodes beside steps; None:
-    encodes run between steps."""
+    """Estimate one task of `tokens` tokens with `concurrency` requests in flight. `slowdown`: of concurrent
+    encodes; None: encodes run between steps."""
     steps = tokens + EXTRA_STEPS
     loop = _Loop(EngineConfig.for_device("cuda"), steps, encode_s, step_s, slowdown or (lambda *_: 1.0))
     encode = loop.encode_beside if slowdown else loop.encode
@@ -140,7 +144,7 @@ def closed_loop(
     while len(loop.done) < (ROUNDS + 1) * concurrency:
         encode()
         loop.step()
-    warm = loop.done[concurrency - 1 :]  # a first answer's latency is that of a cold start
+    warm = loop.done[concurrency - 1 :]  # the latency of a first answer includes the cold start
     latencies = sorted(seconds for _, seconds in warm[1:])
     rate = (len(warm) - 1) / (warm[-1][0] - warm[0][0])
     return Rates(rate, latencies[len(latencies) // 2], latencies[int(0.99 * (len(latencies) - 1))])

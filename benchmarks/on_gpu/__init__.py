@@ -1,1 +1,1 @@
-"""The parts of `gpu.py`: what is measured on one GPU, and how sections run so that each fails alone."""
+"""The parts of `gpu.py`: measurements on one GPU, and sections that fail independently."""

@@ -1,4 +1,4 @@
-"""What is measured, on what, and the clocks: models made once, runners and engines as the service has them,
+"""The measured models and engines, and the clocks: models made once, runners and engines as in the service,
 and times between CUDA events."""
 
 from __future__ import annotations
@@ -39,27 +39,30 @@ BACKENDS = (
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.MATH,
 )
-"""Of PyTorch's attention."""
+"""Backends of PyTorch's attention."""
 
 
 @dataclass
 class Watched:
-    """Replays as they run: `recent`, the last ones first to last; `captured`: how many there are."""
+    """A record of replays: `recent`, the last ones in order; `captured`: the number of graphs."""
 
     captured: int = 0
     recent: list[Replay] = field(default_factory=list)
 
     def watching(self, inner: GraphCapturer) -> GraphCapturer:
-        """The same capturer, watched."""
+        """The same capturer, with a record of its replays."""
         return _Watching(inner, self)
 
 
 @dataclass
 class _Watching:
+    """A capturer that records the replays of another."""
+
     inner: GraphCapturer
     told: Watched
 
     def capture(self, work: Work) -> tuple[Replay, Sequence[Tensor]]:
+        """Capture the work, and record the graph and its replays."""
         replay, results = self.inner.capture(work)
         self.told.captured += 1
 
@@ -70,12 +73,13 @@ class _Watching:
         return watched, results
 
     def reset(self) -> None:
+        """Reset the other capturer and forget the replays."""
         self.inner.reset()
         self.told.recent.clear()
 
 
 class BesideOnCpu(EncodeStream):
-    """Encodes are done as they are sent, and otherwise handled as on a stream of their own: a rehearsal."""
+    """A stream whose encodes run at once but are handled as on a stream of their own, for a rehearsal."""
 
     beside = True
 
@@ -85,8 +89,8 @@ class BesideOnCpu(EncodeStream):
 
 @dataclass
 class Bench:
-    """`slots`, `encode_batch`: of the service's engine. `capture`: whether steps and encodes are captured.
-    `encode_stream`: as the setting."""
+    """The engine and model under test. `slots`, `encode_batch`: of the service's engine. `capture`: steps and
+    encodes are captured. `encode_stream`: the setting."""
 
     size: str
     device: torch.device
@@ -98,14 +102,15 @@ class Bench:
 
     @property
     def on_gpu(self) -> bool:
+        """True on a CUDA device."""
         return self.device.type == "cuda"
 
     @cached_property
     def folder(self) -> Path:
-        """The random weights in float32, made and saved once."""
+        """The folder of the random weights in float32, made and saved once."""
         self._kept = tempfile.TemporaryDirectory()
         try:
-            with self.device:  # drawn on the device: the host takes a hundred times as long
+            with self.device:  # the host would take a hundred times as long
                 native = make_native(self.size, torch.float32)
         except Exception:  # noqa: BLE001  (everything else depends on this)
             native = make_native(self.size, torch.float32)
@@ -118,7 +123,7 @@ class Bench:
             self._kept.cleanup()
 
     def native(self) -> Florence2ForConditionalGeneration:
-        """transformers' model of the same weights, as it comes."""
+        """transformers' model with the same weights, unchanged."""
         return (
             Florence2ForConditionalGeneration.from_pretrained(self.folder, dtype=self.dtype)
             .to(self.device)
@@ -126,20 +131,22 @@ class Bench:
         )
 
     def load(self, dtype: torch.dtype | None = None) -> Florence2Model:
-        """This package's model of these weights, through its own loading code."""
+        """This package's model with these weights, loaded by its own code."""
         return load_saved(self.folder, self.device, dtype or self.dtype)
 
     def load_fp8(self) -> Florence2Model:
-        """`load` in bfloat16, with what multiplies in fp8; emulated on a CPU. Raises where the card can't."""
+        """`load` in bfloat16, with products in fp8, which a CPU emulates. Raises an error if the card has no
+        fp8."""
         return load_saved(self.folder, self.device, torch.bfloat16, "fp8")
 
     @cached_property
     def model(self) -> Florence2Model:
-        """`load`, once."""
+        """The model of `load`, loaded once."""
         return self.load()
 
     def backend(self, model: Florence2Model) -> tuple[Backend, Watched]:
-        """As the service would run the model, its replays watched; on a CPU the same fixed shapes."""
+        """The service's backend for the model, with a record of its replays; on a CPU, the same
+        fixed shapes."""
         backend, watched = backend_of(model, self.encode_stream), Watched()
         if not self.on_gpu:
             backend = Backend(
@@ -159,7 +166,7 @@ class Bench:
     def runner(
         self, model: Florence2Model, slots: int | None = None, feature_bytes: int = 0
     ) -> tuple[Runner, Watched]:
-        """A runner, and its replays."""
+        """A runner, and the record of its replays."""
         backend, watched = self.backend(model)
         slots = slots or self.slots
         runner = Runner(
@@ -175,18 +182,18 @@ class Bench:
 
     @cached_property
     def served_encode(self) -> EncodeBackend:
-        """How the service would compute an encode."""
+        """The service's backend for encodes."""
         return self.backend(self.model)[0].encode
 
     @cached_property
     def service(self) -> tuple[Runner, Watched]:
-        """A runner as the service has it, all prepared graphs captured, once."""
+        """A runner as in the service with all its graphs captured, made once."""
         runner, watched = self.runner(self.model)
         runner.prepare()
         return runner, watched
 
     def drop_service(self) -> None:
-        """Free its caches and graphs."""
+        """Free the service's caches and graphs."""
         self.__dict__.pop("service", None)
         forget()
 
@@ -199,18 +206,22 @@ class Bench:
             max_prompt_tokens=1024 - picture_tokens(self.size),
             **config,
         )
-        tries = self.on_gpu or self.encode_stream != "auto"  # a rehearsal does it once, for `service`
+        tries = self.on_gpu or self.encode_stream != "auto"  # a rehearsal runs the trial once, for `service`
         bench = self if tries else replace(self, encode_stream="on")
         runner, _ = bench.runner(model, slots, settings.picture_cache_bytes)
         return Engine(runner, settings)
 
     def synchronize(self) -> None:
+        """Wait for the device."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
     def device_ms(self, work: Callable[[], object], repeats: int = 20) -> float:
-        """Milliseconds of the work, sent so many times back to back, between two events of the device; on a
-        CPU by the host's clock. The first run is not counted."""
+        """Milliseconds of the work, sent `repeats` times in a row, between two events of the device; on a CPU
+        by the host's clock.
+
+        The first run does not count.
+        """
         work()
         if not self.on_gpu:
             return self.host_ms(work, 1)
@@ -236,7 +247,7 @@ class Bench:
 
     @contextmanager
     def uncaptured(self) -> Iterator[None]:
-        """Without graphs: a way on where capture fails."""
+        """Work without graphs in this block, for the case that capture fails."""
         self.capture = False
         try:
             yield
@@ -246,8 +257,8 @@ class Bench:
 
 @contextmanager
 def without_cudnn_attention() -> Iterator[None]:
-    """A way on where cuDNN finds no plan for an attention."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()  # an engine that has chosen its attention is without it
+    """Work without cuDNN's attention in this block, for the case that cuDNN finds no plan."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # an engine may have turned it off
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
@@ -256,12 +267,13 @@ def without_cudnn_attention() -> Iterator[None]:
 
 
 def attend(backend: SDPBackend, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """PyTorch's attention by this backend and no other."""
+    """PyTorch's attention with this backend only."""
     with sdpa_kernel([backend]):
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 def forget() -> None:
-    """Free the memory of what is closed: captured work refers to itself, and PyTorch keeps freed memory."""
+    """Free the memory of closed objects: captured work has reference cycles, and PyTorch keeps
+    freed memory."""
     gc.collect()
     torch.cuda.empty_cache()

@@ -1,5 +1,5 @@
-"""Are the answers right on this card: against `transformers.generate` in float32, alone against in a crowd,
-and how far other dtypes are from float32."""
+"""Check the answers on this card: against `transformers.generate` in float32, alone against in a batch, and
+other dtypes against float32."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE_S = 90.0  # the first answer of a size and dtype waits until its kernel
 
 
 def smoke(bench: Bench, add: Add) -> None:
-    """One capture of everything at tiny size, and each attention backend against the plain one."""
+    """Capture everything once at tiny size, and compare each attention backend with the plain one."""
     tiny = replace(bench, size="tiny")
     model = tiny.load()
     asked = random_requests("tiny", 8, 6)
@@ -39,7 +39,7 @@ def smoke(bench: Bench, add: Add) -> None:
 
 
 def attention_backends(bench: Bench) -> dict[str, Any]:
-    """The largest difference from the plain attention, or why there is none."""
+    """The largest difference of each backend from the plain attention, or its error."""
     dice = torch.Generator(bench.device).manual_seed(0)
     found: dict[str, Any] = {}
     queries, keys, values = (
@@ -58,8 +58,10 @@ def attention_backends(bench: Bench) -> dict[str, Any]:
 
 
 def exactness(bench: Bench, add: Add) -> None:
-    """Ids in a crowd against `transformers.generate` one by one, in float32 on the same card; and the dtype
-    that is served: alone, in a crowd, and against float32."""
+    """Compare ids of a batch with `transformers.generate` one by one, in float32 on the same card.
+
+    The served dtype is compared alone, in a batch, and with float32.
+    """
     for size, count in (("tiny", 24), ("base", 12)) if bench.size != "tiny" else (("tiny", 6),):
         native = make_native(size, torch.float32)
         decide(native)
@@ -78,7 +80,7 @@ def exactness(bench: Bench, add: Add) -> None:
 def served(
     bench: Bench, native: Any, asked: Sequence[Request], exact: Sequence[Generation]
 ) -> dict[str, Any]:
-    """Shares of equal answers of the dtype that is served."""
+    """Shares of equal answers of the served dtype."""
     model = convert(native.cpu(), bench.device, bench.dtype)
     together, changed = crowd(bench, model, asked)
     engine = bench.engine(model, slots_of(bench))
@@ -98,9 +100,11 @@ def served(
 
 
 def crowd(bench: Bench, model: Florence2Model, asked: Sequence[Request]) -> tuple[list[Generation], int]:
-    """All at once, twice, so that the second round runs what the first captured; with a tiny encode budget
-    a step is taken between all parts of all encodes. The second answers, and how many of them are others than
-    the first."""
+    """Answer all requests together, twice, so that the second round replays what the first captured; a step
+    runs between all parts of encodes.
+
+    Returns the second answers, and the number of those that differ from the first.
+    """
     engine = bench.engine(model, slots_of(bench), encode_budget_ms=0.1)
     first, second = answer_all(engine, asked), answer_all(engine, asked)
     engine.close()
@@ -108,18 +112,18 @@ def crowd(bench: Bench, model: Florence2Model, asked: Sequence[Request]) -> tupl
 
 
 def slots_of(bench: Bench) -> int:
-    """Of an engine that is compared: fewer than requests, so that some wait."""
+    """The slots of a compared engine: fewer than requests, so that some wait."""
     return 16 if bench.on_gpu else bench.slots
 
 
 def answer_all(engine: Engine, asked: Sequence[Request]) -> list[Generation]:
-    """All requests at once."""
+    """Answer all requests together."""
     futures: list[Future[Generation]] = [generate(engine, request) for request in asked]
     return [future.result(PATIENCE_S) for future in futures]
 
 
 def agreement(ours: Sequence[Generation], theirs: Sequence[Theirs]) -> dict[str, Any]:
-    """How many answers have the same ids; of each other one how far the two are apart."""
+    """The number of answers with the same ids, and the distance of each different pair."""
     mismatches = []
     apart = 0.0
     for our, their in zip(ours, theirs, strict=True):
@@ -148,8 +152,8 @@ def agreement(ours: Sequence[Generation], theirs: Sequence[Theirs]) -> dict[str,
 
 @torch.inference_mode()
 def drift(bench: Bench, add: Add) -> None:
-    """Picture tokens, encoder states and logits in lower precision against float32, of one set of saved
-    weights: `logits.py`."""
+    """Differences of picture tokens, encoder states and logits in lower precision from float32, with the same
+    weights; see `logits.py`."""
     exact = states_of(bench.load(torch.float32), bench.size)
     forget()
     for dtype in (torch.bfloat16, torch.float16):

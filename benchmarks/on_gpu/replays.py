@@ -1,5 +1,5 @@
-"""How long graphs take: steps on a grid of slots and lengths, encodes, what the host adds, a profile by
-kernel, the start and its memory, and what a copy, a product and a small kernel take here."""
+"""Times of graphs: steps on a grid of slots and lengths, encodes, the host's part, a profile by kernel, the
+start and its memory, and the costs of a copy, a product and a small kernel."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ GRID = {"slots": (1, 8, 32, 48, 64), "lengths": (64, 128, 256)}
 PROFILED = {"slots": (32, 64), "lengths": (64, 128, 256)}
 REPLAYS = 16
 ROWS = 40
-"""Kernels of a profile that are shown."""
+"""The number of kernels shown of a profile."""
 
 ROOM = 12
-"""Steps that a bucket of lengths has room for beside the replays."""
+"""Steps that fit into a bucket of lengths in addition to the replays."""
 
 BESIDE = {"CAPTION": 12, "OD": 130}
-"""Tokens of the tasks whose rates are taken with encodes beside steps: one that is nearly all encode, and one
-that is not."""
+"""Tokens of the tasks measured with concurrent encodes: one that consists nearly of the encode, and one that
+does not."""
 
 ENCODE_STREAMS: tuple[EncodeStreamChoice, ...] = ("off", "on")
 
 LONG = 1000
-"""Tokens of requests that do not end while they are measured."""
+"""Tokens of requests that outlast a measurement."""
 
 
 @torch.inference_mode()
 def start(bench: Bench, add: Add) -> None:
-    """Seconds from saved weights until the engine may take requests, and the memory that it then holds."""
+    """Measure the seconds from saved weights until the engine accepts requests, and the memory that it then
+    uses."""
     started = time.perf_counter()
-    bench.folder  # noqa: B018  (made here, so that loading is timed alone)
+    bench.folder  # noqa: B018  (made here, so that only loading is timed)
     add("random weights made and saved, s", time.perf_counter() - started)
     started = time.perf_counter()
     bench.model  # noqa: B018
@@ -75,13 +76,13 @@ def start(bench: Bench, add: Add) -> None:
 
 
 def chosen(runner: Runner) -> dict[str, Any]:
-    """What was decided at the start of where encodes run, and what both ways took there."""
+    """The decision at the start about encodes, with both measured times."""
     decision = runner.decision
     return {"setting": setting_of(decision)} | ({} if decision is None else asdict(decision))
 
 
 def memory(bench: Bench, add: Add, when: str) -> None:
-    """Of the card."""
+    """Record the card's memory."""
     if not bench.on_gpu:
         return
     free, total = torch.cuda.mem_get_info()
@@ -98,30 +99,32 @@ def memory(bench: Bench, add: Add, when: str) -> None:
 
 
 def endless(bench: Bench, count: int) -> list[Request]:
-    """Requests whose searches do not end while they are measured."""
+    """Requests that outlast a measurement."""
     return random_requests(bench.size, LONG, count)
 
 
 def run(runner: Runner, sequences: Sequence[SequenceState], steps: int) -> None:
+    """Run these steps."""
     for _ in range(steps):
         runner.step(list(sequences))
 
 
 def drop(runner: Runner, sequences: Sequence[SequenceState]) -> None:
+    """Drop these sequences."""
     for sequence in sequences:
         runner.drop(sequence)
 
 
 def graph_of_step(watched: Watched, runner: Runner, sequences: Sequence[SequenceState]) -> Replay | None:
-    """The graph that a step of these sequences runs, None where none is captured. Takes two steps."""
-    run(runner, sequences, 1)  # captured at the latest in the next one
+    """The graph of a step of these sequences, or None if none is captured. Runs two steps."""
+    run(runner, sequences, 1)  # a graph is captured in the next step at the latest
     watched.recent.clear()
     run(runner, sequences, 1)
     return watched.recent[-1] if watched.recent else None
 
 
 def replay(work: Replay, sequences: Sequence[SequenceState]) -> Replay:
-    """`work`, which takes a step of the device; the host's counts go with it."""
+    """`work`, which runs a step on the device, with the host's counters."""
 
     def counted() -> None:
         work()
@@ -133,7 +136,7 @@ def replay(work: Replay, sequences: Sequence[SequenceState]) -> Replay:
 
 @torch.inference_mode()
 def grid(bench: Bench, add: Add) -> None:
-    """Steps: replays back to back, and with all that the host does for them. Then encodes."""
+    """Measure steps, by replays in a row and with the host's work, and then encodes."""
     runner, watched = bench.service
     for slots, length, sequences in crowds(bench, runner, GRID):
         graph = graph_of_step(watched, runner, sequences)
@@ -148,7 +151,7 @@ def grid(bench: Bench, add: Add) -> None:
 def crowds(
     bench: Bench, runner: Runner, sizes: Mapping[str, Sequence[int]]
 ) -> Iterator[tuple[int, int, list[SequenceState]]]:
-    """Requests that are decoded up to each length, for each number of slots; at tiny sizes one of them."""
+    """Sequences decoded up to each length, for each number of slots; at tiny sizes only one case."""
     if bench.size == "tiny":
         sizes = {"slots": (2,), "lengths": (REPLAYS + ROOM + 1,)}
     for slots in sizes["slots"]:
@@ -163,7 +166,7 @@ def crowds(
 
 
 def encodes(bench: Bench, runner: Runner, watched: Watched, add: Add) -> None:
-    """The two graphs of an encode apart, and all of it with the host's work."""
+    """Measure the two graphs of an encode separately, and a whole encode with the host's work."""
     for count in (1, 4, 8, bench.encode_batch) if bench.size != "tiny" else (2,):
         asked = endless(bench, count)
 
@@ -180,8 +183,8 @@ def encodes(bench: Bench, runner: Runner, watched: Watched, add: Add) -> None:
 
 
 def streams(bench: Bench, add: Add) -> None:
-    """Encodes on a stream of their own: graphs beside each other, then engines with the setting and
-    without; what `auto` chose is in `start`."""
+    """Measure encodes on a stream of their own: concurrent graphs, then engines with the setting on and off;
+    `start` shows the choice of `auto`."""
     if bench.on_gpu:
         two_streams(bench, add)
     bench.drop_service()
@@ -191,7 +194,7 @@ def streams(bench: Bench, add: Add) -> None:
 
 
 def beside(bench: Bench, tokens: int, choice: EncodeStreamChoice) -> Rates:
-    """Answers a second of an engine, with 30 requests at once whose pictures differ."""
+    """Answers per second of an engine with 30 requests whose pictures differ."""
     concurrency = 30 if bench.on_gpu else 3
     asked = random_requests(bench.size, tokens if bench.on_gpu else 3, 32 if bench.on_gpu else 2)
     engine = replace(bench, encode_stream=choice).engine(bench.model)
@@ -212,8 +215,10 @@ def beside(bench: Bench, tokens: int, choice: EncodeStreamChoice) -> Rates:
 
 @torch.inference_mode()
 def two_streams(bench: Bench, add: Add) -> None:
-    """A tower's graph beside step graphs on two streams: what an encode costs the steps, and both together.
-    The tower gets a memory pool of its own, since graphs that share one may not run at once."""
+    """Measure a tower's graph concurrently with step graphs: the slowdown of the steps, and both together.
+
+    The tower has its own memory pool, since graphs that share one may not run at the same time.
+    """
     runner, watched = bench.service
     _, _, sequences = next(crowds(bench, runner, {"slots": (bench.slots,), "lengths": (64,)}))
     step = graph_of_step(watched, runner, sequences)
@@ -244,13 +249,13 @@ def two_streams(bench: Bench, add: Add) -> None:
 
 
 def encode(runner: Runner, asked: Sequence[Request]) -> None:
-    """All that an encode takes; the slots are free again."""
+    """Run a whole encode, and free its slots."""
     drop(runner, runner.encode(asked))
 
 
 @torch.inference_mode()
 def shares(bench: Bench, add: Add) -> None:
-    """What a copy and a product reach on this card, which `ledger/costs.py` assumes."""
+    """Measure the rates of a copy and a product on this card, which `ledger/costs.py` assumes."""
     side = 8192 if bench.on_gpu else 256
     matrix = torch.randn(side, side, device=bench.device, dtype=bench.dtype)
     add("matrix product, TFLOP/s", 2 * side**3 / bench.device_ms(lambda: matrix @ matrix, 10) / 1e9)
@@ -279,7 +284,7 @@ def shares(bench: Bench, add: Add) -> None:
 
 @torch.inference_mode()
 def profiled(bench: Bench, add: Add, traces: Path | None) -> None:
-    """Time and count by kernel, of replays of a step and of an encode."""
+    """Measure time and number of launches by kernel, for replays of a step and of an encode."""
     runner, watched = bench.service
     for slots, length, sequences in crowds(bench, runner, PROFILED):
         graph = graph_of_step(watched, runner, sequences)
@@ -293,7 +298,7 @@ def profiled(bench: Bench, add: Add, traces: Path | None) -> None:
 
 
 def by_kernel(bench: Bench, work: Callable[[], object], repeats: int, trace: Path | None) -> list[list[Any]]:
-    """Name, microseconds and launches of one repeat, of the longest ones."""
+    """Name, microseconds and launches of one repeat, the longest first."""
     activities = [ProfilerActivity.CUDA if bench.on_gpu else ProfilerActivity.CPU]
     work()
     bench.synchronize()

@@ -1,7 +1,7 @@
-"""Sections of a long run that fail alone: each has a limit, its figures are written as they come, and a
-section that hangs or breaks the device ends the process, whose successor goes on with the rest.
+"""Sections of a long run that fail independently.
 
-Knows nothing about what is measured.
+Each has a limit, its figures are written as they come, and a section that hangs or breaks the device ends the
+process; a new process continues with the rest. Knows nothing about what is measured.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 Add = Callable[[str, Any], None]
-"""Takes a figure as it comes, under a name."""
+"""A function that stores a figure under a name."""
 
 Way = tuple[str, Callable[[], AbstractContextManager[None]]]
-"""A name, and a context in which a section may work though it failed without."""
+"""A name, and a context in which a failed section is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Something to measure. `work` gets a function that takes figures as they come, under a name. `limit_s`:
-    after which it counts as hung."""
+    """A measurement. `work` gets a function that records figures by name. `limit_s`: the time after which it
+    counts as hung."""
 
     name: str
     limit_s: float
@@ -40,18 +40,19 @@ class Section:
 
 @dataclass
 class Report:
-    """The figures of a run, in a file that is written anew with each of them."""
+    """The figures of a run, in a file that is rewritten with each of them."""
 
     path: Path | None = None
     figures: dict[str, Any] = field(default_factory=dict)
 
     def add(self, section: str, name: str, value: Any) -> None:
-        """Take one figure, and print it."""
+        """Record one figure and print it."""
         self.figures.setdefault(section, {})[name] = value
         self._write()
         print(f"  {name}: {json.dumps(value)}", flush=True)
 
     def _write(self) -> None:
+        """Replace the file by the current figures."""
         if self.path is not None:
             beside = self.path.with_suffix(".part")
             beside.write_text(json.dumps(self.figures, indent=2, default=str) + "\n")
@@ -59,22 +60,24 @@ class Report:
 
     @classmethod
     def resumed(cls, path: Path | None) -> Report:
-        """With the figures that an earlier process of the same run has written."""
+        """A report that continues an earlier process's file."""
         if path is None or not path.exists():
             return cls(path)
         return cls(path, json.loads(path.read_text()))
 
 
 class Lost(Exception):
-    """A section hung, or the device takes no work any more: this process can measure nothing else."""
+    """A section hung, or the device accepts no more work: this process can't measure anything else."""
 
 
 @dataclass
 class Sections:
-    """Runs sections in order. `ends_at`: a reading of `time.time()` by which all must be over. `ways`: tried
-    one after the other where a section fails as it is; one that helps is kept for the rest. `state`: what is
-    noted before and after each section, the device's clocks for instance. `is_lost`: whether the device takes
-    no work any more."""
+    """Run sections in order. `ends_at`: the value of `time.time()` by which all must end.
+
+    `ways`: contexts tried in turn if a section fails; one that helps is kept for the rest. `state`: recorded
+    before and after each section, such as the device's clocks. `is_lost`: returns True if the device accepts
+    no more work.
+    """
 
     report: Report
     ends_at: float
@@ -84,7 +87,7 @@ class Sections:
     _kept: Way | None = None
 
     def run(self, sections: Sequence[Section]) -> None:
-        """All of them. Raises `Lost` where the process has to end; `left` of it are those that remain."""
+        """Run all sections. Raises `Lost` with the remaining ones if the process has to end."""
         for index, section in enumerate(sections):
             if (left_s := self.ends_at - time.time()) <= 0:
                 self.report.add("run", f"left out, no time: {section.name}", True)
@@ -97,6 +100,7 @@ class Sections:
                 raise Lost(sections[index + 1 :]) from error
 
     def _one(self, section: Section) -> None:
+        """Run one section, in other ways if it fails."""
         started, before = time.time(), self.state()
         done = self._attempt(section, self._kept)
         for way in () if done else self.ways:
@@ -113,7 +117,8 @@ class Sections:
         self.report.add(section.name, "seconds", round(time.time() - started, 1))
 
     def _attempt(self, section: Section, way: Way | None) -> bool:
-        """Run it in a thread of its own, for a hung one can't be stopped. Returns whether it succeeded."""
+        """Run a section in a thread of its own, since a hung one can't be stopped. Returns True if it
+        succeeded."""
         raised: list[BaseException] = []
         limit_s = min(section.limit_s, self.ends_at - time.time())
 
@@ -139,7 +144,7 @@ class Sections:
 
 
 def stacks() -> str:
-    """Where all threads are."""
+    """The stacks of all threads."""
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file)
         file.seek(0)
@@ -147,21 +152,20 @@ def stacks() -> str:
 
 
 def watch(seconds: float) -> None:
-    """End this process after so many seconds whatever it does, its stacks printed: also where Python itself
-    can't go on."""
+    """End this process after `seconds` in any case and print its stacks, even if Python itself hangs."""
     faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True)
 
 
 def go_on(names: Sequence[str], options: Mapping[str, str]) -> None:
-    """Replace this process by one that runs the sections of these names: memory and a broken device's state
-    go with it. Does not return."""
+    """Replace this process by one that runs these sections, which frees memory and a broken device's state.
+    Does not return."""
     words = [word for name, value in options.items() for word in (name, value)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *own_command(), "--only", *names, *words])
 
 
 def own_command() -> list[str]:
-    """How this script was started, without the options that `go_on` gives anew."""
+    """The command of this script, without the options that `go_on` adds."""
     kept: list[str] = []
     dropping = False
     for word in sys.argv:

@@ -1,4 +1,4 @@
-"""The nine tasks by the service's own engine, and by transformers' best static batch."""
+"""The nine tasks in the service's own engine, and in transformers' best static batch."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ SETTINGS = ("different pictures", "one picture")
 SHORTEST_S = 0.5
 PATIENCE_S = 30.0
 MEASURED = ("CAPTION", "CAPTION_TO_PHRASE_GROUNDING", "MORE_DETAILED_CAPTION", "OD")
-"""Tasks that transformers runs; times of the others lie on a line through theirs, for a batch's time is a
-constant and a multiple of its tokens."""
+"""Tasks that transformers runs; times of the others are interpolated, since a batch's time is linear in its
+tokens."""
 
 
 def tokens_of(bench: Bench) -> Mapping[str, int]:
-    """Tokens of each task's answer."""
+    """The number of tokens of each task's answer."""
     if bench.size != "tiny":
         return TASKS
     return {task: max(2, tokens // 20) for task, tokens in TASKS.items()}
 
 
 def source(asked: list[Request], setting: str) -> Iterator[Request]:
-    """Requests without end; with different pictures none was seen before, whatever its pixels are."""
+    """Requests without end; with different pictures each counts as new, whatever its pixels."""
     return itertools.cycle(asked[:1]) if setting == "one picture" else unseen(asked)
 
 
 def nine_rows(bench: Bench, add: Add, until: float, window_s: float) -> None:
-    """Answers a second, p50 and p99 of each task, with so many requests at once, in one engine as the service
-    has it. `until`: a reading of `time.time()`; windows shrink as it comes near."""
+    """Answers per second, p50 and p99 of each task at each concurrency, in one engine as in the service.
+
+    `until`: a value of `time.time()`; windows shrink as it approaches.
+    """
     bench.drop_service()
     engine = bench.engine(bench.model)
     concurrencies = CONCURRENCIES if bench.size != "tiny" else (2,)
@@ -91,7 +93,7 @@ def through_transformers(bench: Bench, add: Add, until: float) -> None:
             work = partial(generate_static, native, asked, bench.dtype, bench.device)
             try:
                 if task == MEASURED[0]:
-                    work()  # warms up
+                    work()  # warm-up
                 seconds[tokens[task]] = bench.host_ms(work, 1) / 1e3
             except torch.OutOfMemoryError as error:
                 add(f"{task}, batch of {batch}", str(error))
@@ -111,7 +113,7 @@ def through_transformers(bench: Bench, add: Add, until: float) -> None:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The nine tasks as a Markdown table: what there is of it."""
+    """The nine tasks as a Markdown table, as far as they were measured."""
     rows, peer = figures.get("rows", {}), figures.get("transformers", {}).get("best rates", {})
     found = [name.split(", ", 1) for name in rows if name.endswith(" at once") and "left out" not in name]
     columns = list(dict.fromkeys(rest for _, rest in found))

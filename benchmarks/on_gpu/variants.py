@@ -1,7 +1,6 @@
-"""Ways to compute one thing, timed beside each other on the sizes of the model: which of them this card
-likes.
+"""Compare several ways to compute one thing, at the model's sizes, to find the fastest on this card.
 
-Each variant fails alone: where one can't run, its error stands in place of its time.
+Each variant fails independently: its error stands in place of its time.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ BEAMS, PICTURES, ENCODER_LENGTH = 3, 16, 640
 
 @torch.inference_mode()
 def variants(bench: Bench, add: Add) -> None:
-    """All of them, the quick ones first."""
+    """Measure all variants, the quick ones first."""
     for part in (head, depthwise, attention, scaled, own, batches, encode_in_fp8, compiled):
         try:
             part(bench, add)
-        except Exception as error:  # noqa: BLE001  (its figure; the others go on)
+        except Exception as error:  # noqa: BLE001  (the error is its figure, and the others continue)
             add(f"{part.__name__}: failed", repr(error)[:500])
         forget()
 
@@ -49,12 +48,13 @@ def timed(bench: Bench, ways: Mapping[str, Work], repeats: int = 10) -> dict[str
 
 
 def randn(bench: Bench, *shape: int) -> Tensor:
-    """Random numbers of the device and dtype that are served."""
+    """Random numbers on the device in the served dtype."""
     return torch.randn(*shape, device=bench.device, dtype=bench.dtype)
 
 
 def head(bench: Bench, add: Add) -> None:
-    """The head's product: its odd number of rows, a multiple of 64, and sums in float32 as they are made."""
+    """Measure the head's product: with its odd number of rows, with a multiple of 64, and with
+    float32 sums."""
     d_model = SIZES[bench.size][0]
     states = randn(bench, bench.slots * BEAMS, d_model)
     plain, padded = randn(bench, VOCAB, d_model), randn(bench, -(-VOCAB // 64) * 64, d_model)
@@ -75,18 +75,18 @@ def head(bench: Bench, add: Add) -> None:
 
 
 def pictures_of(bench: Bench, count: int) -> Tensor:
-    """Random pixels of so many pictures."""
+    """Random pixels of `count` pictures."""
     side = SIDE[bench.size]
     return torch.zeros(count, side, side, 3, dtype=torch.uint8).random_(0, 256).to(bench.device)
 
 
 def stages(bench: Bench) -> list[tuple[int, int]]:
-    """Dimension and cells a side of each stage of the tower."""
+    """The dimension and the cells per side of each stage of the tower."""
     return [(dim, SIDE[bench.size] // (4 * 2**stage)) for stage, dim in enumerate(SIZES[bench.size][4])]
 
 
 def depthwise(bench: Bench, add: Add) -> None:
-    """The tower's depthwise convolution, channels last: cuDNN's against PyTorch's own."""
+    """Measure the tower's depthwise convolution, channels last: cuDNN's and PyTorch's own."""
     for dim, side in stages(bench):
         cells = randn(bench, PICTURES, side, side, dim).permute(0, 3, 1, 2)
         filters = randn(bench, dim, 1, 3, 3).contiguous(memory_format=torch.channels_last)
@@ -107,7 +107,8 @@ def depthwise(bench: Bench, add: Add) -> None:
 
 
 def attention(bench: Bench, add: Add) -> None:
-    """Each backend on the shapes of the tower's windows, of the encoder, and of a step's cross attention."""
+    """Measure each backend on the shapes of the tower's windows, the encoder, and a step's
+    cross-attention."""
     d_model, _, heads, _, _ = SIZES[bench.size]
     pictures = PICTURES if bench.on_gpu else 1
     shapes = {
@@ -127,8 +128,11 @@ def attention(bench: Bench, add: Add) -> None:
 
 
 def scaled(bench: Bench, add: Add) -> None:
-    """Products of the tower's third stage in fp8 (e4m3, a scale for each row) and in the served dtype: the
-    product alone, with fewer bits in its sums, and with its input's rounding, as a layer has it."""
+    """Measure products of the tower's third stage in fp8 (e4m3, a scale for each row) and in the served
+    dtype.
+
+    In fp8: the product alone, with less exact sums, and with the rounding of its input, as in a layer.
+    """
     dim, side = stages(bench)[2]
     rows = PICTURES * side * side
     for inputs, outputs in ((dim, 3 * dim), (dim, 4 * dim), (4 * dim, dim)):
@@ -149,7 +153,7 @@ def scaled(bench: Bench, add: Add) -> None:
 
 
 def own(bench: Bench, add: Add) -> None:
-    """Each kernel of the project against its plain twin and what runs without it."""
+    """Measure each kernel of the project, its plain reference and the code that runs without it."""
     for kernel in kernel_table():
         try:
             case = kernel.case(bench.device, bench.dtype, real=bench.on_gpu)
@@ -164,7 +168,7 @@ def own(bench: Bench, add: Add) -> None:
 
 
 def furthest(found: Any, expected: Any) -> float:
-    """The largest norm of a difference, in multiples of what is expected."""
+    """The largest norm of a difference, relative to the expected values."""
     pairs = [(found, expected)] if isinstance(found, Tensor) else zip(found, expected, strict=True)
     worst = 0.0
     for one, other in pairs:
@@ -174,7 +178,7 @@ def furthest(found: Any, expected: Any) -> float:
 
 
 def batches(bench: Bench, add: Add) -> None:
-    """The tower without graphs: what larger batches would give."""
+    """Measure the tower without graphs in larger batches."""
     for count in (4, 8, 16, 32) if bench.on_gpu else (2,):
         pixels = pictures_of(bench, count)
         work = {"ms": lambda pixels=pixels: bench.model.encode_images(pixels, bench.served_encode)}
@@ -183,7 +187,7 @@ def batches(bench: Bench, add: Add) -> None:
 
 
 def encode_in_fp8(bench: Bench, add: Add) -> None:
-    """Tower and encoder without graphs, in the served dtype and with what multiplies in fp8."""
+    """Measure tower and encoder without graphs, in the served dtype and with products in fp8."""
     count = PICTURES if bench.on_gpu else 2
     pixels = pictures_of(bench, count)
     prompt = torch.tensor([[0, 100, 101, 2]] * count, device=bench.device)
@@ -195,8 +199,11 @@ def encode_in_fp8(bench: Bench, add: Add) -> None:
 
 
 def compiled(bench: Bench, add: Add) -> None:
-    """Both blocks of the tower's stages, and the whole tower: by PyTorch's operations, by the project's
-    kernels, where they are served, and by `torch.compile`. Last, since compiling takes its time."""
+    """Measure both blocks of the tower's stages, and the whole tower: by PyTorch's operations, by the
+    project's kernels where they are served, and by `torch.compile`.
+
+    This comes last, since compiling takes long.
+    """
     tower: Any = bench.model.vision.tower
     pictures = PICTURES if bench.on_gpu else 1
     backends: dict[str, EncodeBackend] = {"plain": PLAIN, "served": bench.served_encode}

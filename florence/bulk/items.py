@@ -2,7 +2,7 @@
 
 A member of an archive has fsspec's name (`tar://0001.jpg::shards/0.tar`), a page RFC 8118's fragment
 (`report.pdf#page=3`), and a frame a similar one, so that a name in a file of answers can be opened again.
-Knows nothing about what tasks mean or who answers.
+Knows nothing about what tasks mean, models and services.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Pages:
         first = int(found[1])
         last = int(found[3]) if found[3] else None if found[2] else first
         if last is not None and last < first:
-            raise RequestError(f"pages go up, got {quote(text)}")
+            raise RequestError(f"pages must be in ascending order, got {quote(text)}")
         return cls(first, last)
 
     def of(self, count: int) -> range:

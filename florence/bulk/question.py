@@ -1,6 +1,6 @@
 """Questions about a picture: a task with its text, region and options; and files with several questions.
 
-Knows the types of requests; knows nothing about pictures or who answers.
+Knows the types of requests; knows nothing about pictures, models and services.
 """
 
 from __future__ import annotations
@@ -139,11 +139,11 @@ def _read_entry(entry: object, find: FindTask, options: Mapping[str, Any]) -> Pi
     if fields.get("adapter") is not None:
         own = {**own, "adapter": fields["adapter"]}
     if placed := [name for name in ("page", "frame") if name in own]:
-        raise TaskError(f"which {placed[0]} is asked about is the run's to say; leave {placed[0]} out")
+        raise TaskError(f"{placed[0]} is an option of the whole run; leave it out here")
     checked = read_request_parameters(own).model_dump(exclude_none=True)
     text = fields.get("text")
     if text is not None and not isinstance(text, str):
-        raise TaskError(f"a text is a text, got {quote(text)}")
+        raise TaskError(f"text must be a text, got {quote(text)}")
     task = _task_of(fields, find)
     return PictureQuestion(task, text, read_region(fields.get("region")), {**options, **checked}).checked()
 

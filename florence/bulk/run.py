@@ -1,7 +1,7 @@
 """A run: asks the questions about many pictures that are not answered yet, a number of pictures at a time.
 
 Pictures are taken from their sources as requests end, so memory does not grow with the number of pictures or
-the size of archives. Knows nothing about who answers: it gets a function that asks about one picture.
+the size of archives. Knows nothing about models and services: it gets a function that asks about one picture.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Shard:
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
         if found and 1 <= int(found[1]) <= int(found[2]):
             return cls(int(found[1]), int(found[2]))
-        raise RequestError(f"a shard is its number of how many, such as 3/8, got {quote(text)}")
+        raise RequestError(f"a shard is K/N, such as 3/8, got {quote(text)}")
 
     def has(self, name: str) -> bool:
         """Whether a picture with this id or name belongs to the part."""
@@ -93,7 +93,7 @@ def open_jobs(
             continue
         asked = item.questions or questions
         if not asked:
-            raise RequestError("what is to be done? Name a --task, or give a --prompt, or --tasks")
+            raise RequestError("no task given: use --task, --tasks or --prompt")
         fresh = [each for each in asked if mine.claim(item.key, each.key)]
         tally.again += not fresh
         open_ones = tuple(each for each in fresh if item.key not in answered.get(each.key, ()))

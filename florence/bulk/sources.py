@@ -47,9 +47,9 @@ class PassedOver:
         if self.kinds:
             most = self.kinds.most_common(8)
             kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in most)
-            yield f"{self.kinds.total()} files are no pictures and passed over: {kinds}"
+            yield f"{self.kinds.total()} files skipped, which are not pictures: {kinds}"
         for reason, count in sorted(self.reasons.items()):
-            yield f"{count} passed over: {reason}"
+            yield f"{count} skipped: {reason}"
         yield from self.notes.values()
 
 
@@ -68,7 +68,7 @@ class Sources:
     recursive: bool = True
     pages: Pages | None = None
     frame: int | None = None
-    find: FindTask = TASKS.resolve
+    find: FindTask = TASKS.read
     questions: tuple[PictureQuestion, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     passed: PassedOver = field(default_factory=PassedOver)
@@ -98,7 +98,9 @@ class Sources:
                 found = True
                 yield item if self.frame is None else item.at(frame=self.frame)
             if not found and len(self.archives or ()) == before:
-                raise RequestError(f"{name!r} names no picture: no file, directory or glob with one")
+                raise RequestError(
+                    f"{name!r} names no picture: it is no file, and no directory or glob with pictures"
+                )
 
     def _files(self) -> Iterator[str]:
         """The names, with globs of archives and manifests expanded."""
@@ -184,7 +186,7 @@ class Sources:
 
     def _pass_over(self, suffix: str, *, document: bool) -> None:
         if document:
-            self.passed.reasons["PDFs, whose pages --pages asks about"] += 1
+            self.passed.reasons["PDFs; --pages asks about their pages"] += 1
         else:
             self.passed.kinds[suffix] += 1
 

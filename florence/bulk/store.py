@@ -54,7 +54,7 @@ class Store:
         if failures.resolve() in (out.resolve(), self.lines.resolve()):
             raise RequestError(f"{failures} can't hold both answers and failures; name another --failures")
         if out.exists() and not (out.is_file() or out.is_dir()):
-            raise RequestError(f"{out} is not a file: a second run reads what is there and goes on; name one")
+            raise RequestError(f"{out} must be a regular file, so that a second run can resume from it")
         for file in (out, failures):
             if not file.parent.is_dir():
                 raise RequestError(f"there is no directory {str(file.parent)!r} for {file.name}")

@@ -40,7 +40,7 @@ def list_adapters(sources: AdapterSources, most: int) -> Mapping[str, str]:
         found = _read_entries((f"{name}={source}" for name, source in sources.items()), "adapters")
     if len(found) > most:
         raise SettingsError(
-            f"{len(found)} adapters are listed, at most {most} may be (FLORENCE_MAX_ADAPTERS)"
+            f"{len(found)} adapters are listed; at most {most} are allowed (FLORENCE_MAX_ADAPTERS)"
         )
     return found
 
@@ -59,6 +59,6 @@ def _read_entries(lines: Iterable[str], where: str) -> dict[str, str]:
             )
         name, source = entry[1], entry[2].strip()
         if name in found:
-            raise SettingsError(f"{where}: the adapter {name!r} is there twice")
+            raise SettingsError(f"{where}: the adapter {name!r} is listed twice")
         found[name] = source
     return found

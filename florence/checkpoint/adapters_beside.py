@@ -65,7 +65,8 @@ class AdapterBase:
             elif key not in layers:
                 yield f"{key}: not a linear layer"
             elif rank > self.max_rank:
-                yield f"{key}: its rank is {rank}, at most {self.max_rank} may be (FLORENCE_MAX_ADAPTER_RANK)"
+                allowed = f"at most {self.max_rank} is allowed (FLORENCE_MAX_ADAPTER_RANK)"
+                yield f"{key}: its rank is {rank}; {allowed}"
             elif not (part.down.isfinite().all() and part.up.isfinite().all()):
                 yield f"{key}: values that are not finite"
 

@@ -109,5 +109,5 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
     except Exception as error:  # the hub library's HTTP client, and so its errors, differ between versions
         raise CheckpointError(
             f"the download of {name} from the hub ({constants.ENDPOINT}) did not finish: {error}. "
-            "Files that were finished are kept: run the same again to fetch the rest"
+            "Complete files are kept: run the same command again to fetch the rest"
         ) from error

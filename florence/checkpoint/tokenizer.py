@@ -209,8 +209,8 @@ def _complete_added_tokens(backend: Backend, directory: Path) -> None:
     for offset, content in enumerate(ADDED_TOKENS):
         if found[content] != first + offset:
             raise CheckpointError(
-                f"the tokenizer in {directory} does not have Florence-2's added tokens in their order right "
-                f"behind its base vocabulary: expected {content} as id {first + offset}, "
+                f"the tokenizer in {directory} does not have Florence-2's added tokens in order, directly "
+                f"after its base vocabulary: expected {content} as id {first + offset}, "
                 f"found {'none' if found[content] is None else found[content]}"
             )
 

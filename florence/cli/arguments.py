@@ -21,6 +21,7 @@ from florence.cli.bulk_arguments import (
 from florence.cli.evaluate import EVALUATE, add_evaluate
 from florence.cli.mcp import MCP, add_mcp
 from florence.cli.verify import VERIFY, add_verify
+from florence.export.annotation import OPACITY
 from florence.images.limits import MAX_PDF_DPI, PDF_DPI
 from florence.types.filters import ItemFilter
 from florence.types.options import RequestParameters, allowed_values
@@ -104,10 +105,11 @@ def _add_run(commands: Commands) -> None:
         "task",
         metavar="TASK",
         nargs="?",
-        help="one of those below, or of the checkpoint's own, or its token, such as <OD>",
+        help="a task listed below, or one that the checkpoint declares; its token, such as <OD>, also names "
+        "it",
     )
     parser.add_argument("text", metavar="TEXT", nargs="?", help="what to look for, or the caption to ground")
-    _add_task(parser, "the same as TASK, which may be left out then", "named")
+    _add_task(parser, "the task, in place of TASK", "named")
     _add_region(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the whole answer as JSON")
@@ -146,8 +148,9 @@ def _add_draw(commands: Commands) -> None:
     parser = _add(
         commands,
         "draw",
-        "draw the answers of a file of florence bulk on their pictures",
-        "Writes OUT/PICTURE_TASK.png for each answer. What can't be drawn is named, the others are drawn.",
+        "draw the answers in a file of florence bulk on their pictures",
+        "Writes OUT/PICTURE_TASK.png for each answer. Answers that can't be drawn are listed;\n"
+        "all others are drawn.",
     )
     add_results(parser)
     parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty directory")
@@ -163,20 +166,22 @@ def _add_draw(commands: Commands) -> None:
         "--opacity",
         metavar="VALUE",
         type=float,
-        default=0.4,
-        help="of masks, from 0, only the outline, to 1 (default: 0.4)",
+        default=OPACITY,
+        help=f"opacity of masks, from 0 (only the border) to 1 (default: {OPACITY})",
     )
     parser.add_argument(
-        "--overlay", action="store_true", help="without the picture: transparent, to lay over it"
+        "--overlay", action="store_true", help="draw on a transparent background in place of the picture"
     )
-    parser.add_argument("--font", metavar="FILE", help="a TrueType font, for labels beyond Latin letters")
+    parser.add_argument(
+        "--font", metavar="FILE", help="a TrueType font, for labels that are not in Latin letters"
+    )
 
 
 def _add_load_data(commands: Commands) -> None:
     parser = _add(
         commands,
         "load-data",
-        "write pictures as input for NVIDIA's perf_analyzer",
+        "write pictures as input data for NVIDIA's perf_analyzer",
         "Writes OUT/load_data_TASK.json, with a request for each picture.",
     )
     _add_sources(parser)
@@ -187,12 +192,12 @@ def _add_load_data(commands: Commands) -> None:
         "--task",
         metavar="TASK",
         action="append",
-        help="a task's name, or its token; may be given again (default: nine tasks)",
+        help="a task's name or token; may be given again (default: the nine tasks of the Triton deployments)",
     )
     parser.add_argument(
         "--text",
         metavar="TEXT",
-        help="text or <loc_n> region of the tasks that take one (default: an example)",
+        help="text, or region as <loc_n>, for the tasks that take one (default: an example)",
     )
 
 
@@ -202,14 +207,16 @@ def _add_serve(commands: Commands) -> None:
         "serve",
         "start the service",
         "Its settings are FLORENCE_ variables. gRPC listens on the same address, unless FLORENCE_GRPC_HOST\n"
-        "names another, and on port FLORENCE_GRPC_PORT; 0 turns it off. BENTOML_HOME, unless it is set, is\n"
-        "a folder for this port in the user's cache. Needs the package florence2-server.",
+        "names another, on port FLORENCE_GRPC_PORT (0: no gRPC). BENTOML_HOME is, unless it is set, a\n"
+        "folder for this port in the user's cache. Needs the package florence2-server.",
     )
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="address (default: 127.0.0.1)")
     parser.add_argument(
         "--port", metavar="PORT", type=partial(_whole, most=65_535), default=8000, help="port (default: 8000)"
     )
-    parser.add_argument("--model", metavar="NAME", help="in place of FLORENCE_MODEL")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
+    )
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
@@ -217,7 +224,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         "sources",
         metavar="SOURCE",
         nargs="+",
-        help="a picture, a directory, a glob, or a .txt with a path a line (# begins a comment)",
+        help="a picture, a directory, a glob, or a .txt with one path per line (# begins a comment)",
     )
 
 
@@ -230,13 +237,13 @@ def _add_task(parser: argparse.ArgumentParser, help: str, dest: str = "task") ->
 
 def _add_region(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--region", metavar="X1,Y1,X2,Y2", help="pixels of the picture after its EXIF turn, or four <loc_n>"
+        "--region", metavar="X1,Y1,X2,Y2", help="x1,y1,x2,y2 in pixels (after EXIF rotation), or four <loc_n>"
     )
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    generation = parser.add_argument_group("generation options (default: as the checkpoint says)")
-    pictures = parser.add_argument_group("how the picture is read (default: as it is seen, on white)")
+    generation = parser.add_argument_group("generation options (default: those of the checkpoint)")
+    pictures = parser.add_argument_group("how the picture is read (default: as a viewer shows it, on white)")
     tiles = parser.add_argument_group("large pictures with small things (default: not cut)")
     filters = parser.add_argument_group("which items to keep (default: all)")
     for name, field in RequestParameters.model_fields.items():
@@ -254,9 +261,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=partial(_whole, most=MAX_PDF_DPI),
         default=PDF_DPI,
-        help=f"dots an inch of a PDF's page (default: {PDF_DPI})",
+        help=f"resolution at which pages of PDFs are rendered, dots per inch (default: {PDF_DPI})",
     )
-    parser.add_argument("--timeout-s", metavar="S", type=float, help="seconds until a picture is given up")
+    parser.add_argument("--timeout-s", metavar="S", type=float, help="time limit for each picture, seconds")
 
 
 def _add_where(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
@@ -266,11 +273,11 @@ def _add_where(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
             "--url",
             metavar="URL",
             action="append",
-            help="ask this service; may be given again: the one with the least to do is asked; else the "
-            "model is loaded here",
+            help="ask this service; may be given again: each picture goes to the least busy one (default: "
+            "load the model here)",
         )
     else:
-        where.add_argument("--url", metavar="URL", help="ask this service; else the model is loaded here")
+        where.add_argument("--url", metavar="URL", help="ask this service (default: load the model here)")
     where.add_argument(
         "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
     )
@@ -293,9 +300,9 @@ def _add_convert(commands: Commands) -> None:
     parser = _add(
         commands,
         "convert",
-        "make a safetensors directory of a checkpoint as pickle, or of a base and an adapter",
-        "Pickles are opened here and nowhere else: in a process of its own, which reads tensors only, with\n"
-        "a limit on its memory. What is written is checked as a start checks it. Needs florence2-server.",
+        "convert a pickled checkpoint, or a base and its adapter, to a directory with safetensors",
+        "No other command opens a pickle. A separate process with a memory limit reads tensors from it, and\n"
+        "nothing else. The result gets the same checks as at service start. Needs florence2-server.",
     )
     parser.add_argument("source", metavar="SOURCE", help="a hub id, or a directory")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty directory")

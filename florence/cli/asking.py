@@ -122,9 +122,11 @@ def find_task(arguments: argparse.Namespace) -> Task:
         return prompt_task(arguments.prompt, arguments.answer_as or Kind.TEXT)
     if arguments.answer_as is not None:
         raise TaskError("--answer-as says how the answer to a --prompt is read; leave it out")
-    known = TASKS.find(arguments.task) or TASKS.find(f"<{arguments.task.upper()}>")  # od is <OD>
+    if known := TASKS.match(arguments.task):
+        return known
+    tasks = TASKS.extended(_own_tasks(arguments))
     try:
-        return known or TASKS.extended(_own_tasks(arguments)).resolve(arguments.task)
+        return tasks.read(arguments.task)
     except TaskError as error:
         raise TaskError(f"{error}{ways_out(arguments.task, 'ask it with --prompt')}") from None
 
@@ -145,9 +147,9 @@ def _take_words(arguments: argparse.Namespace) -> None:
     many."""
     words = [word for word in (arguments.task, arguments.text) if word is not None]
     if arguments.prompt is None and arguments.named is None and not words:
-        raise TaskError("what is to be done? Name a task, or give a --prompt")
+        raise TaskError("no task given: use --task or --prompt")
     if arguments.prompt is not None and words:
-        raise TaskError(f"{quote(words[0])} and --prompt are both given; a prompt stands in place of a task")
+        raise TaskError(f"{quote(words[0])} and --prompt are both given; a prompt replaces a task")
     if arguments.named is not None:
         if len(words) > 1:
             raise TaskError(f"two tasks are given, {quote(arguments.named)} and {quote(words[0])}")

@@ -106,7 +106,7 @@ def read_sources(arguments: argparse.Namespace, questions: tuple[PictureQuestion
     """The pictures that the command line names. Raises RequestError for malformed pages."""
     options = read_options(arguments)
     if arguments.pages is not None and options.page is not None:
-        raise RequestError("--page and --pages are both given; --pages names one page too")
+        raise RequestError("--page and --pages are both given; --pages may also name one page")
     one = None if options.page is None else str(options.page)
     pages = arguments.pages or one
     return Sources(

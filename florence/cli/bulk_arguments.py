@@ -15,16 +15,17 @@ FORMATS: Final = ("coco", "yolo", "voc", "labelstudio", "txt", "drawn")
 
 BULK: Final = (
     "ask tasks about many pictures, into a file of JSON lines or Parquet",
-    "A second run with the same OUT asks only what is not answered in it yet. A Parquet file is written\n"
-    "when a run ends; until then its answers are in OUT.jsonl, where the next run finds them.\n\n"
-    "A SOURCE is a picture, a directory, a glob, a list (.txt with a path a line, # begins a comment), a\n"
-    "manifest (.csv, .jsonl, .parquet with the columns picture, task, text, region, id), a tar archive or\n"
-    "WebDataset shards (shards/{000..099}.tar), or any of these at a URL that fsspec opens (s3://...).",
+    "A second run with the same OUT asks only what OUT has no answer to. A Parquet file is written\n"
+    "when a run ends; until then its answers are in OUT.jsonl, from which the next run continues.\n\n"
+    "A SOURCE is a picture, a directory, a glob, a list (.txt with one path per line; # begins a\n"
+    "comment), a manifest (.csv, .jsonl, .parquet with the columns picture, task, text, region, id), a\n"
+    "tar archive or WebDataset shards (shards/{000..099}.tar), or any of these at a URL that fsspec\n"
+    "opens (s3://...).",
 )
 EXPORT: Final = (
-    "make labels, captions or drawings of a file of answers",
-    "yolo and voc are written by supervision's data sets (needs supervision), with copies of pictures.\n"
-    "Labels have the numbers of --label-map; without it those of the alphabet, over all of RESULTS.",
+    "export the answers in a file of florence bulk as labels, captions or drawings",
+    "yolo and voc need supervision, and contain copies of the pictures. Labels have the ids of\n"
+    "--label-map; without it, all labels in RESULTS are numbered in alphabetical order.",
 )
 
 
@@ -35,13 +36,13 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
         "--task",
         metavar="TASK",
         action="append",
-        help="a task's name, or its token; may be given again: all are asked about each picture, seen once",
+        help="a task's name or token; may be given again: each picture is encoded once for all its tasks",
     )
     asked.add_argument(
         "--tasks",
         metavar="FILE",
         type=Path,
-        help="a list of tasks with texts, regions, options and adapters, in YAML (needs pyyaml) or JSON",
+        help="a file in JSON or YAML (needs pyyaml) that lists tasks with texts, regions, options, adapters",
     )
     add_prompt(parser, asked)
     parser.add_argument(
@@ -49,38 +50,41 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
         metavar="OUT",
         type=Path,
         required=True,
-        help="a JSON line for each answer; a name in .parquet: a row (needs pyarrow)",
+        help="where answers go, one JSON line for each; as a Parquet file if it ends in .parquet (needs "
+        "pyarrow)",
     )
     parser.add_argument(
         "--part-rows",
         metavar="N",
         type=whole,
         default=0,
-        help="make OUT a directory of Parquet files with N rows each, written as answers come",
+        help="OUT is a directory of Parquet files of N rows; each is written once it has N rows",
     )
     parser.add_argument(
         "--failures",
         metavar="FILE",
         type=Path,
-        help="JSON lines of what failed (default: OUT's name .failures.jsonl)",
+        help="file for failures as JSON lines (default: OUT.failures.jsonl)",
     )
-    parser.add_argument("--text", metavar="TEXT", help="as for run, for the tasks that take one")
+    parser.add_argument("--text", metavar="TEXT", help="the text for tasks that take one")
     parser.add_argument(
         "--pages",
         metavar="PAGES",
-        help="ask about each of these pages of PDFs (needs pypdfium2) and TIFF files: all, 3, 2-5 or 2-",
+        help="pages of PDFs (needs pypdfium2) and TIFF files, each asked about: all, 3, 2-5 or 2-",
     )
     parser.add_argument(
         "--recursive",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="look into the directories of directories (default: yes)",
+        help="search subdirectories too (default: yes)",
     )
-    parser.add_argument("--shard", metavar="K/N", default="1/1", help="ask only the Kth of N parts: 3/8")
+    parser.add_argument(
+        "--shard", metavar="K/N", default="1/1", help="ask only about part K of N, such as 3/8"
+    )
     parser.add_argument(
         "--ordered",
         action="store_true",
-        help="keep answers in the order of the pictures (default: as they come)",
+        help="write answers in the order of the pictures (default: as they arrive)",
     )
     add_pace(parser, whole, "pictures")
     parser.add_argument(
@@ -88,7 +92,7 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
         metavar="FORMAT=OUT",
         action="append",
         default=[],
-        help=f"at the end also make, as florence export does: {', '.join(FORMATS)}",
+        help=f"export the answers at the end, as florence export does; FORMAT: {', '.join(FORMATS)}",
     )
     _add_labels(parser)
 
@@ -96,7 +100,9 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
 def add_prompt(parser: argparse.ArgumentParser, asked: argparse._MutuallyExclusiveGroup) -> None:
     """Add a prompt, in place of the tasks in the group `asked`."""
     asked.add_argument(
-        "--prompt", metavar="PROMPT", help="in place of a task: what the model reads, verbatim"
+        "--prompt",
+        metavar="PROMPT",
+        help="a custom prompt, which the model reads verbatim, in place of a task",
     )
     parser.add_argument(
         "--answer-as",
@@ -109,10 +115,14 @@ def add_prompt(parser: argparse.ArgumentParser, asked: argparse._MutuallyExclusi
 def add_pace(parser: argparse.ArgumentParser, whole: Callable[[str], int], what: str) -> None:
     """Add how many of `what` are asked at once, and whether a bar is shown."""
     parser.add_argument(
-        "--concurrency", metavar="N", type=whole, default=32, help=f"{what} at once (default: 32)"
+        "--concurrency",
+        metavar="N",
+        type=whole,
+        default=32,
+        help=f"maximum number of {what} in flight (default: 32)",
     )
     parser.add_argument(
-        "--no-progress", action="store_true", help="show no bar; none where there is no terminal"
+        "--no-progress", action="store_true", help="show no progress bar (it is only shown on a terminal)"
     )
 
 
@@ -124,7 +134,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         default=Path(),
-        help="where relative paths of pictures begin (default: here)",
+        help="directory that relative paths of pictures start from (default: the current one)",
     )
 
 
@@ -137,8 +147,8 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         type=_address,
-        help="load the model in actors of this cluster: host:port, ray://host:port or auto; without an "
-        "ADDRESS RAY_ADDRESS says it, else a cluster is started here",
+        help="load the model in actors on this cluster: host:port, ray://host:port or auto (default: "
+        "RAY_ADDRESS; without it, a cluster is started here)",
     )
     group.add_argument(
         "--actors",
@@ -149,13 +159,13 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
         "--gpus-per-actor",
         metavar="N",
         type=_amount,
-        help="may be a fraction (default: 1, or 0 where the cluster has none)",
+        help="GPUs of each actor, also a fraction (default: 1, or 0 if the cluster has no GPU)",
     )
     group.add_argument(
         "--cpus-per-actor",
         metavar="N",
         type=_amount,
-        help="cores, and threads of a model without a GPU (default: its share of the cores that are there)",
+        help="CPU cores of each actor, and its threads without a GPU (default: an equal share of all cores)",
     )
 
 
@@ -188,10 +198,13 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="OUT",
         type=Path,
-        help="a new or empty directory; txt without it: beside the pictures",
+        help="a new or empty directory (default for txt: beside each picture)",
     )
     parser.add_argument(
-        "--task", metavar="TASK", action="append", help="only answers of this task; may be given again"
+        "--task",
+        metavar="TASK",
+        action="append",
+        help="only answers of this task (name or token); may be given again",
     )
     _add_labels(parser)
 
@@ -201,8 +214,10 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
         "--label-map",
         metavar="FILE",
         type=Path,
-        help="numbers of labels: a .txt with a label a line, JSON or YAML with ids by label, or a COCO file",
+        help="ids of labels: a .txt with one label per line, JSON or YAML with ids by label, or a COCO file",
     )
     parser.add_argument(
-        "--only-labels", action="store_true", help="leave out what --label-map lacks, in place of an error"
+        "--only-labels",
+        action="store_true",
+        help="leave out labels that --label-map lacks (default: an error)",
     )

@@ -30,10 +30,10 @@ def check_ray(arguments: argparse.Namespace) -> None:
             for name in ("actors", "gpus_per_actor", "cpus_per_actor")
             if getattr(arguments, name) is not None
         ]:
-            raise RequestError(f"{given[0]} is about a run on a Ray cluster; give --ray too, or leave it out")
+            raise RequestError(f"{given[0]} is for a run on a Ray cluster; give --ray too, or leave it out")
         return
     if urls_of(arguments):
-        raise RequestError("--ray has actors with models, which ask no service; leave --ray or --url out")
+        raise RequestError("--ray loads models in actors, and --url asks a service; leave one of them out")
     try:
         import ray.data  # noqa: F401
     except ImportError as error:

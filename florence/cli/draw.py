@@ -14,6 +14,7 @@ from florence.cli.telling import SOME_FAILED, tell_lines
 from florence.errors import FlorenceError, RequestError
 from florence.export.drawing import Colours, Drawing, check_size
 from florence.export.names import FileNames
+from florence.types.tasks import TASKS
 
 
 def draw(arguments: argparse.Namespace) -> int:
@@ -32,7 +33,7 @@ def draw_answers(
 ) -> int:
     """Draw each answer in the file `results` into the directory `out`; returns the exit status.
 
-    `pictures`: where relative paths begin. `tasks`: names and tokens; empty for all. Raises RequestError
+    `pictures`: where relative paths begin. `tasks`: in any spelling; empty for all. Raises RequestError
     where `out` is neither new nor empty, or `results` holds no answer.
     """
     check_new(out)
@@ -61,8 +62,8 @@ def check_new(out: Path) -> None:
 
 
 def is_asked(answer: PictureAnswer, tasks: frozenset[str]) -> bool:
-    """Whether an answer's task is among these names and tokens; an empty set means all."""
-    return not tasks or answer.task in tasks or answer.task.strip("<>").lower() in tasks
+    """Whether an answer's task is among these, each spelt in any way; an empty set means all."""
+    return not tasks or any(TASKS.means(task, answer.task) for task in tasks)
 
 
 def _is_other(answer: PictureAnswer | RequestError, tasks: frozenset[str]) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ANSWERS, ASKED, FIGURES, PAGE = "answers{}.jsonl", "asked{}.json", "figures.json", "worst.html"
 EVALUATE: Final = (
-    "figures on one's own pictures and truth: of a checkpoint, a service, or two compared",
+    "measure a checkpoint or a service on your own annotated pictures, or compare two",
     "subjects:\n" + "\n".join(f"  {name:17}{summary}" for name, summary in SUMMARIES.items()),
 )
 """The command's summary, and what its help ends with."""
@@ -90,8 +90,7 @@ def _answers(
         if answer is not None
     )
     if turned:
-        why = "such as those that their EXIF turns: their places are measured in other pixels"
-        tell_lines([f"{turned} pictures have another size than the file says, {why}"])
+        tell_lines([f"{turned} pictures differ in size from the file (EXIF rotation?)"])
     return rows, failures
 
 
@@ -153,34 +152,34 @@ def _facts(
 def add_evaluate(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
     """Add the command's own arguments. `count`: parses a whole number of 1 or more."""
     parser.add_argument(
-        "subject", metavar="SUBJECT", choices=list(SUMMARIES), help="what is measured, see below"
+        "subject", metavar="SUBJECT", choices=list(SUMMARIES), help="what to measure, see below"
     )
-    parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="where the pictures are")
-    files = parser.add_argument_group("what is true (each subject needs one of them)")
-    files.add_argument("--coco", metavar="FILE", type=Path, help="a file in COCO's layout")
-    files.add_argument("--questions", metavar="FILE", type=Path, help="of VQA, or of DocVQA")
+    parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="directory of the pictures")
+    files = parser.add_argument_group("ground truth (each subject needs one of these)")
+    files.add_argument("--coco", metavar="FILE", type=Path, help="annotations in COCO's format")
+    files.add_argument("--questions", metavar="FILE", type=Path, help="questions of VQA, or of DocVQA")
     files.add_argument("--annotations", metavar="FILE", type=Path, help="the answers to VQA's questions")
     files.add_argument("--rows", metavar="FILE", type=Path, help="JSON lines with picture, answer, text")
     parser.add_argument(
         "--all-classes",
         action="store_true",
-        help="open-vocabulary: ask each picture for every class of the file",
+        help="for open-vocabulary: ask about every class of the file in each picture",
     )
     parser.add_argument("--limit", metavar="N", type=count, help="only the first N pictures")
     parser.add_argument(
         "--out",
         metavar="DIR",
         type=Path,
-        help="keep answers, figures as JSON and a page of the worst pictures here; a second run goes on",
+        help="directory for answers, figures (JSON) and a page of the worst pictures; a second run resumes",
     )
     parser.add_argument(
-        "--worst", metavar="N", type=count, default=20, help="answers on that page (default: 20)"
+        "--worst", metavar="N", type=count, default=20, help="number of answers on that page (default: 20)"
     )
     parser.add_argument(
         "--compare",
         metavar=("A", "B"),
         nargs=2,
-        help="two answerers: a checkpoint, a URL, or settings and options, such as dtype=int8 or "
+        help="compare two sides, each a checkpoint, a URL, or settings and options, such as dtype=int8 or "
         "model=NAME,adapter=DIR",
     )
     parser.add_argument(
@@ -188,6 +187,6 @@ def add_evaluate(parser: argparse.ArgumentParser, count: Callable[[str], int]) -
         metavar="N",
         type=count,
         default=1000,
-        help="draws of pictures for the intervals of --compare (default: 1000)",
+        help="bootstrap resamples for the intervals of --compare (default: 1000)",
     )
     add_pace(parser, count, "questions")

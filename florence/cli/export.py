@@ -29,7 +29,7 @@ from florence.export.names import FileNames
 class Export:
     """What to make of a file of answers, and where.
 
-    `format`: one of `FORMATS`. `out`: a directory; None: beside the pictures. `tasks`: names and tokens;
+    `format`: one of `FORMATS`. `out`: a directory; None: beside the pictures. `tasks`: in any spelling;
     empty for all. `folder`: where relative paths of pictures begin.
     """
 
@@ -113,7 +113,9 @@ def _write_labels(wanted: Export, pictures: list[Labelled], arguments: argparse.
     """Write the pictures' labels; returns a message for each picture that could not be exported."""
     placeless = any(each.texts for each in pictures) and not any(each.places for each in pictures)
     if placeless and wanted.format != "labelstudio":
-        raise RequestError(f"these answers are texts, and {wanted.format} holds places; export them as txt")
+        raise RequestError(
+            f"these answers have no locations, which {wanted.format} needs; export them as txt"
+        )
     ids = label_ids(arguments.label_map, pictures)
     dropped = keep_labels(pictures, ids, only=arguments.only_labels)
     if dropped:
@@ -171,7 +173,7 @@ def write_captions(answers: _Answers, wanted: Export) -> tuple[int, list[str]]:
             continue
         if texts.setdefault(each.picture, text) != text:
             raise RequestError(
-                f"{each.picture!r} has several texts, and a caption is one: say by --task which is wanted"
+                f"{each.picture!r} has several texts, but a caption is one text; choose it with --task"
             )
     if wanted.out is not None and texts:
         wanted.out.mkdir(parents=True, exist_ok=True)
@@ -191,7 +193,7 @@ def _beside(name: str, folder: Path) -> Path:
     """The caption's file beside a picture; its name has the number of a page or frame."""
     item = item_named(name, folder)
     if callable(item.source):
-        raise RequestError("it is not a file of this machine; name a directory by --out")
+        raise RequestError("it is not a local file; name a directory with --out")
     file = Path(item.source)
     place = "".join(f"_{kind}_{number}" for kind, number in item.place.items())
     return file.with_name(f"{file.stem}{place}.txt")
@@ -200,7 +202,7 @@ def _beside(name: str, folder: Path) -> Path:
 def _write_caption(file: Path, text: str) -> None:
     content = text + "\n"
     if file.exists() and file.read_text(encoding="utf-8") != content:
-        raise RequestError(f"{file} is there with another text; remove it, or name another --out")
+        raise RequestError(f"{file} exists with another text; remove it, or name another --out")
     file.write_text(content, encoding="utf-8")
 
 

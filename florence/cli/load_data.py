@@ -22,7 +22,7 @@ from florence.types.tasks import TASKS, TRITON_TASKS, Input, Task
 
 def write_load_data(arguments: argparse.Namespace) -> int:
     """`florence load-data`."""
-    tasks = [TASKS.resolve(name) for name in arguments.task or TRITON_TASKS]
+    tasks = [TASKS.read(name) for name in arguments.task or TRITON_TASKS]
     pictures = [_picture(path) for path in list_pictures(arguments.sources)]
     contents = {task: load_data(pictures, task, arguments.text) for task in tasks}
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,9 @@ from florence.images.limits import PDF_DPI
 from florence.types.answer import TaskAnswer
 
 MCP: Final = (
-    "serve tools about pictures to agents, by the Model Context Protocol",
-    "Over standard input and output, as agents start it, or over streamable HTTP, at /mcp, with --http.\n"
-    "A service's API key is taken from FLORENCE_API_KEY.",
+    "serve tools about pictures to agents over the Model Context Protocol",
+    "Speaks over standard input and output, for agents that start it; with --http over streamable\n"
+    "HTTP, at /mcp. The API key for a service is read from FLORENCE_API_KEY.",
 )
 """The command's summary, and what its help ends with."""
 _HOST: Final = "127.0.0.1"
@@ -38,13 +38,13 @@ def add_mcp(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=Path,
         default=[],
-        help="a folder whose pictures are listed as resources, and over stdio may be named by path; may be "
-        "given again (default: none)",
+        help="a folder whose pictures are resources; over stdio, tools also take their paths; may be given "
+        "again (default: none)",
     )
     parser.add_argument(
         "--http",
         metavar="[HOST:]PORT",
-        help="streamable HTTP in place of stdio, without a key (default host: 127.0.0.1)",
+        help="serve streamable HTTP, without authentication, in place of stdio (default host: 127.0.0.1)",
     )
 
 

@@ -87,9 +87,7 @@ def home_of(port: int) -> Path:
     try:
         return _temporary_home(port)
     except OSError as error:
-        raise FlorenceError(
-            f"there is no folder to work in ({error}); name one that can be written by BENTOML_HOME"
-        ) from error
+        raise FlorenceError(f"there is no writable folder ({error}); set BENTOML_HOME to one") from error
 
 
 def _named_home(named: str) -> Path:
@@ -97,7 +95,7 @@ def _named_home(named: str) -> Path:
     with suppress(OSError):
         home.mkdir(parents=True, exist_ok=True)
     if not os.access(home, os.R_OK | os.W_OK | os.X_OK) or not home.is_dir():
-        raise FlorenceError(f"BENTOML_HOME: {home} is not a folder that can be written; name another one")
+        raise FlorenceError(f"BENTOML_HOME: {home} is not a writable folder; name another one")
     return home
 
 
@@ -111,6 +109,6 @@ def _temporary_home(port: int) -> Path:
     others = stat.S_IWGRP | stat.S_IWOTH
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & others:
         raise FlorenceError(
-            f"{home} is a link, or other users may write it; remove it, or name another one by BENTOML_HOME"
+            f"{home} is a link, or other users may write it; remove it, or set BENTOML_HOME to another folder"
         )
     return home

@@ -19,7 +19,7 @@ def tell_lines(lines: Iterable[str]) -> None:
 
 
 def list_pictures(names: Sequence[str]) -> list[str]:
-    """The files that the names stand for, each once, in order; prints what was passed over.
+    """The files that the names stand for, each once, in order; prints which were skipped.
 
     Raises RequestError where a name stands for no picture.
     """

@@ -14,10 +14,10 @@ from florence.cli.telling import list_pictures
 from florence.types.precision import PRECISIONS
 
 VERIFY: Final = (
-    "check a checkpoint against transformers and timm, on this machine",
-    "Asks both sides the same and compares token ids, log-probabilities and the tower; then the dtype\n"
-    "that is served with float32, and the speed of both. Exit status 0: nothing but known differences;\n"
-    "1: a fault. Needs the package florence2-server.",
+    "compare a checkpoint with transformers and timm on this machine",
+    "Both sides answer the same questions; token ids, log-probabilities and the tower's output are\n"
+    "compared. Then the served dtype is compared with float32, and the speed is measured. Exit status 0:\n"
+    "only known differences; 1: a fault. Needs the package florence2-server.",
 )
 """The command's summary, and what its help ends with."""
 
@@ -78,12 +78,12 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=PRECISIONS,
-        help="what is compared with float32 (default: as FLORENCE_DTYPE says; float32: nothing is)",
+        help="the dtype to compare with float32 (default: as FLORENCE_DTYPE says); float32: none",
     )
     parser.add_argument(
-        "--pictures", metavar="DIR", help="pictures to ask about (default: two drawn ones in the package)"
+        "--pictures",
+        metavar="DIR",
+        help="directory of pictures to ask about (default: two drawings from the package)",
     )
     parser.add_argument("--quick", action="store_true", help="one picture and short answers")
-    parser.add_argument(
-        "--json", metavar="FILE", type=Path, help="write all that was found, every answer included"
-    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the full report, with every answer")

@@ -44,7 +44,7 @@ from florence.types.answer import TaskAnswer, answer_type
 from florence.types.options import RequestKeywords
 from florence.types.regions import Region
 from florence.types.results import Result
-from florence.types.tasks import TASKS, AnswerAs, Input, Kind, Task, TaskSpec, task_pairs
+from florence.types.tasks import TASKS, TASKS_PATH, AnswerAs, Input, Kind, Task, TaskSpec, task_pairs
 
 CONNECT_S: Final = 10.0  # a server that runs accepts a connection at once
 FIRST_WAIT_S: Final = 0.5
@@ -111,10 +111,9 @@ def build_call(
     """
     asked = TASKS.resolve(task)
     given = {"text": text, "region": _plain_region(region)}
-    path = asked.name if asked.token in TASKS else f"tasks/{asked.name}"
     if asked.is_prompt:
-        path, given = "prompt", given | {"prompt": asked.prompt, "answer_as": asked.kind.value}
-    return _call(path, picture, given, options, answer_type(asked.kind))
+        given |= {"prompt": asked.prompt, "answer_as": asked.kind.value}
+    return _call(asked.path, picture, given, options, answer_type(asked.kind))
 
 
 def build_named_call(
@@ -131,7 +130,7 @@ def build_named_call(
         raise TaskError(f"a task is its name or token, got {quote(name)}")
     answer = TaskAnswer[Result] if answer_as is None else answer_type(Kind(answer_as))
     given = {"text": text, "region": _plain_region(region)}
-    return _call(f"tasks/{percent_encoded(name, safe='')}", picture, given, options, answer)
+    return _call(f"{TASKS_PATH}/{percent_encoded(name, safe='')}", picture, given, options, answer)
 
 
 def build_analysis(picture: Picture, tasks: Iterable[TaskSpec], options: CallOptions) -> ServiceCall:

@@ -63,7 +63,7 @@ def convert(wanted: Conversion, out: Path) -> None:
     """Write a directory that can be served. Raises `CheckpointError`; `FileExistsError` where `out` has
     files."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is there already: name a directory that is new or empty")
+        raise FileExistsError(f"{out} already exists: name a new or empty directory")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         work = Path(folder)

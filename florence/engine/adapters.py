@@ -85,7 +85,7 @@ class AdapterSlots:
         return slot
 
     def leave(self, sequence: SequenceState) -> None:
-        """A request has ended, or failed before it was encoded."""
+        """Release the adapter of a request that ended, or failed before its encode."""
         if sequence.adapter:
             self._users[sequence.adapter] -= 1
             sequence.adapter = 0

@@ -64,8 +64,8 @@ class EngineConfig:
     )
     max_encode_batch: int = _declare(
         4,
-        "Most pictures that are encoded together in a worker; fewer where that takes longer than the encode "
-        "budget, or more memory than a GPU has. Default: 4 on a CPU, 16 on a GPU.",
+        "Maximum number of pictures that a worker encodes together; fewer where that takes longer than the "
+        "encode budget, or more memory than a GPU has. Default: 4 on a CPU, 16 on a GPU.",
         on_gpu=16,
         ge=1,
         le=1024,
@@ -79,27 +79,28 @@ class EngineConfig:
     )
     max_latency_ms: float | None = _declare(
         None,
-        "A request that would wait for longer is refused at once, with a 503; default: none is.",
+        "A request that would wait for longer is refused at once, with a 503; default: no limit.",
         gt=0,
         le=86_400_000,
     )
     encode_budget_ms: float = _declare(
         DEFAULT_ENCODE_BUDGET_MS,
-        "For how long new pictures may hold up the requests that are being decoded, at a time.",
+        "How long an encode of new pictures may delay the next decode step.",
         gt=0,
         le=60_000,
     )
     max_new_tokens: int = _declare(
         DEFAULT_MAX_NEW_TOKENS,
-        "Tokens of the longest answer: a worker keeps room for so many for each beam, and cuts answers there "
-        "(`finish_reason`: `length`), whatever a request allows. At most the checkpoint's positions.",
+        "Tokens of the longest answer: memory for this many tokens is reserved for each beam, and longer "
+        "answers are cut (`finish_reason`: `length`), whatever a request allows. At most the checkpoint's "
+        "positions.",
         ge=1,
         le=100_000,
     )
     max_prompt_tokens: int = _declare(
         512,
-        "Tokens of the longest prompt, for which room is kept beside the picture; longer ones get a 400. At "
-        "most the checkpoint's positions.",
+        "Tokens of the longest prompt, for which memory is reserved beside the picture; longer ones get a "
+        "400. At most the checkpoint's positions.",
         ge=1,
         le=100_000,
     )
@@ -128,7 +129,7 @@ class EngineConfig:
     )
     picture_cache_bytes: int = _declare(
         DEFAULT_PICTURE_CACHE_BYTES,
-        "Memory of a worker for what the tower saw in the latest pictures. Default: 128 MiB on a CPU; on a "
+        "Memory of a worker for the tower's output of the latest pictures. Default: 128 MiB on a CPU; on a "
         "GPU 2 GiB, or a sixteenth of the free memory if that is less.",
         on_gpu=GPU_PICTURE_CACHE_BYTES,
         ge=0,

@@ -105,7 +105,7 @@ class Engine:
             sequence.on_taken = on_taken
         with self._changed:
             if self.alive and self._recovering:
-                raise Closed("the engine restarts; come back")
+                raise Closed("the engine is restarting; try again")
             if not self.ready:
                 raise stopped(self._error)
             self.check_load(len(self._scheduler))
@@ -198,7 +198,7 @@ class Engine:
             if self._aborting:
                 self._pending.fail([sequence], stopped(), FinishReason.CLOSED)
             else:
-                late = DeadlineExceeded("the request was not finished in the time given for it")
+                late = DeadlineExceeded.of_request()
                 self._pending.fail([sequence], late, FinishReason.DEADLINE)
         self._decoding = [sequence for sequence in self._decoding if sequence.phase is Phase.DECODING]
         if self._encoding and self._encoding.is_done:

@@ -144,8 +144,8 @@ def check_tokens(config: EngineConfig, prompt: int, new: int) -> None:
     tokens."""
     if prompt > config.max_prompt_tokens:
         raise RequestError(
-            f"the text has {prompt} tokens with the task's own words, at most "
-            f"{config.max_prompt_tokens} fit beside the picture; shorten it"
+            f"the prompt has {prompt} tokens with the task's own words; at most "
+            f"{config.max_prompt_tokens} fit beside the picture: shorten the text"
         )
     if new > config.max_new_tokens:
-        raise RequestError(f"max_new_tokens is {new}, this engine has room for {config.max_new_tokens}")
+        raise RequestError(f"max_new_tokens is {new}; this engine allows at most {config.max_new_tokens}")

@@ -65,7 +65,7 @@ class Subject:
         """The metrics for this task's answers. Raises `TaskError` for a task with another kind of answer."""
         if task.kind not in self.measures:
             kinds = " or ".join(self.measures)
-            raise TaskError(f"{task.token} answers in {task.kind}; this is measured in {kinds}")
+            raise TaskError(f"{task.token} answers with {task.kind}; this subject measures {kinds}")
         return self.measures[task.kind]
 
     def read(self, files: Files, task: Task) -> list[Example]:
@@ -77,7 +77,7 @@ class Subject:
             raise RequestError(f"there is no directory {str(files.images)!r} for --images")
         questions = list(self.ask(files, task))
         if not questions:
-            raise RequestError(f"{getattr(files, self.needs)} has nothing to ask about for this")
+            raise RequestError(f"{getattr(files, self.needs)} has nothing to ask about for this subject")
         _check_pictures(questions, files.images)
         return questions
 

@@ -10,7 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from florence.export.geometry import Box, bounds_of
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from florence.export.coco import LabelMap
     from florence.export.drawing import Colour
+
+
+OPACITY: Final = 0.4
+"""Opacity of masks in drawings, unless another is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ class Drawable(ABC):
         *,
         font: str | os.PathLike[str] | None = None,
         colours: Mapping[str, Colour] | None = None,
-        opacity: float = 0.4,
+        opacity: float = OPACITY,
         overlay: bool = False,
     ) -> Image.Image:
         """A copy of the picture, RGB, with masks, outlines, labels and scores on it.
@@ -78,8 +82,8 @@ class Drawable(ABC):
         labels beyond Latin letters, which Pillow's own font lacks. `colours`: by label ("text" for text that
         was read, "object" for things without a label), a name, "#rrggbb" or red, green and blue; other labels
         get colours in order of appearance. One `drawing.Colours()`, passed to many calls, keeps them the same
-        across pictures. `opacity`: of masks, from 0 (outline only) to 1. `overlay`: return an RGBA layer of
-        the picture's size, transparent where nothing is drawn; a label without room covers its thing.
+        across pictures. `opacity`: of masks, from 0 (only the border) to 1. `overlay`: return an RGBA layer
+        of the picture's size, transparent where nothing is drawn; a label without room covers its thing.
 
         Raises `ImageError` for a picture or font that can't be read, `RequestError` for an invalid colour or
         opacity, and for an overlay of a text.

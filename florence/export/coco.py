@@ -54,9 +54,10 @@ def label_map(categories: LabelMap | None, *, first: int) -> Mapping[str, int]:
     """
     if categories is None:
         raise RequestError(
-            "categories is missing: labels numbered as they come would get other ids in the next picture. "
+            "categories is missing: labels numbered in order of appearance would get other ids in the next "
+            "picture. "
             f"For all pictures pass the same {_FORMS}, or one florence.export.coco.Categories(), which "
-            "numbers new labels as they come"
+            "numbers new labels in order of appearance"
         )
     if isinstance(categories, Mapping):
         _check_ids(categories.items())

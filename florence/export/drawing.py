@@ -15,7 +15,7 @@ from typing import Final
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from florence.errors import ImageError, RequestError, quote
-from florence.export.annotation import Annotation, Drawable
+from florence.export.annotation import OPACITY, Annotation, Drawable
 from florence.export.coco import UNNAMED, category_name
 from florence.export.geometry import Box, Corner, corners_of
 from florence.export.plates import lay_out
@@ -55,7 +55,7 @@ class Drawing:
 
     font: str | os.PathLike[str] | None = None
     colours: Mapping[str, Colour] | None = None
-    opacity: float = 0.4
+    opacity: float = OPACITY
     overlay: bool = False
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Drawing:
     ) -> Image.Image:
         """A new picture; see `Drawable.draw`. Annotations are clipped at its edges."""
         if self.overlay and caption:
-            raise RequestError("a text has no place in the picture; draw it without overlay")
+            raise RequestError("a text has no location in the picture; draw it without overlay")
         picture = load_image(image, view=SEEN)
         layer = self._layer(annotations, picture.size)
         if self.overlay:

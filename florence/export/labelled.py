@@ -48,7 +48,7 @@ def labelled_pictures(answers: Iterable[tuple[str, Any]]) -> list[Labelled]:
         if picture.size != answer.pixel_size:
             raise RequestError(
                 f"{quote(name)} is of {picture.size} pixels in one answer and of {answer.pixel_size} in "
-                "another; it has been changed between them"
+                "another: the picture has changed"
             )
         picture.places += answer.annotations()
         if text := answer.caption():

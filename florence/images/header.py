@@ -27,7 +27,7 @@ MAX_PROFILE: Final = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`width` and `height` are the stored ones, before the EXIF turn; `orientation` is EXIF's 1 to 8.
+    """`width` and `height` are the stored ones, before EXIF rotation; `orientation` is EXIF's 1 to 8.
 
     `data`: a file of the same format that is passed to the decoder, with the frame and nothing that is not
     needed (see `headers`). `frame`: its number among those in `data`, from 1. `rgb`: whether the decoder

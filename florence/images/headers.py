@@ -276,7 +276,7 @@ def _bmp(data: bytes, max_frames: int, number: int) -> Header:
     if packed and len(data) > _MAX_RLE_BYTES:
         raise ImageTooLarge(
             f"the BMP picture has {len(data)} bytes and is run-length encoded; up to {_MAX_RLE_BYTES} are "
-            "allowed of such: save it without compression"
+            "allowed with that encoding: save it without compression"
         )
     return Header("BMP", abs(width), abs(height), 1, 1, data, pass_cost=_RLE_COST if packed else 1)
 

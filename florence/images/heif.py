@@ -82,7 +82,7 @@ class _Items:
             whole, count = struct.unpack_from(f">{letter}H", reference)
             self._count += count
             if self._count > _MAX_PARTS:
-                raise ImageTooLarge(f"the picture is put together from more than {_MAX_PARTS} parts")
+                raise ImageTooLarge(f"the picture is composed of more than {_MAX_PARTS} parts")
             parts = struct.unpack_from(f">{count}{letter}", reference, size + 2)
             self._parts.setdefault(whole, Counter()).update(parts)
 
@@ -105,7 +105,7 @@ class _Items:
 
         def pixels(item: int, depth: int) -> int:
             if depth > _MAX_DEPTH:
-                raise ImageError("the picture is put together from parts of parts, too deep or in a circle")
+                raise ImageError("the picture's parts are nested too deep, or in a cycle")
             if item not in known:
                 parts = self._parts.get(item, Counter())
                 made = sum(count * pixels(part, depth + 1) for part, count in parts.items())
@@ -147,6 +147,6 @@ def _inside(data: memoryview) -> Iterator[HeifBox]:
             (length,), head = struct.unpack_from(">Q", data, 8), 16
         end = len(data) if length == 0 else length
         if end < head:
-            raise ImageError("the picture's boxes are damaged: one is shorter than its own head")
+            raise ImageError("the picture's boxes are damaged: one is shorter than its own header")
         yield kind, data[head:end]
         data = data[end:]

@@ -67,8 +67,8 @@ def _render(document: Any, page: int, limits: ImageLimits) -> bytes:
     if width * height > limits.max_pixels or max(width, height) > limits.max_side:
         raise ImageTooLarge(
             f"page {page} of the PDF has {width}x{height} = {width * height} pixels at {limits.pdf_dpi} dots "
-            f"an inch; up to {limits.max_pixels} pixels, and {limits.max_side} a side, are allowed; "
-            "render it with fewer"
+            f"per inch; up to {limits.max_pixels} pixels, and {limits.max_side} a side, are allowed; "
+            "render it at a lower resolution"
         )
     image = loaded.render(scale=scale, rev_byteorder=True).to_pil()
     file = io.BytesIO()

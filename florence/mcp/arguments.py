@@ -31,7 +31,7 @@ TilesField = Annotated[
     str,
     Field(
         max_length=20,
-        description="auto for a large picture with small things, or a grid such as 3x4: cut it into tiles.",
+        description="Cut a large picture with small things into tiles: auto, or a grid such as 3x4.",
     ),
 ]
 
@@ -42,7 +42,7 @@ class ResourceContents(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     uri: str = ""
-    blob: str = Field(description="base64")
+    blob: str = Field(description="The bytes in base64.")
 
 
 class PictureArguments(BaseModel):
@@ -57,7 +57,8 @@ class PictureArguments(BaseModel):
     )
     url: str | None = Field(default=None, description="Or an http or https URL that the service may fetch.")
     draw: bool | None = Field(
-        default=None, description="Return the picture with the answer on it. Default: if it has places."
+        default=None,
+        description="Return the picture with the answer drawn on it. Default: if it has locations.",
     )
 
     def check_picture(self, ways: Collection[str]) -> None:
@@ -67,7 +68,7 @@ class PictureArguments(BaseModel):
             told = " and ".join(given) or "none"
             raise RequestError(f"a picture is needed, as one of {', '.join(ways)}; got {told}")
         if self.url is not None and "url" not in ways:
-            raise RequestError("url is for a server that asks a service; send the picture as base64")
+            raise RequestError("url needs a server that was started with --url; send the picture as base64")
 
     def picture(self, roots: Roots) -> bytes:
         """The encoded picture; not for one that is given as a URL. Raises ImageError where it can't be
@@ -89,25 +90,25 @@ class DescribeArguments(PictureArguments):
 class FindArguments(PictureArguments):
     """Of `find`."""
 
-    what: SoughtText = Field(default="", description="What to look for; left out: all objects.")
+    what: SoughtText = Field(default="", description="What to look for; default: all objects.")
     each_phrase: bool = Field(
         default=False, description="what is a sentence: find each thing that it names (grounding)."
     )
     tiles: TilesField = OFF
-    min_score: float | None = Field(default=None, ge=0, le=1, description="Leave out what is less probable.")
+    min_score: float | None = Field(default=None, ge=0, le=1, description="Leave out less probable things.")
 
 
 class ReadArguments(PictureArguments):
     """Of `read`."""
 
-    places: bool = Field(default=False, description="Also where each piece of text stands.")
+    places: bool = Field(default=False, description="Also return the location of each piece of text.")
     tiles: TilesField = OFF
 
 
 class SegmentArguments(PictureArguments):
     """Of `segment`."""
 
-    what: SoughtText | None = Field(default=None, description="The thing, in words;")
+    what: SoughtText | None = Field(default=None, description="The thing in words,")
     region: RegionPixels | None = Field(
         default=None, description="or the box around it: x1, y1, x2, y2 in pixels of the picture."
     )

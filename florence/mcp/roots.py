@@ -39,9 +39,9 @@ class Roots:
     def read_path(self, path: str) -> bytes:
         """The bytes of a file; a relative path begins in the first folder. Raises ImageError."""
         if not self.local:
-            raise ImageError("path is for a server over stdio; send the picture as base64 or as a resource")
+            raise ImageError("path works over stdio only; send the picture as base64 or as a resource")
         if not self._folders:
-            raise ImageError("path is not allowed: no folder is; start the server with --root FOLDER")
+            raise ImageError("path is not allowed: start the server with --root FOLDER")
         return self._read(self._folders[0] / path, path)
 
     def read_uri(self, uri: str) -> bytes:

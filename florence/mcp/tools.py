@@ -64,7 +64,7 @@ def _read(given: ReadArguments) -> PictureQuestion:
 
 def _segment(given: SegmentArguments) -> PictureQuestion:
     if (given.what is None) == (given.region is None):
-        raise RequestError("segment needs one of what, in words, and region")
+        raise RequestError("segment needs either what, in words, or region")
     if given.region is not None:
         return PictureQuestion(TASKS.resolve("region_to_segmentation"), region=_pixels(given.region))
     return PictureQuestion(TASKS.resolve("referring_expression_segmentation"), given.what)

@@ -79,7 +79,7 @@ class CompiledEncode(EncodeBackend):
         try:
             return self._compiled(block, cells)
         except Exception as error:
-            log.warning("torch.compile can't compute the tower: it runs as it is", exc_info=error)
+            log.warning("torch.compile can't compute the tower: it runs uncompiled", exc_info=error)
             self._failed = True
             return super().block(block, cells)
 

@@ -110,7 +110,7 @@ def in_archives(sources: Sources) -> Sources:
         (),
         pages=sources.pages,
         frame=sources.frame,
-        find=TASKS.resolve,
+        find=TASKS.read,
         passed=PassedOver(),
         most_bytes=sources.most_bytes,
     )

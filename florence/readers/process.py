@@ -113,7 +113,7 @@ class ProcessReader:
             status, noise = self._replace(late=ended.late)
             if ended.begun:
                 raise self._blame(status)
-        raise EngineError(f"readers of pictures end before they begin ({status}); stderr: {noise}")
+        raise EngineError(f"processes that read pictures end at their start ({status}); stderr: {noise}")
 
     def _exchange(self, kind: int, payload: bytes, view: View) -> ReadPicture:
         begun = False

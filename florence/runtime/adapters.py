@@ -107,7 +107,9 @@ class Adapters:
         if name is None:
             owners = now.owners.get(task.token, ())
             if len(owners) > 1:
-                raise OptionError(f"{task.token} is a task of {' and '.join(owners)}: say which, as adapter")
+                raise OptionError(
+                    f"{task.token} is a task of {' and '.join(owners)}: name one of them as adapter"
+                )
             return now.adapters[owners[0]].engine if owners else None
         if name not in now.adapters:
             known = ", ".join(now.adapters)
@@ -124,7 +126,7 @@ class Adapters:
         try:
             self._set = self._read(self._sources)
         except FlorenceError as error:
-            log.error("the adapters stay as they are: %s", error)
+            log.error("the adapters are unchanged: %s", error)
         else:
             log.info("the adapters are read again: %s", ", ".join(self._set.adapters) or "none")
 
@@ -137,7 +139,7 @@ class Adapters:
             try:
                 self.look()
             except Exception:
-                log.exception("the adapters stay as they are")
+                log.exception("the adapters are unchanged")
 
     def _read(self, sources: AdapterSources) -> _Set:
         listed = list_adapters(sources, self._most)
@@ -161,7 +163,7 @@ class Adapters:
         if before is not None and before.digest == digest:
             engine = before.engine
         elif self._base is None:
-            raise CheckpointError(f"the adapter {name} has no checkpoint to stand beside")
+            raise CheckpointError(f"the adapter {name} needs a checkpoint to be read for")
         else:
             layers = self._base.read(name, found.directory)
             sees = any(layer.startswith(_TOWER) for layer in layers)

@@ -321,6 +321,6 @@ class Dispatcher:
 def _without_frames(error: Exception) -> Exception:
     """The error without tracebacks: a caller may keep it, and frames hold pixels."""
     if not isinstance(error, FlorenceError):
-        log.error("a request failed unforeseen", exc_info=error)
+        log.error("a request failed unexpectedly", exc_info=error)
     strip_tracebacks(error)
     return error

@@ -39,7 +39,7 @@ class Gathering:
         try:
             self._on_part(sum(part is not None for part in self._found), len(self._found))
         except Exception:
-            log.exception("a callback for tiles failed; it is called no more")
+            log.exception("a callback for tiles failed; it is not called again")
             self._on_part = None
 
     def take(self, number: int, outcome: Generation | FlorenceError) -> None:

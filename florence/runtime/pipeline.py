@@ -25,7 +25,7 @@ from florence.types.declared import DeclaredTask
 from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters, RequestParameters
 from florence.types.regions import region_text
-from florence.types.tasks import TASKS, Input, Task, TaskTable
+from florence.types.tasks import Input, Task, TaskTable
 from florence.types.tiling import TileOptions
 
 TaskText = str | Sequence[float] | None
@@ -107,7 +107,7 @@ class Pipeline:
 
     def described(self) -> dict[str, Any]:
         """The part of `info` about adapters and tasks."""
-        own = [task for task in self.tasks.values() if task.token not in TASKS]
+        own = [task for task in self.tasks.values() if not task.built_in]
         return {
             "adapters": [each.model_dump(mode="json") for each in self.adapters.infos],
             "tasks": list(self.tasks),

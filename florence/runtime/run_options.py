@@ -133,7 +133,7 @@ def task_of(task: str | Task | None, options: RunOptions) -> str | Task:
     if task is not None:
         if prompt is not None or answer_as is not None:
             raise TaskError(
-                f"prompt and answer_as stand in place of a task, and {quote(task)} is given; leave it out"
+                f"prompt and answer_as replace a task, but {quote(task)} is given too; leave it out"
             )
         return task
     if prompt is None:

@@ -46,7 +46,7 @@ class TextStreamer:
         try:
             self._on_text(text)
         except Exception:
-            log.exception("a callback for text failed; it is called no more")
+            log.exception("a callback for text failed; it is not called again")
             self._on_text = None
 
 

@@ -54,7 +54,7 @@ def read_keys(lines: Iterable[str], source: str) -> dict[str, bytes]:
             )
         name, digest = found[1], _digest(found[2])
         if name in keys or any(hmac.compare_digest(digest, other) for other in keys.values()):
-            raise SettingsError(f"{source}, line {number}: the name or the key of {name!r} is there twice")
+            raise SettingsError(f"{source}, line {number}: the name or the key of {name!r} is given twice")
         keys[name] = digest
     if not keys:
         raise SettingsError(f"{source} holds no key")
@@ -111,7 +111,7 @@ class FileKeys(ApiKeys):
         try:
             self._keys = _read_file(self._path)
         except SettingsError as error:
-            logger.error("the API keys stay as they are: %s", error)
+            logger.error("the API keys are unchanged: %s", error)
         else:
             logger.info("API keys are read again: %s", ", ".join(sorted(self._keys)))
 

@@ -13,11 +13,10 @@ from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 from florence.answers.answer import Answer, OriginalAnswer
-from florence.errors import Closed, FlorenceError
+from florence.errors import Closed, DeadlineExceeded, FlorenceError
 from florence.server.keys import caller
 from florence.server.observability.json_log import FIELDS
 from florence.server.observability.request_ids import call_facts
-from florence.server.replies import late
 
 logger = logging.getLogger("florence.service")
 
@@ -72,7 +71,7 @@ async def await_answers(
         if outcome is not None:
             answers.append(outcome)
     if len(answers) < len(futures):
-        raise late(timeout_s)
+        raise DeadlineExceeded.of_request(timeout_s)
     for answer in answers:
         log(answer)
     return answers
@@ -87,7 +86,7 @@ async def await_outcomes(
     for outcome in outcomes:
         if outcome is not None and not isinstance(outcome, BaseException):
             log_answer(outcome)
-    return [late(timeout_s) if outcome is None else outcome for outcome in outcomes]
+    return [DeadlineExceeded.of_request(timeout_s) if outcome is None else outcome for outcome in outcomes]
 
 
 def name_row(error: FlorenceError, index: int, count: int) -> FlorenceError:

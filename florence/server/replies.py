@@ -106,11 +106,6 @@ def limiter_in(held: RunVar[anyio.CapacityLimiter], most: int) -> anyio.Capacity
     return limiter
 
 
-def late(timeout_s: float) -> DeadlineExceeded:
-    """The error of a request that was not answered in its time."""
-    return DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")
-
-
 async def reply_or_error(work: Awaitable[T]) -> T | Response:
     """The value of the work, or the reply for its error."""
     try:

@@ -66,12 +66,13 @@ class Settings(BaseSettings):
     )
     prompts: Literal["tasks", "any"] = Field(
         default="tasks",
-        description="What v2 takes as TASK_PROMPT: `tasks`, or `any` text, which the model reads as it is "
-        "where it is not a task.",
+        description="What v2 takes as TASK_PROMPT: `tasks` only, or `any` text; what is not a task is then a "
+        "prompt, read verbatim.",
     )
     base: str | None = Field(
         default=None,
-        description="Checkpoint that gives the tokenizer and the preprocessor which `FLORENCE_MODEL` lacks.",
+        description="Checkpoint to take the tokenizer and the preprocessor from, if `FLORENCE_MODEL` lacks "
+        "them.",
     )
     adapter: str | None = Field(
         default=None,
@@ -86,7 +87,9 @@ class Settings(BaseSettings):
         default=None,
         description="The same in a file, one `name=source` a line; it is read again when it changes.",
     )
-    max_adapters: int = Field(default=8, ge=1, le=64, description="Most adapters that requests may name.")
+    max_adapters: int = Field(
+        default=8, ge=1, le=64, description="Maximum number of adapters that requests may name."
+    )
     max_adapter_rank: int = Field(
         default=64, ge=1, le=1024, description="Highest rank of an adapter that requests may name."
     )
@@ -145,19 +148,27 @@ class Settings(BaseSettings):
         default=0.5,
         gt=0,
         le=1,
-        description="Part of `FLORENCE_MAX_QUEUE` for the waiting requests of one API key; more get a 503.",
+        description="Share of `FLORENCE_MAX_QUEUE` that the waiting requests of one API key may take; more "
+        "get a 503.",
     )
     open_metrics: bool = Field(default=True, description="Whether `/metrics` needs no API key.")
     timeout_s: float = Field(
-        default=300.0, gt=0, le=86_400, description="Seconds after which a request is given up with a 504."
+        default=300.0,
+        gt=0,
+        le=86_400,
+        description="Time limit of a request, seconds; after that it gets a 504.",
     )
     max_body_bytes: int = Field(
-        default=64 * MIB, ge=1024, le=2**31, description="Most bytes of a request's body; more get a 413."
+        default=64 * MIB,
+        ge=1024,
+        le=2**31,
+        description="Maximum size of a request's body in bytes; larger ones get a 413.",
     )
     body_memory_bytes: Annotated[int, Field(ge=1024, le=2**40)] | None = Field(
         default=None,
-        description="Memory of all bodies of a worker, from their first byte to their answer: one that finds "
-        "no room gets a 503; default: four times `FLORENCE_MAX_BODY_BYTES`, and never less than twice.",
+        description="Memory for all request bodies of a worker, each from its first byte to its answer; a "
+        "body that does not fit gets a 503. Default: four times `FLORENCE_MAX_BODY_BYTES`, and never less "
+        "than twice.",
     )
     head_timeout_s: float = Field(
         default=15.0, gt=0, le=3600, description="Seconds for the head of an HTTP request to arrive."
@@ -166,15 +177,15 @@ class Settings(BaseSettings):
         default=60.0,
         gt=0,
         le=86_400,
-        description="Seconds for the body of an HTTP request to arrive; and after which a client that takes "
-        "nothing more of its answer is given up.",
+        description="Seconds for the body of an HTTP request to arrive; also, after as long without reading, "
+        "a client that has not read its whole answer is disconnected.",
     )
     max_connections: int = Field(
         default=4096,
         ge=16,
         le=10**6,
-        description="Most HTTP connections of a worker: beyond them the one that has waited longest for a "
-        "request is closed; where each has one under way, a new one gets a 503.",
+        description="Maximum number of HTTP connections of a worker. Beyond it the connection that has been "
+        "idle for longest is closed; if none is idle, a new one gets a 503.",
     )
     cors_origins: str | None = Field(
         default=None,
@@ -182,13 +193,14 @@ class Settings(BaseSettings):
         "`https://a.example,https://b.example`, or `*` for any; default: none.",
     )
     playground: Literal["on", "off"] = Field(
-        default="on", description="`off` leaves the page at `/ui` out, where tasks are tried in a browser."
+        default="on", description="`off`: without the page `/ui`, on which tasks are tried in a browser."
     )
     image_hosts: str | None = Field(
         default=None, description="Hosts that `image_url` may name, separated by commas; default: none."
     )
     image_networks: str | None = Field(
-        default=None, description="Networks (CIDR) whose addresses they may have, beside public ones."
+        default=None,
+        description="Networks (CIDR) with addresses that those hosts may have, beside public addresses.",
     )
     max_image_bytes: int = _declared(ImageLimits, "max_bytes")
     max_image_pixels: int = _declared(ImageLimits, "max_pixels")
@@ -199,8 +211,8 @@ class Settings(BaseSettings):
         default=MOST_TILES,
         ge=1,
         le=4096,
-        description="Most tiles of a picture that is cut (`tiles`). Each takes a place in the queue, so it "
-        "is at most `FLORENCE_MAX_QUEUE` times `FLORENCE_KEY_QUEUE_SHARE`.",
+        description="Maximum number of tiles of a picture that is cut (`tiles`). Each tile counts as a "
+        "request in the queue, so this is at most `FLORENCE_MAX_QUEUE` times `FLORENCE_KEY_QUEUE_SHARE`.",
     )
     readers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
@@ -222,8 +234,8 @@ class Settings(BaseSettings):
         default=1.0,
         gt=0,
         le=100,
-        description="Divides the log-odds of scores: above 1 for a checkpoint that is too sure, below for "
-        "one that is not sure enough.",
+        description="Divides the log-odds of scores: above 1 for an overconfident checkpoint, below 1 for an "
+        "underconfident one.",
     )
     log_format: Literal["text", "json"] = Field(
         default="text", description="`json` writes each line of the log as a JSON object."

@@ -14,6 +14,6 @@ class AdapterOption(BaseModel):
         default=None,
         min_length=1,
         max_length=64,
-        description="The adapter that answers, one of those in /info; left out: none, or the one that "
+        description="The adapter that answers, one of those in /info; default: none, or the one that "
         "declares the task.",
     )

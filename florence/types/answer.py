@@ -42,9 +42,9 @@ class Usage(BaseModel):
 
     model_config = config_with_example(_USAGE)
 
-    picture_tokens: int = Field(ge=0, description="Tokens that the picture became.")
-    prompt_tokens: int = Field(ge=0, description="Tokens of the prompt, <s> and </s> counted.")
-    generated_tokens: int = Field(ge=0, description="Tokens generated, <s> and </s> counted.")
+    picture_tokens: int = Field(ge=0, description="Tokens of the picture.")
+    prompt_tokens: int = Field(ge=0, description="Tokens of the prompt, including <s> and </s>.")
+    generated_tokens: int = Field(ge=0, description="Generated tokens, including <s> and </s>.")
 
 
 class Timings(BaseModel):
@@ -90,14 +90,14 @@ class TaskAnswer(DrawableAnswer, BaseModel, Generic[ResultT]):
     model_config = ConfigDict(frozen=True, json_schema_extra=_add_example)
 
     task: str = Field(description="The task's token, such as <OD>; of a custom prompt: the prompt.")
-    result: ResultT = Field(description="The typed result; its `kind` says which.")
+    result: ResultT = Field(description="The typed result; `kind` names its type.")
     image_size: ImageSize
     finish_reason: Literal["stop", "length"] = Field(
         description="stop: the model ended its answer; length: it was cut at the limit on new tokens."
     )
     usage: Usage
     timings: Timings
-    checkpoint: str = Field(description="The checkpoint that answered, with its revision where it has one.")
+    checkpoint: str = Field(description="The checkpoint that answered, with its revision if it has one.")
     seed: int | None = Field(
         default=None,
         description="Of the random draws: the same request with the same seed gets the same answer. null "

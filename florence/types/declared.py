@@ -34,7 +34,7 @@ class DeclaredTask(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     token: str = Field(
-        min_length=1, max_length=100, description="How v2 and answers name it: <GENERATE_TAGS>."
+        min_length=1, max_length=100, description="Its name in v2 and in answers: <GENERATE_TAGS>."
     )
     name: str = Field(
         min_length=1, max_length=100, description="Its name in paths, clients and commands: generate_tags."
@@ -44,16 +44,16 @@ class DeclaredTask(BaseModel):
         description="What the model reads, with {input} where the text or region goes. Left out: the token, "
         "and the input behind it.",
     )
-    input: Input = Field(default=Input.NONE, description="What it takes besides the picture.")
-    kind: Kind = Field(default=Kind.TEXT, description="What it answers with.")
+    input: Input = Field(default=Input.NONE, description="Its input besides the picture.")
+    kind: Kind = Field(default=Kind.TEXT, description="The kind of its result.")
     no_repeat_ngram_size: int | None = Field(
         default=0,
         ge=0,
         le=MAX_NGRAM,
-        description="For requests that don't say one; null: as the checkpoint says.",
+        description="For requests without one; null: the checkpoint's.",
     )
     summary: str = Field(default="", description="One sentence, for the API's pages.")
-    example: str | None = Field(default=None, description="An input that it accepts, for errors and pages.")
+    example: str | None = Field(default=None, description="An example of its input, for errors and pages.")
     labelled: bool = Field(default=True, description="Whether boxes and polygons have labels.")
 
     @classmethod

@@ -21,31 +21,34 @@ class ItemFilter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_score: float | None = Field(
-        default=None, ge=0, le=1, description="Keep items with at least this score; those without one go."
+        default=None,
+        ge=0,
+        le=1,
+        description="Keep items with at least this score; items without a score are dropped.",
     )
     labels: Annotated[tuple[_Label, ...], Field(min_length=1, max_length=MOST_LABELS)] | None = Field(
         default=None,
-        description="Keep items with one of these labels (of OCR: texts), in any case; a list, or one text "
+        description="Keep items with one of these labels (OCR: texts), ignoring case; a list, or one text "
         "with commas.",
     )
     nms_iou: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Drop items whose box overlaps that of a better one by more than this (IoU, "
+        description="Drop an item whose box overlaps a better one's by more than this (IoU, "
         "non-maximum suppression).",
     )
     nms_agnostic: bool | None = Field(
-        default=None, description="Whether nms_iou compares items of different labels too."
+        default=None, description="Whether nms_iou also compares items with different labels."
     )
     min_size: float | None = Field(
         default=None,
         ge=0,
         le=LARGEST_SIZE,
-        description="Keep items whose box is at least so many pixels wide and high.",
+        description="Minimum width and height of a box, in pixels.",
     )
     max_items: int | None = Field(
-        default=None, ge=1, le=MOST_ITEMS, description="Keep at most so many items, the best ones."
+        default=None, ge=1, le=MOST_ITEMS, description="Maximum number of items; the best are kept."
     )
 
     @field_validator("labels", mode="before")

@@ -68,19 +68,23 @@ class RequestLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    max_new_tokens: int = Field(description="Most tokens of an answer, also where a request allows more.")
-    max_prompt_tokens: int = Field(description="Most tokens of a prompt, beside the picture's.")
-    max_image_bytes: int = Field(description="Most bytes of an encoded picture.")
-    max_image_pixels: int = Field(description="Most pixels of a picture.")
-    max_image_side: int = Field(description="Most pixels of a picture's longer side.")
-    max_image_frames: int = Field(description="Most frames or pages of a picture.")
-    decode_memory_bytes: int = Field(description="Memory that decoding takes, in all readers together.")
-    max_tiles: int = Field(description="Most tiles of a picture that is cut.")
-    max_batch_size: int = Field(description="Requests that decode together.")
-    max_encode_batch: int = Field(description="Pictures that are encoded together.")
-    max_queue: int = Field(description="Requests that may wait.")
+    max_new_tokens: int = Field(
+        description="Maximum number of tokens of an answer, even if a request allows more."
+    )
+    max_prompt_tokens: int = Field(description="Maximum number of tokens of a prompt, without the picture's.")
+    max_image_bytes: int = Field(description="Maximum size of an encoded picture in bytes.")
+    max_image_pixels: int = Field(description="Maximum number of pixels of a picture.")
+    max_image_side: int = Field(description="Maximum length of a picture's longer side in pixels.")
+    max_image_frames: int = Field(description="Maximum number of frames or pages of a picture.")
+    decode_memory_bytes: int = Field(description="Bytes of memory for decoding, in all readers together.")
+    max_tiles: int = Field(description="Maximum number of tiles of a picture that is cut.")
+    max_batch_size: int = Field(description="Maximum number of requests that are decoded together.")
+    max_encode_batch: int = Field(description="Maximum number of pictures that are encoded together.")
+    max_queue: int = Field(description="Maximum number of waiting requests.")
     max_latency_ms: float | None = Field(description="Longest wait, milliseconds; null: no limit.")
-    encode_budget_ms: float = Field(description="For how long encoding holds up decoding, milliseconds.")
+    encode_budget_ms: float = Field(
+        description="How long an encode may delay the next decode step, milliseconds."
+    )
 
 
 class GenerationSettings(GenerationParameters):
@@ -88,8 +92,10 @@ class GenerationSettings(GenerationParameters):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    forced_bos_id: int | None = Field(description="Token that every answer begins with; null: none.")
-    forced_eos_id: int | None = Field(description="Token that a full answer ends with; null: none.")
+    forced_bos_id: int | None = Field(description="First token of every answer; null: not forced.")
+    forced_eos_id: int | None = Field(
+        description="Last token of an answer that reaches its limit; null: not forced."
+    )
 
 
 class AdapterInfo(BaseModel):
@@ -97,9 +103,9 @@ class AdapterInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str = Field(description="What a request says.")
+    name: str = Field(description="The name in requests.")
     source: str = Field(description="A hub id with its commit, or a directory.")
-    rank: int = Field(description="The highest of its layers.")
+    rank: int = Field(description="The highest rank of its layers.")
     tasks: list[str] = Field(default=[], description="Tokens of the tasks that it declares.")
 
 
@@ -109,14 +115,16 @@ class ModelInfo(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     checkpoint: str = Field(description="A hub id, a directory, or demo.")
-    revision: str | None = Field(description="The commit, of a checkpoint from the hub.")
+    revision: str | None = Field(
+        description="The commit of a checkpoint from the hub; null: not from the hub."
+    )
     adapter: str | None = Field(
         default=None, description="The LoRA adapter that is merged into the weights; null: none."
     )
     adapters: list[AdapterInfo] = Field(
         default=[], description="The LoRA adapters that a request may name, beside the weights."
     )
-    parameters: int = Field(description="Numbers in the checkpoint.")
+    parameters: int = Field(description="Number of parameters.")
     device: str = Field(description="cpu, or cuda:<n>.")
     dtype: str = Field(description="Type of the weights.")
     encode_stream: Literal["auto", "on", "off"] = Field(
@@ -131,7 +139,9 @@ class ModelInfo(BaseModel):
     generation: GenerationSettings
     tasks: list[str] = Field(description="The tasks' tokens.")
     declared_tasks: list[DeclaredTask] = Field(
-        default=[], description="Those of the tasks that are the checkpoint's own, beside the built-in ones."
+        default=[],
+        description="Those of the tasks that the checkpoint or an adapter declares, beside the "
+        "built-in ones.",
     )
 
 
@@ -140,6 +150,6 @@ class ServiceInfo(ModelInfo):
 
     model_config = config_with_example(_EXAMPLE)
 
-    version: str = Field(description="Of florence.")
-    timeout_s: float = Field(description="Seconds after which a request is given up.")
-    max_body_bytes: int = Field(description="Most bytes of a request's body.")
+    version: str = Field(description="The version of florence.")
+    timeout_s: float = Field(description="Time limit of a request, seconds.")
+    max_body_bytes: int = Field(description="Maximum size of a request's body in bytes.")

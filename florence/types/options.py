@@ -47,21 +47,21 @@ class GenerationParameters(BaseModel):
         default=None, ge=1, le=MAX_BEAMS, description="Beams of the search; 1 is greedy."
     )
     max_new_tokens: int | None = Field(
-        default=None, ge=1, le=MAX_TOKENS, description="Most tokens to generate."
+        default=None, ge=1, le=MAX_TOKENS, description="Maximum number of tokens to generate."
     )
     min_new_tokens: int | None = Field(
-        default=None, ge=0, le=MAX_TOKENS, description="Fewest tokens before the end."
+        default=None, ge=0, le=MAX_TOKENS, description="Minimum number of tokens before the end."
     )
     no_repeat_ngram_size: int | None = Field(
         default=None,
         ge=0,
         le=MAX_NGRAM,
-        description="Length of the token sequences that may not occur twice; 0 allows all.",
+        description="Token sequences of this length may not occur twice; 0: any may.",
     )
     early_stopping: bool | Literal["never"] | None = Field(
         default=None,
-        description="Whether the search ends as soon as it has as many finished answers as beams; never: not "
-        "until no open beam can beat them even at full length.",
+        description="When the search ends. true: once it has a finished answer for each beam; false: once no "
+        "open beam scores better at its present length; never: once none can, even at full length.",
     )
     length_penalty: float | None = Field(
         default=None,
@@ -75,38 +75,40 @@ class GenerationParameters(BaseModel):
         ge=LEAST_FACTOR,
         le=MAX_FACTOR,
         allow_inf_nan=False,
-        description="Above 1 makes tokens that came before less likely, below 1 likelier; with beams too.",
+        description="Above 1 makes tokens that already occur less likely, below 1 more likely.",
     )
     do_sample: bool | None = Field(
         default=None,
-        description="Draw each token by its probability, with one beam, in place of taking the likeliest.",
+        description="Sample: draw each token by its probability, with one beam, in place of a search.",
     )
     temperature: float | None = Field(
         default=None,
         ge=LEAST_FACTOR,
         le=MAX_FACTOR,
         allow_inf_nan=False,
-        description="With do_sample: what scores are divided by; below 1 favours likely tokens, above 1 rare "
-        "ones.",
+        description="With do_sample: divides the scores; below 1 favours likely tokens, above 1 evens the "
+        "probabilities out.",
     )
     top_k: int | None = Field(
         default=None,
         ge=0,
         le=MAX_TOP_K,
-        description="With do_sample: how many of the likeliest tokens are drawn from; 0: all.",
+        description="With do_sample: draw from this many of the most probable tokens; 0: from all.",
     )
     top_p: float | None = Field(
         default=None,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="With do_sample: the share of the probability held by the tokens that may be drawn.",
+        description="With do_sample: nucleus sampling: draw from the smallest set of tokens with this total "
+        "probability.",
     )
     seed: int | None = Field(
         default=None,
         ge=0,
         le=MAX_SEED,
-        description="With do_sample: decides the draws. Left out, one is drawn; the answer says which.",
+        description="With do_sample: the seed of the draws; default: a random one, which the answer "
+        "contains.",
     )
 
     @field_validator("*", mode="before")

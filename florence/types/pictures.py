@@ -22,23 +22,23 @@ class PictureOptions(BaseModel):
     pictures: Pictures | None = Field(
         default=None,
         description="How the picture becomes RGB. seen: as a viewer shows it; original: as the original's "
-        "processor does it, without transparency, depth beyond 8 bits, and colour profile.",
+        "processor converts it, which ignores transparency, colour profiles and depth beyond 8 bits.",
     )
     background: str | None = Field(
         default=None,
         pattern=r"^#[0-9A-Fa-f]{6}$",
-        description="What is seen through transparent pixels, as #rrggbb; white if left out.",
+        description="Colour behind transparent pixels, as #rrggbb; default: white.",
     )
     frame: int | None = Field(
         default=None,
         ge=1,
         le=MOST_NUMBER,
-        description="Frame of an animation, from 1; the first if left out.",
+        description="Number of the frame of an animation, from 1; default: the first.",
     )
     page: int | None = Field(
         default=None,
         ge=1,
         le=MOST_NUMBER,
-        description="Page of a TIFF picture, and of a PDF where those are read, from 1; the first if left "
-        "out.",
+        description="Number of the page of a TIFF file, or of a PDF where PDFs are read, from 1; default: "
+        "the first.",
     )

@@ -30,7 +30,7 @@ OriginalScore = Annotated[
     Field(
         ge=0,
         le=1,
-        description="The figure of Microsoft's code: exp of the mean log-probability of the item's location "
+        description="The score of Microsoft's code: exp of the mean log-probability of the item's location "
         "tokens, 0 to 1. Only for ranking: 0.06 is usual for a right box.",
     ),
 ]
@@ -39,7 +39,7 @@ TextScore = Annotated[
     Field(
         ge=0,
         le=1,
-        description="exp of the mean log-probability of the text's tokens, 0 to 1; null: they are not known.",
+        description="exp of the mean log-probability of the text's tokens, 0 to 1; null: not known.",
     ),
 ]
 
@@ -71,7 +71,7 @@ class Detection(BaseModel):
 
     model_config = config_with_example(_DETECTION)
 
-    label: str = Field(description="What is in the box; empty where the task gives no labels.")
+    label: str = Field(description="What is in the box; empty if the task has no labels.")
     box: Box = Field(description="x1, y1, x2, y2 in pixels, x1 <= x2 and y1 <= y2.")
     score: Score = None
     original_score: OriginalScore = None
@@ -83,9 +83,7 @@ class Detections(Drawable, BaseModel):
     model_config = config_with_example({"kind": "boxes", "detections": [_DETECTION]})
 
     kind: Literal["boxes"] = "boxes"
-    detections: list[Detection] = Field(
-        description="All boxes, one entry each, also where they share a label."
-    )
+    detections: list[Detection] = Field(description="All boxes, one entry each, also if they share a label.")
 
     def annotations(self) -> list[Annotation]:
         return [Annotation(d.label, d.score, [box_polygon(d.box)], "box") for d in self.detections]
@@ -119,7 +117,7 @@ class Instance(BaseModel):
 
     model_config = config_with_example(_INSTANCE)
 
-    label: str = Field(description="What it is; empty where the task gives no labels.")
+    label: str = Field(description="What it is; empty if the task has no labels.")
     polygons: list[list[float]] = Field(
         description="Its parts, each x1, y1, x2, y2, ... in pixels, with three points or more."
     )
@@ -172,8 +170,10 @@ class Tags(Wording, BaseModel):
     )
 
     kind: Literal["tags"] = "tags"
-    tags: list[str] = Field(description="In their order, without white space around them; none is empty.")
-    text: str = Field(description="The text that they stand in, without white space around it.")
+    tags: list[str] = Field(
+        description="The tags in their order, without white space around them; none is empty."
+    )
+    text: str = Field(description="The generated text, without white space around it.")
     score: Score = None
 
 
@@ -185,9 +185,9 @@ class JsonValue(Wording, BaseModel):
     )
 
     kind: Literal["json"] = "json"
-    value: Any = Field(description="What the text says; null also where it is not JSON.")
+    value: Any = Field(description="The value of the JSON; null also if the text is not JSON.")
     text: str = Field(description="The text, without white space around it.")
-    error: str | None = Field(default=None, description="Why the text is not JSON; null where it is.")
+    error: str | None = Field(default=None, description="Why the text is not JSON; null if it is.")
     score: Score = None
 
 

@@ -13,6 +13,7 @@ a repeated task token, or uses another one instead; here a task token inside the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,6 +26,8 @@ from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE, REGION_EXA
 INPUT_SLOT: Final = "{input}"
 _TEXT_EXAMPLE = "a green car"
 _PROMPT: Final = "prompt"
+TASKS_PATH: Final = "tasks"
+"""Where the service has all tasks by name, those of its checkpoint among them."""
 
 
 class Input(StrEnum):
@@ -89,6 +92,16 @@ class Task:
         """Whether this is a custom prompt, made by `prompt_task`."""
         return self.name == _PROMPT and self.token == self.prompt
 
+    @property
+    def built_in(self) -> bool:
+        """Whether this is one of the fifteen tasks of Florence-2."""
+        return self.token in TASKS and not self.is_prompt
+
+    @property
+    def path(self) -> str:
+        """The path of its endpoint, without the leading slash."""
+        return self.name if self.built_in or self.is_prompt else f"{TASKS_PATH}/{self.name}"
+
 
 def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
     """A task for a custom prompt, which the model reads as it is; the task's token is the prompt.
@@ -127,18 +140,20 @@ def task_pairs(specs: Iterable[TaskSpec]) -> list[tuple[str | Task, Region | Non
 
 
 class TaskTable(Mapping[str, Task]):
-    """Tasks by token, in order; immutable. `find` and `resolve` also accept names."""
+    """Tasks by token, in order; immutable. `find` and `resolve` also accept names, `match` any spelling."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         """Raises `SettingsError` where a task is malformed, or two share a token or a name."""
         self._by_token: dict[str, Task] = {}
         self._by_key: dict[str, Task] = {}
+        self._by_spelling: dict[str, Task] = {}
         for task in tasks:
             _check_task(task)
             for key in (task.token, task.name):
                 if key in self._by_key:
                     raise SettingsError(f"two tasks are called {quote(key)}")
                 self._by_key[key] = task
+                self._by_spelling.setdefault(_plain_key(key), task)
             self._by_token[task.token] = task
 
     def __getitem__(self, token: str) -> Task:
@@ -160,6 +175,22 @@ class TaskTable(Mapping[str, Task]):
     def find(self, token_or_name: str) -> Task | None:
         """The task with this token or name (`<OD>`, `object_detection`); None if there is none."""
         return self._by_key.get(token_or_name)
+
+    def match(self, text: str) -> Task | None:
+        """As `find`; the token may lack its brackets, case does not count, and spaces and hyphens count as
+        `_` (`od`, `Object detection`)."""
+        return self.find(text) or self._by_spelling.get(_plain_key(text))
+
+    def read(self, text: str) -> Task:
+        """The task that `match` finds. Raises `TaskError`, as `resolve` does, if there is none."""
+        return self.match(text) or self.resolve(text)
+
+    def means(self, text: str, token: str) -> bool:
+        """Whether a text is a spelling of the task with this token; the table need not have that task."""
+        known = self.match(text)
+        return text == token or (
+            _plain_key(text) == _plain_key(token) if known is None else known.token == token
+        )
 
     def resolve(self, task: str | Task) -> Task:
         """The task with this token or name (`<OD>`, `object_detection`); a `Task` is returned as it is.
@@ -187,7 +218,7 @@ class TaskTable(Mapping[str, Task]):
         inside = self.token_in(given)
         if inside is not None:
             raise TaskError(
-                f"the text of {task.token} must not hold a task token, but {inside} stands in it; "
+                f"the text of {task.token} must not contain a task token, but it contains {inside}; "
                 f"send only the input, for example {task.example!r}"
             )
 
@@ -208,10 +239,10 @@ class TaskTable(Mapping[str, Task]):
         inside = self.token_in(wanted)
         if inside is not None and wanted.strip() != inside:
             return (
-                f"unknown task {quote(wanted)}; send {inside} alone as the task, and what belongs to it "
-                "apart from it, as its text or region (TEXT_PROMPT in v2)"
+                f"unknown task {quote(wanted)}; send {inside} as the task, and its text or region separately "
+                "(TEXT_PROMPT in v2)"
             )
-        plain = {_plain_key(key): task for key, task in self._by_key.items()}
+        plain = self._by_spelling
         close = get_close_matches(_plain_key(wanted[:100]), plain, n=1)
         hint = "".join(f"; did you mean {plain[key].token} or {plain[key].name}? The" for key in close)
         known = ", ".join(f"{task.token} or {task.name}" for task in self.values())
@@ -219,7 +250,7 @@ class TaskTable(Mapping[str, Task]):
 
 
 def _plain_key(key: str) -> str:
-    return key.strip().strip("<>").lower().replace("-", "_").replace(" ", "_")
+    return re.sub(r"[\s_-]+", "_", key.strip().strip("<>").lower())
 
 
 def _check_task(task: Task) -> None:
@@ -227,7 +258,7 @@ def _check_task(task: Task) -> None:
     if not task.token.strip():
         raise SettingsError(f"the task {quote(task.name)} has no token")
     if task.name == _PROMPT:
-        raise SettingsError(f"{token} can't be named {_PROMPT!r}: that is for prompts of one's own")
+        raise SettingsError(f"{token} can't be named {_PROMPT!r}: that name is reserved for custom prompts")
     if not task.name.isidentifier():
         raise SettingsError(f"the name of {token} must be letters, digits and _, got {quote(task.name)}")
     if task.prompt.count(INPUT_SLOT) != slots:
@@ -244,7 +275,7 @@ _ALL = (
          "A paragraph about the picture."),
     Task("<CAPTION_TO_PHRASE_GROUNDING>", "caption_to_phrase_grounding",
          "Locate the phrases in the caption: {input}", Input.TEXT, Kind.BOXES,
-         "A box for each thing that a given caption names.",
+         "A box for each thing named in a given caption.",
          "A green car parked in front of a yellow building.", drops_stop_phrases=True),
     Task("<OD>", "object_detection", "Locate the objects with category name in the image.", Input.NONE,
          Kind.BOXES, "A box and a category for each object.", scored_by_original=True, in_tiles="<OD>"),
@@ -253,22 +284,22 @@ _ALL = (
          "A box and a short description for each object.", scored_by_original=True,
          in_tiles="<DENSE_REGION_CAPTION>"),
     Task("<REGION_PROPOSAL>", "region_proposal", "Locate the region proposals in the image.", Input.NONE,
-         Kind.BOXES, "Boxes around all that stands out, without labels.", labelled=False,
+         Kind.BOXES, "Boxes around everything prominent, without labels.", labelled=False,
          in_tiles="<REGION_PROPOSAL>"),
     Task("<OCR>", "ocr", "What is the text in the image?", Input.NONE, Kind.TEXT,
-         "The text that stands in the picture.", in_tiles="<OCR_WITH_REGION>"),
+         "The text in the picture.", in_tiles="<OCR_WITH_REGION>"),
     Task("<OCR_WITH_REGION>", "ocr_with_region", "What is the text in the image, with regions?", Input.NONE,
          Kind.QUADS,
-         "The text that stands in the picture, piece by piece, with a quadrilateral around each.",
+         "The text in the picture, piece by piece, with a quadrilateral around each piece.",
          in_tiles="<OCR_WITH_REGION>"),
     Task("<REFERRING_EXPRESSION_SEGMENTATION>", "referring_expression_segmentation",
          "Locate {input} in the image with mask", Input.TEXT, Kind.POLYGONS,
-         "The polygons of the thing that a given text describes.", _TEXT_EXAMPLE, labelled=False),
+         "Polygons around the thing that a given text describes.", _TEXT_EXAMPLE, labelled=False),
     Task("<REGION_TO_SEGMENTATION>", "region_to_segmentation", "What is the polygon mask of region {input}",
-         Input.REGION, Kind.POLYGONS, "The polygons of the thing in a given region.", LOCATIONS_EXAMPLE,
+         Input.REGION, Kind.POLYGONS, "Polygons around the thing in a given region.", LOCATIONS_EXAMPLE,
          labelled=False),
     Task("<OPEN_VOCABULARY_DETECTION>", "open_vocabulary_detection", "Locate {input} in the image.",
-         Input.TEXT, Kind.BOXES_OR_POLYGONS, "Boxes, or polygons, of the things that a given text names.",
+         Input.TEXT, Kind.BOXES_OR_POLYGONS, "Boxes or polygons around the things that a given text names.",
          _TEXT_EXAMPLE, in_tiles="<OPEN_VOCABULARY_DETECTION>"),
     Task("<REGION_TO_CATEGORY>", "region_to_category", "What is the region {input}?", Input.REGION,
          Kind.TEXT, "The category of the thing in a given region.", LOCATIONS_EXAMPLE,
@@ -276,7 +307,7 @@ _ALL = (
     Task("<REGION_TO_DESCRIPTION>", "region_to_description", "What does the region {input} describe?",
          Input.REGION, Kind.TEXT, "A description of the thing in a given region.", LOCATIONS_EXAMPLE),
     Task("<REGION_TO_OCR>", "region_to_ocr", "What text is in the region {input}?", Input.REGION, Kind.TEXT,
-         "The text that stands in a given region.", LOCATIONS_EXAMPLE),
+         "The text in a given region.", LOCATIONS_EXAMPLE),
 )  # fmt: skip
 
 TASKS: Final = TaskTable(_ALL)

@@ -38,24 +38,24 @@ class TileOptions(BaseModel):
     tiles: str | None = Field(
         default=None,
         pattern=r"^(off|auto|[1-9][0-9]{0,2}x[1-9][0-9]{0,2})$",
-        description="Cut a large picture into overlapping tiles and merge their answers; auto: as many as "
-        "tile_scale makes, 3x4: three columns and four rows; off.",
+        description="Cut a large picture into overlapping tiles and merge their answers. auto: tiles of the "
+        "size that tile_scale says; 3x4: three columns and four rows; off: don't cut.",
     )
     tile_scale: float | None = Field(
         default=None,
         ge=0.1,
         le=100,
         allow_inf_nan=False,
-        description="With tiles=auto: a tile's side over that of the model's input; 2 if left out, 1.75 for "
-        "tasks that read text.",
+        description="With tiles=auto: side of a tile, relative to the model's input size; default: 2, for "
+        "tasks that read text 1.75.",
     )
     tile_overlap: float | None = Field(
         default=None,
         ge=0,
         le=0.9,
         allow_inf_nan=False,
-        description="With tiles: how much neighbours overlap, over a tile's side; if left out 0.2, and for "
-        "tasks that read text 0.4 across and 0.25 down.",
+        description="With tiles: overlap of neighbouring tiles, relative to a tile's side, in both "
+        "directions; default: 0.2, for tasks that read text 0.4 horizontally and 0.25 vertically.",
     )
 
     @model_validator(mode="after")

@@ -124,6 +124,8 @@ def _merge(
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
             raise CheckpointError(f"PEFT can't read the adapter: {error}") from error
         if strange := [*(name for name in report.missing_keys if "lora_" in name), *report.unexpected_keys]:
-            raise CheckpointError(f"PEFT misses or does not know some of the adapter: {', '.join(strange)}")
+            raise CheckpointError(
+                f"PEFT lacks or does not know these tensors of the adapter: {', '.join(strange)}"
+            )
         merged = adapted.merge_and_unload()
     return {name: merged.get_submodule(name) for name in layers}

@@ -329,7 +329,7 @@ class Runner(StepRunner):
             if status == DONE:
                 done.append(sequence)
             elif status == FAULTY:
-                fault = EngineError("the model gave values that are not numbers for this request")
+                fault = EngineError("the model computed NaN or infinite values for this request")
                 outcomes.append((sequence, fault))
         latest.fetch_hypotheses(done)
         outcomes += ((sequence, best) for sequence, best in due.hypotheses() if not sequence.dropped)

@@ -44,7 +44,7 @@ def _read(path: Path) -> bytes:
         if not content.startswith(_PICKLE_BYTE):
             return content
     raise RequestError(
-        f"{path} is a pickle, as RefCOCO's references are. Opening one can run any program, so it was not "
+        f"{path} is a pickle, as RefCOCO's references are. Opening one can run any code, so it was not "
         "opened. Make a COCO file of it, with a `phrase` for each annotation: the documentation has the "
         "program, in evaluate.md"
     )

@@ -95,8 +95,8 @@ def vqa_questions(questions: Path, annotations: Path, images: Path) -> Iterator[
 def _coco_name(questions: Path, number: int, one: VqaQuestion, subtype: str | None) -> str:
     if subtype is None or not isinstance(one.image_id, int):
         raise RequestError(
-            f"{questions}: questions[{number}].image is missing; it is needed where data_subtype does "
-            "not say how pictures are called"
+            f"{questions}: questions[{number}].image is missing; it is needed if data_subtype does "
+            "not give the names of pictures"
         )
     return f"COCO_{subtype}_{one.image_id:012d}.jpg"
 

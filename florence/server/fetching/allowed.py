@@ -129,7 +129,7 @@ def _rule(entry: str) -> Rule:
     found = parse_authority(f"any{entry[1:]}" if wild else entry)  # with a label in place of the star
     if found is None:
         raise SettingsError(
-            f"FLORENCE_IMAGE_HOSTS: {quote(entry)} is not a host; one is images.example, *.images.example, "
+            f"FLORENCE_IMAGE_HOSTS: {quote(entry)} is not a host such as images.example, *.images.example, "
             "images.example:8443, 10.0.0.5:9000 or [fd00::5]:9000"
         )
     host, port = found
@@ -141,6 +141,6 @@ def _network(entry: str) -> Network:
         return ip_network(entry)
     except ValueError as error:
         raise SettingsError(
-            f"FLORENCE_IMAGE_NETWORKS: {quote(entry)} is not a network; one is 10.0.0.0/8 or fd00::/8 "
+            f"FLORENCE_IMAGE_NETWORKS: {quote(entry)} is not a network such as 10.0.0.0/8 or fd00::/8 "
             f"({error})"
         ) from None

@@ -89,9 +89,7 @@ class PictureFetcher:
 
     def _late(self, timeout_s: float) -> DeadlineExceeded:
         if timeout_s <= self.arrive_s:
-            return DeadlineExceeded(
-                "the picture at image_url did not arrive in the time that the request has"
-            )
+            return DeadlineExceeded("the picture at image_url did not arrive within the request's time limit")
         return DeadlineExceeded(
             f"the picture at image_url did not arrive within {self.arrive_s:g} s (FLORENCE_BODY_TIMEOUT_S)"
         )
@@ -185,7 +183,7 @@ class PictureFetcher:
                 return await self._read(url, response, body)
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError) as error:
             logger.info("%s gave no picture: %s: %s", url.authority, type(error).__name__, quote(str(error)))
-            raise FetchFailed("image_url's host can't be reached, or broke off") from None
+            raise FetchFailed("image_url's host can't be reached, or broke the connection") from None
         finally:
             await connection.aclose()
 
@@ -198,7 +196,7 @@ class PictureFetcher:
             logger.info("%s answered %d where a picture was expected", url.authority, response.status)
             raise _failure(response.status)
         if headers.get(b"content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise NoPicture("image_url's host sends the picture in an encoding, though none was asked for")
+            raise NoPicture("image_url's host sends the picture compressed, which was not requested")
         length = headers.get(b"content-length", "").strip()
         if length.isdecimal() and int(length[:20]) > self.max_bytes:
             raise self._too_large()
@@ -226,7 +224,7 @@ def _failure(status: int) -> FlorenceError:
     """The error for a status that is neither 200 nor a redirect; its message does not disclose the status."""
     if status == 429 or status >= 500:
         return FetchFailed("image_url's host failed, or is busy")
-    return NoPicture("image_url's host has no picture there, or does not give it to this service")
+    return NoPicture("image_url's host has no picture at this URL, or refuses it to this service")
 
 
 def fetcher_of(settings: Settings) -> PictureFetcher:

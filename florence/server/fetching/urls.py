@@ -65,7 +65,7 @@ def parse_url(text: str) -> PictureUrl:
         raise UrlError("image_url must be an http or https URL, such as https://images.example/street.jpg")
     scheme, authority, target = parts[1].lower(), parts[2], parts[3]
     if "@" in authority:
-        raise UrlError("image_url holds a user or a password; no URL with these is fetched")
+        raise UrlError("image_url contains a user or a password; such URLs are not fetched")
     host, port = parse_authority(authority) or ("", None)
     if not host:
         raise UrlError(

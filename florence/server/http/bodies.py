@@ -111,7 +111,7 @@ class BodyBudget:
     def no_room(self) -> Overloaded:
         """The error of a body for which the budget has no room."""
         return Overloaded(
-            f"the bodies on their way fill the {self.max_bytes} bytes that they may take together "
+            f"the request bodies take all {self.max_bytes} bytes that are allowed "
             "(FLORENCE_BODY_MEMORY_BYTES); send the request again"
         )
 

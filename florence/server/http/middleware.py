@@ -21,6 +21,7 @@ from florence.errors import (
     BodyTooLarge,
     ClientLeft,
     Closed,
+    DeadlineExceeded,
     FlorenceError,
     SlowBody,
     Unauthorized,
@@ -28,7 +29,7 @@ from florence.errors import (
 from florence.server.http.bodies import Body, BodyBudget, keep_body, plain_body, read_body
 from florence.server.http.paths import WITHOUT_MODEL
 from florence.server.keys import ApiKeys
-from florence.server.replies import error_reply, json_reply, late
+from florence.server.replies import error_reply, json_reply
 from florence.server.v2.compression import PIECE
 
 logger = logging.getLogger("florence.service")
@@ -212,7 +213,7 @@ class TimeLimit(HttpMiddleware):
         except TimeoutError:
             if not limit.expired():
                 raise
-            await error_reply(late(self.timeout))(scope, receive, send)
+            await error_reply(DeadlineExceeded.of_request(self.timeout))(scope, receive, send)
 
 
 class CancelOnDisconnect(HttpMiddleware):

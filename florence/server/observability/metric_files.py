@@ -46,7 +46,7 @@ def reserve_files() -> None:
         if error.errno in _FULL:
             raise FlorenceError(
                 f"there is no room for metrics in {directory} ({error.strerror}): a worker needs "
-                f"{sum(SIZES.values())} bytes; make room, or name another folder by BENTOML_HOME"
+                f"{sum(SIZES.values())} bytes; free some space, or set BENTOML_HOME to another folder"
             ) from error  # another error: a file system that can't reserve
 
 

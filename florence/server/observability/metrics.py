@@ -21,7 +21,7 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 _REQUEST_SECONDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _PARTS: Final = {
     "read": "From a request's arrival until its picture was read",
-    "queue": "Waiting for a place in the engine",
+    "queue": "Waiting in the queue",
     "encode": "Encoding its picture and prompt, with those of others",
     "decode": "Decoding its answer",
     "total": "From a request's arrival to its end",
@@ -62,11 +62,11 @@ class EngineMetrics(Observer):
         self._decode_size = sizes.labels(method_name="decode", **labels)
         self._rows = Histogram("florence_step_rows", "Beams in a step", buckets=_SIZES, registry=registry)
         self._read = seconds("read", "Reading one picture: decoding and resizing")
-        self._queue = seconds("queue", "Waiting for a place")
+        self._queue = seconds("queue", "Waiting in the queue")
         self._encode = seconds("encode", "Encoding one batch of pictures and prompts")
-        self._step = seconds("step", "One decode step of all that are decoded")
+        self._step = seconds("step", "One decode step of the whole batch")
         self._reading = gauge("reading_requests", "Requests whose pictures wait to be read, or are read")
-        self._waiting = gauge("queue_requests", "Requests that wait for a place")
+        self._waiting = gauge("queue_requests", "Requests in the queue")
         self._encoding = gauge("encoding_requests", "Requests that are being encoded, or were taken for it")
         self._decoding = gauge("decoding_requests", "Requests that are being decoded: slots in use")
         self._requests = Counter("florence_requests", "Requests by end", ["outcome"], registry=registry)

@@ -75,7 +75,9 @@ def read_question(messages: Any) -> ChatQuestion:
     if not text.strip():
         raise FieldError("messages", "the text is missing: a task's token or name, such as <OD> or caption")
     if len(text) > MAX_TEXT_CHARS:
-        raise FieldError("messages", f"the text has {len(text)} characters; up to {MAX_TEXT_CHARS} may be")
+        raise FieldError(
+            "messages", f"the text has {len(text)} characters; up to {MAX_TEXT_CHARS} are allowed"
+        )
     return ChatQuestion(pictures[0], text)
 
 
@@ -87,9 +89,8 @@ def find_asked(text: str, tasks: TaskTable, answer_as: Kind | None, *, any_promp
     """
     if answer_as is not None:
         return ChatTask(prompt_task(text, answer_as))
-    known = {_plain(name): task for task in tasks.values() for name in (task.name, task.token)}
     for name, given in _readings(text.strip(), tasks):
-        task = tasks.find(name) or known.get(_plain(name))
+        task = tasks.match(name)
         if task is not None:
             return _with_input(task, given)
     if any_prompt:
@@ -118,10 +119,6 @@ def _with_input(task: Task, given: str) -> ChatTask:
     return (
         ChatTask(task.token, region=given) if task.input is Input.REGION else ChatTask(task.token, text=given)
     )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.strip().strip("<>").lower())
 
 
 def _parts(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -23,7 +23,6 @@ from florence.server.openai.app import CHAT_PATH, MODEL_PATH, MODELS_PATH
 from florence.server.openai.errors import error_body
 from florence.server.openai.fields import IGNORED, LENGTHS, WITHOUT_EFFECT
 from florence.server.openai.replies import completion, model_object
-from florence.server.v2.model import ServedModel
 from florence.types.answer import TaskAnswer
 from florence.types.options import MAX_TEXT_CHARS, RequestParameters
 from florence.types.results import Result
@@ -32,12 +31,13 @@ from florence.types.tasks import Kind
 TAG: Final = "OpenAI's API"
 
 
-def chat_operations(picture: str, answer: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
-    """The operations by path and method. `picture`: an example in base64. `answer`: the typed answer to
-    `caption` about it."""
+def chat_operations(
+    name: str, picture: str, answer: Mapping[str, Any], responses: Responses
+) -> dict[str, Any]:
+    """The operations by path and method. `name`: the model's. `picture`: an example in base64. `answer`: the
+    typed answer to `caption` about it."""
     asked = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}
     message = {"role": "user", "content": [{"type": "text", "text": "caption"}, asked]}
-    name = ServedModel().name
     whole = completion(name, TaskAnswer[Result].model_validate(answer)) | {"id": "chatcmpl-0", "created": 0}
     model = model_object(name, str(answer["checkpoint"]), 0)
     chat = _operation(
@@ -51,15 +51,15 @@ def chat_operations(picture: str, answer: Mapping[str, Any], responses: Response
     )
     chat["requestBody"] = json_body(reference("ChatRequest"), {"model": name, "messages": [message]})
     one = _operation("model", "The model.", "ChatModel", model, responses)
-    one["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _name()}]
+    one["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _only(name)}]
     models = {"object": "list", "data": [model]}
     listed = _operation("models", "The models that there are: one.", "ChatModels", models, responses)
     return {CHAT_PATH: {"post": chat}, MODELS_PATH: {"get": listed}, MODEL_PATH: {"get": one}}
 
 
 @cache
-def chat_schemas() -> dict[str, Any]:
-    """The schemas by their names in the document."""
+def chat_schemas(name: str) -> dict[str, Any]:
+    """The schemas by their names in the document. `name`: the model's."""
     text = {"type": "string"}
     detail = {"enum": ["auto", None]}
     url = {"type": "string", "description": "A data URI, or a URL as image_url of the typed endpoints."}
@@ -78,7 +78,7 @@ def chat_schemas() -> dict[str, Any]:
     any_object = {"type": "object"}
     length = {"type": "integer", "minimum": 1, "description": "The same as max_new_tokens."}
     request = {
-        "model": _name(),
+        "model": _only(name),
         "messages": {"type": "array", "items": message, "minItems": 1, "maxItems": 1},
         "stream": {"type": "boolean"},
         "stream_options": closed_object({"include_usage": {"type": "boolean"}}),
@@ -120,7 +120,7 @@ def chat_schemas() -> dict[str, Any]:
                 "id": text,
                 "object": {"const": "chat.completion"},
                 "created": {"type": "integer"},
-                "model": _name(),
+                "model": _only(name),
                 "choices": {"type": "array", "items": object_of(choice), "minItems": 1, "maxItems": 1},
                 "usage": object_of(usage),
                 "system_fingerprint": {**text, "description": "The checkpoint that answered."},
@@ -152,8 +152,8 @@ def _operation(name: str, summary: str, answer: str, example: Any, responses: Re
     return {"tags": [TAG], "operationId": f"v1_{name}", "summary": summary, "responses": made}
 
 
-def _name() -> dict[str, str]:
-    return {"type": "string", "const": ServedModel().name}
+def _only(value: str) -> dict[str, str]:
+    return {"type": "string", "const": value}
 
 
 def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:

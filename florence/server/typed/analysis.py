@@ -29,7 +29,7 @@ class _TasksField(PictureInput):
     tasks: list[AnalysisTask | TaskName] = Field(
         min_length=1,
         max_length=MOST_TASKS,
-        description="What to do with the picture: objects, or names and tokens alone. JSON also in a form.",
+        description="The tasks: objects, or just names or tokens. In a form, too, the list is JSON.",
     )
 
 

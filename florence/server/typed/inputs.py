@@ -174,9 +174,9 @@ class _PromptField(PictureInput):
     prompt: str = Field(
         max_length=MAX_TEXT_CHARS,
         json_schema_extra=_NOT_BLANK,
-        description="What the model reads, word for word.",
+        description="The prompt, which the model reads word for word.",
     )
-    answer_as: Kind = Field(default=Kind.TEXT, description="How its answer is read.")
+    answer_as: Kind = Field(default=Kind.TEXT, description="How the answer is read.")
 
 
 class PromptInput(RequestParameters, _PromptField):

@@ -20,12 +20,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from florence import __version__
-from florence.errors import Closed
+from florence.errors import Closed, DeadlineExceeded
 from florence.server.http.held import HeldBody
 from florence.server.json_schemas import JSON, REFERENCE, object_of, reference
 from florence.server.keys import HELP
 from florence.server.openai.schemas import TAG, chat_operations, chat_schemas
-from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply, late
+from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
 from florence.server.typed.analysis import SUMMARY as ANALYZE_SUMMARY
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
@@ -34,6 +34,7 @@ from florence.server.typed.examples import PICTURE_PATH, example_answer, example
 from florence.server.typed.forms import MULTIPART, PICTURE
 from florence.server.typed.inputs import INPUT_TYPES, PromptInput
 from florence.server.v2.inference import Inference
+from florence.server.v2.model import ServedModel
 from florence.server.v2.schemas import v2_operations, v2_schemas
 from florence.types.info import ServiceInfo
 from florence.types.tasks import TASKS, Input, Task
@@ -55,21 +56,21 @@ _FAILURES: Final = (  # status, meaning, an example of its message
     (
         422,
         "The host of image_url answered, without a picture.",
-        "image_url's host has no picture there, or does not give it to this service",
+        "image_url's host has no picture at this URL, or refuses it to this service",
     ),
     (501, "The body's encoding is neither gzip nor deflate.", "Unsupported compression type"),
     (500, "The service failed; its log says more.", INTERNAL_ERROR),
     (
         502,
         "The host of image_url can't be reached, or fails.",
-        "image_url's host can't be reached, or broke off",
+        "image_url's host can't be reached, or broke the connection",
     ),
     (
         503,
         "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
         "256 requests are waiting, which is the limit; come back in 3 s",
     ),
-    (504, "Not finished in the time allowed.", str(late(300))),
+    (504, "Not finished in the time allowed.", str(DeadlineExceeded.of_request(300))),
 )
 
 
@@ -77,7 +78,7 @@ def about_routes(inference: Inference, max_body_bytes: int) -> list[Route]:
     """The two routes. `max_body_bytes`: the service's limit, shown by `/info`."""
 
     async def docs(request: Request) -> Response:
-        return _held_document(_own_tasks(inference)).reply(request)
+        return _held_document(_own_tasks(inference), inference.served).reply(request)
 
     async def info(request: Request) -> Response:
         if inference.model is None:
@@ -92,28 +93,29 @@ def about_routes(inference: Inference, max_body_bytes: int) -> list[Route]:
 def _own_tasks(inference: Inference) -> tuple[Task, ...]:
     """The tasks that the checkpoint declares; none before it is loaded."""
     known = () if inference.model is None else inference.model.tasks.values()
-    return tuple(task for task in known if task.token not in TASKS)
+    return tuple(task for task in known if not task.built_in)
 
 
 @cache
-def _held_document(own_tasks: tuple[Task, ...]) -> HeldBody:
+def _held_document(own_tasks: tuple[Task, ...], served: ServedModel) -> HeldBody:
     """The document as it is sent."""
-    return HeldBody(bytes(json_reply(openapi_document(own_tasks)).body), JSON)
+    return HeldBody(bytes(json_reply(openapi_document(own_tasks, served)).body), JSON)
 
 
 @cache
-def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
+def openapi_document(own_tasks: tuple[Task, ...] = (), served: ServedModel | None = None) -> dict[str, Any]:
     """The document, OpenAPI 3.1, as JSON can hold it, with an entry for each of the checkpoint's own tasks.
-    Cached: it is slow to build."""
-    types = {output_type(task.kind): None for task in (*TASKS.values(), *own_tasks)}
+    `served`: the model as v2 and chats name it. Cached: it is slow to build."""
+    served = served or ServedModel()
+    tasks = (*TASKS.values(), *own_tasks)
+    types = {output_type(task.kind): None for task in tasks}
     others = PromptInput, PromptAnswer, AnalyzeInput, AnalyzeAnswer, ServiceInfo
     wanted: list[tuple[Any, JsonSchemaMode]] = [
         (model, "serialization") for model in (*INPUT_TYPES.values(), *types, *others)
     ]
     references, definitions = models_json_schema(wanted, ref_template=REFERENCE)
     schemas = {model: reference for (model, _), reference in references.items()}
-    paths = {f"/{task.name}": {"post": _task_operation(task, schemas)} for task in TASKS.values()}
-    paths |= {f"/tasks/{task.name}": {"post": _task_operation(task, schemas)} for task in own_tasks}
+    paths = {f"/{task.path}": {"post": _task_operation(task, schemas)} for task in tasks}
     paths["/prompt"] = {"post": _prompt_operation(schemas)}
     paths["/analyze"] = {"post": _analyze_operation(schemas)}
     caption = picture_text(), example_answer("caption") or {}, _responses
@@ -131,12 +133,17 @@ def openapi_document(own_tasks: tuple[Task, ...] = ()) -> dict[str, Any]:
         "paths": {
             **paths,
             "/info": {"get": _info_operation(schemas)},
-            **v2_operations(*caption),
-            **chat_operations(*caption),
+            **v2_operations(served, *caption),
+            **chat_operations(served.name, *caption),
             **_health_paths(),
         },
         "components": {
-            "schemas": {**definitions["$defs"], **v2_schemas(), **chat_schemas(), "Error": _ERROR},
+            "schemas": {
+                **definitions["$defs"],
+                **v2_schemas(served),
+                **chat_schemas(served.name),
+                "Error": _ERROR,
+            },
             "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer", "description": _KEYS}},
         },
         "security": [{}, {"apiKey": []}],
@@ -164,7 +171,7 @@ def _operation(
 
 def _task_operation(task: Task, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     operation = _operation(
-        task.name if task.token in TASKS else f"tasks_{task.name}",
+        task.path.replace("/", "_"),
         task.summary,
         f"Task `{task.token}`. The picture is an upload in multipart/form-data, base64 in JSON, or the whole "
         "body, with a Content-Type such as `image/jpeg`; then the other fields go into the query. "
@@ -250,7 +257,7 @@ def _body(model: type[BaseModel], schemas: Mapping[Any, Any], example: dict[str,
 
 
 def _request_example(task: Task) -> dict[str, Any]:
-    if task.token in TASKS:
+    if task.built_in:
         return {"image": picture_text(), **example_input(task.name)}
     given = {} if task.input is Input.NONE else {task.input.value: task.example}
     return {"image": picture_text(), **given}
@@ -261,7 +268,7 @@ def _schema_example(model: type[BaseModel]) -> Any:
 
 
 def _answer_example(task: Task) -> dict[str, Any]:
-    known = example_answer(task.name) if task.token in TASKS else None
+    known = example_answer(task.name) if task.built_in else None
     return known or {**_schema_example(output_type(task.kind)), "task": task.token}
 
 

@@ -19,6 +19,7 @@ from florence.server.typed.inputs import INPUT_TYPES, Refused, bring_picture
 from florence.server.typed.refusals import explain
 from florence.server.v2.inference import Inference
 from florence.types.declared import ways_out
+from florence.types.tasks import TASKS_PATH
 
 
 def task_route(inference: Inference, fetcher: PictureFetcher, limits: ImageLimits) -> Route:
@@ -27,7 +28,7 @@ def task_route(inference: Inference, fetcher: PictureFetcher, limits: ImageLimit
     async def task(request: Request) -> Response:
         return await reply_or_error(_answer(inference, fetcher, limits, request))
 
-    return Route("/tasks/{name}", task, methods=["POST"])
+    return Route(f"/{TASKS_PATH}/{{name}}", task, methods=["POST"])
 
 
 async def _answer(

@@ -34,7 +34,7 @@ def parse_message(kind: Any, data: bytes) -> Any:
     try:
         return kind.FromString(data)
     except DecodeError:
-        raise ProtocolError(f"the message is no {name} of protobuf") from None
+        raise ProtocolError(f"the message is not a valid protobuf {name}") from None
 
 
 class _Count:

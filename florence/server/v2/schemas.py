@@ -30,11 +30,12 @@ _LABELS = "^[^,]*[^ ,][^,]*(,[^,]*[^ ,][^,]*)*$"
 _NAMED = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
 
 
-def v2_operations(picture: str, caption: Mapping[str, Any], responses: Responses) -> dict[str, Any]:
+def v2_operations(
+    served: ServedModel, picture: str, caption: Mapping[str, Any], responses: Responses
+) -> dict[str, Any]:
     """The operations by path and method. `picture`: an example in base64. `caption`: the typed answer to
     `caption` about it."""
-    v2 = partial(_v2, responses)
-    served = ServedModel()
+    v2 = partial(_v2, responses, v2_schemas(served))
     model = MODEL_PATH.format(model=served.name)
     token = TASKS.resolve("caption").token
     row = json.dumps({token: caption["result"]["text"]})
@@ -80,9 +81,9 @@ def v2_operations(picture: str, caption: Mapping[str, Any], responses: Responses
 
 
 @cache
-def v2_schemas() -> dict[str, Any]:
+def v2_schemas(served: ServedModel) -> dict[str, Any]:
     """The schemas by their names in the document."""
-    rows = ServedModel().max_batch_size
+    rows = served.max_batch_size
     count = {"type": "integer", "minimum": 1, "maximum": rows}
     columns = {"type": "array", "prefixItems": [count, {"const": 1}], "minItems": 2, "maxItems": 2}
     shape = {"anyOf": [{"const": [1]}, columns], "description": "[n, 1] for n rows; [1] is one row."}
@@ -143,9 +144,15 @@ def v2_schemas() -> dict[str, Any]:
     }
 
 
-def _v2(responses: Responses, summary: str, type: str | None = None, example: Any = None) -> dict[str, Any]:
+def _v2(
+    responses: Responses,
+    schemas: Mapping[str, Any],
+    summary: str,
+    type: str | None = None,
+    example: Any = None,
+) -> dict[str, Any]:
     """`type`: the answer's: one of JSON's types, or a schema's name; None for no body."""
-    named = reference(type) if type in v2_schemas() else {"type": type}
+    named = reference(type) if type is not None and type in schemas else {"type": type}
     told = responses(None if type is None else named, example)
     return {"tags": ["v2 protocol"], "summary": summary, "responses": told}
 

@@ -137,7 +137,7 @@ def refuse_shared_memory(parameters: Container[str]) -> None:
     """Raises ProtocolError for a tensor that names a region of shared memory."""
     if "shared_memory_region" in parameters:
         raise ProtocolError(
-            "there is no shared memory here: send tensors in the request itself, in 'data' or in binary form"
+            "shared memory is not supported: send tensors in the request itself, in 'data' or in binary form"
         )
 
 

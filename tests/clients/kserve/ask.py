@@ -1,4 +1,4 @@
-"""KServe's clients, over REST and gRPC: `ask.py URL GRPC PICTURE` prints what each saw, as JSON."""
+"""KServe's clients over REST and gRPC: `ask.py URL GRPC PICTURE` prints the results of each as JSON."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ MODEL = "florence2"
 
 
 def request(picture: bytes, task: str = "<CAPTION>") -> InferRequest:
+    """A request with the picture as base64 text."""
     inputs = [
         InferInput("INPUT_IMAGE", [1, 1], "BYTES", data=[base64.b64encode(picture).decode()]),
         InferInput("TASK_PROMPT", [1, 1], "BYTES", data=[task]),
@@ -24,6 +25,7 @@ def request(picture: bytes, task: str = "<CAPTION>") -> InferRequest:
 
 
 def grpc_request(picture: bytes) -> InferRequest:
+    """A request with the picture as base64 bytes."""
     inputs = [
         InferInput("INPUT_IMAGE", [1, 1], "BYTES", data=[base64.b64encode(picture)]),
         InferInput("TASK_PROMPT", [1, 1], "BYTES", data=[b"<CAPTION>"]),
@@ -32,12 +34,14 @@ def grpc_request(picture: bytes) -> InferRequest:
 
 
 def caption(answer: Any) -> str:
+    """The caption in an answer."""
     (output,) = answer.outputs
     (text,) = output.as_numpy().reshape(-1)
     return str(json.loads(text)["<CAPTION>"])
 
 
 async def over_rest(url: str, picture: bytes) -> dict[str, Any]:
+    """The results of the REST client."""
     client = InferenceRESTClient(RESTConfig(protocol="v2", timeout=60, retries=0))
     try:
         seen = {
@@ -56,6 +60,7 @@ async def over_rest(url: str, picture: bytes) -> dict[str, Any]:
 
 
 async def over_grpc(address: str, picture: bytes) -> dict[str, Any]:
+    """The results of the gRPC client."""
     async with InferenceGRPCClient(address, timeout=60) as client:
         return {
             "gRPC: live": await client.is_server_live(),
@@ -66,6 +71,7 @@ async def over_grpc(address: str, picture: bytes) -> dict[str, Any]:
 
 
 async def main(url: str, address: str, picture: bytes) -> None:
+    """Ask with both clients and print the results."""
     print(json.dumps(await over_rest(url, picture) | await over_grpc(address, picture)))
 
 

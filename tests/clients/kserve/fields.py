@@ -1,4 +1,4 @@
-"""The fields of KServe's API types, as its own package has them: prints JSON, by the type's name."""
+"""The fields of KServe's API types, from its own package, printed as JSON by the type's name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""MLServer's codecs, its types over REST and gRPC, and its command: `ask.py URL GRPC PICTURE` prints what
-each saw, as JSON."""
+"""MLServer's codecs, its types over REST and gRPC, and its command: `ask.py URL GRPC PICTURE` prints the
+results of each as JSON."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ MODEL = "florence2"
 
 
 def request(picture: bytes, use_bytes: bool = False) -> InferenceRequest:
-    """The picture by the codec for base64, the task by that for strings; gRPC has bytes, JSON has texts."""
+    """A request with the picture in the base64 codec and the task in the string codec; gRPC carries bytes,
+    JSON texts."""
     image = Base64Codec.encode_input("INPUT_IMAGE", [picture], use_bytes=use_bytes)
     task = StringCodec.encode_input("TASK_PROMPT", ["<CAPTION>"], use_bytes=use_bytes)
     return InferenceRequest(id="m", inputs=[image, task])
 
 
 def caption(answer: InferenceResponse) -> str:
+    """The caption in an answer."""
     (text,) = StringCodec.decode_output(answer.outputs[0])
     return str(json.loads(text)["<CAPTION>"])
 
 
 def over_rest(url: str, picture: bytes) -> str:
+    """The caption over REST."""
     body = request(picture).model_dump_json(exclude_none=True).encode()
     headers = {"Content-Type": "application/json"}
     sent = urllib.request.Request(f"{url}/v2/models/{MODEL}/infer", body, headers)
@@ -41,6 +44,7 @@ def over_rest(url: str, picture: bytes) -> str:
 
 
 def over_grpc(address: str, picture: bytes) -> str:
+    """The caption over gRPC."""
     with grpc.insecure_channel(address) as channel:
         message = ModelInferRequestConverter.from_types(request(picture, True), model_name=MODEL)
         answer = GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=60)
@@ -48,7 +52,7 @@ def over_grpc(address: str, picture: bytes) -> str:
 
 
 def by_command(url: str, picture: bytes) -> str:
-    """`mlserver infer`, which sends a file of requests and writes one of answers."""
+    """The caption from `mlserver infer`, which reads a file of requests and writes one of answers."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder, "asked"), Path(folder, "answered")
         lines = [request(picture).model_dump_json(exclude_none=True)] * 3
@@ -67,6 +71,7 @@ def by_command(url: str, picture: bytes) -> str:
 
 
 def main(url: str, address: str, picture: bytes) -> None:
+    """Ask in each way and print the results."""
     seen: dict[str, Any] = {
         "REST: caption": over_rest(url, picture),
         "gRPC: caption": over_grpc(address, picture),

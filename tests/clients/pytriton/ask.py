@@ -1,4 +1,4 @@
-"""PyTriton's clients, over HTTP and gRPC: `ask.py URL GRPC PICTURE` prints what each saw, as JSON."""
+"""PyTriton's clients over HTTP and gRPC: `ask.py URL GRPC PICTURE` prints the results of each as JSON."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ MODEL = "florence2"
 
 
 def caption(answer: Any) -> str:
+    """The caption in an answer."""
     (text,) = np.asarray(answer["PARSED_JSON"]).reshape(-1)
     return str(json.loads(text)["<CAPTION>"])
 
 
 def inputs(picture: bytes) -> dict[str, Any]:
+    """The inputs of a request for a caption."""
     values = {"INPUT_IMAGE": picture, "TASK_PROMPT": b"<CAPTION>"}
     return {name: np.array([value], np.object_) for name, value in values.items()}
 
 
 async def concurrently(url: str, picture: bytes) -> str:
+    """The caption from the asyncio client."""
     async with AsyncioModelClient(url, MODEL) as client:
         return caption(await client.infer_sample(**inputs(picture)))
 
 
 def main(url: str, address: str, picture: bytes) -> None:
+    """Ask with each client and print the results."""
     seen: dict[str, Any] = {}
     for name, server in (("HTTP", url), ("gRPC", f"grpc://{address}")):
         with ModelClient(server, MODEL, ensure_model_is_ready=True) as client:

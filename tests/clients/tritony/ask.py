@@ -1,4 +1,4 @@
-"""tritony's client, over gRPC and HTTP: `ask.py URL GRPC PICTURE` prints what each saw, as JSON."""
+"""tritony's client over gRPC and HTTP: `ask.py URL GRPC PICTURE` prints the results as JSON."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tritony import InferenceClient
 
 
 def caption(client: InferenceClient, picture: bytes) -> str:
+    """The caption of three equal rows."""
     image = np.array([[base64.b64encode(picture)]] * 3, dtype=np.object_)
     task = np.array([[b"<CAPTION>"]] * 3, dtype=np.object_)
     answers = client({"INPUT_IMAGE": image, "TASK_PROMPT": task})
@@ -21,6 +22,7 @@ def caption(client: InferenceClient, picture: bytes) -> str:
 
 
 def main(url: str, address: str, picture: bytes) -> None:
+    """Ask over each protocol and print the results."""
     seen = {}
     for protocol, server in (("grpc", address), ("http", url.removeprefix("http://"))):
         for concurrent in (True, False) if protocol == "grpc" else (True,):

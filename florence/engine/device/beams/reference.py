@@ -131,7 +131,7 @@ class Search(ABC):
     def take(self, logits: Tensor) -> None:
         """Choose the next tokens from float32 `logits` [beams, vocab]. Raises `EngineError` for NaN."""
         if bool(logits.isnan().any()):
-            raise EngineError("the model gave values that are not numbers for this request")
+            raise EngineError("the model computed NaN or infinite values for this request")
         self._choose(logits)
 
     def _windows(self, logprobs: Tensor, token: int) -> list[Sums]:

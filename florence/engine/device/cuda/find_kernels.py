@@ -140,7 +140,7 @@ def find_quantizer(device: torch.device, cuda_kernels: KernelChoice = "auto") ->
             fp8.check(device, quantize)
     except Exception as error:
         raise SettingsError(
-            f"this GPU can't multiply in fp8 as dtype 'fp8' needs it; choose another one: {error}"
+            f"this GPU can't multiply as dtype 'fp8' needs; choose another dtype: {error}"
         ) from error
     return quantize
 

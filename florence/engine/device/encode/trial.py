@@ -101,8 +101,8 @@ class EncodeTrial:
             self._runner.backend.memory.mark()()
         except Exception as error:
             raise EngineError(
-                "the device does not work any more after encodes were tried beside steps; "
-                "FLORENCE_ENCODE_STREAM=off leaves that out"
+                "the device failed while encodes were tried beside steps; "
+                "FLORENCE_ENCODE_STREAM=off skips this trial"
             ) from error
 
     def _decide(self) -> Decision:

@@ -58,7 +58,7 @@ def keep(name: str, content: bytes) -> None:
                 Path(temporary).unlink(missing_ok=True)
                 raise
             return
-    logger.info("nothing can be kept in %s", " or ".join(map(str, cache_folders())))
+    logger.info("compiled kernels can't be kept in %s", " or ".join(map(str, cache_folders())))
 
 
 def _is_ours(status: os.stat_result) -> bool:
