@@ -1,7 +1,8 @@
-"""One declaration of what a model is loaded with: keywords, settings and `LoadOptions` have the same."""
+"""The options that a model is loaded with: keywords, settings and `LoadOptions` agree."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -41,6 +42,13 @@ VALUES: Mapping[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("FLORENCE_"):
+            monkeypatch.delenv(name)
+
+
 def test_keywords_have_the_options_names_and_types() -> None:
     """A keyword may also be None where its option is not, which then has its default."""
     declared, keywords = get_type_hints(LoadOptions), get_type_hints(LoadKeywords)
@@ -49,7 +57,8 @@ def test_keywords_have_the_options_names_and_types() -> None:
 
 
 def test_a_setting_has_its_options_default() -> None:
-    """All but the number of readers: the service's depends on the device, the library has none."""
+    """Both defaults are equal, except that of `readers`: a service's depends on the device, the library has
+    none."""
     settings, options = Settings(), LoadOptions()
     differ = {name for name in OF_SETTINGS if getattr(settings, name) != getattr(options, name)}
     assert differ == {"readers"}
@@ -58,7 +67,7 @@ def test_a_setting_has_its_options_default() -> None:
 
 
 def test_a_setting_reaches_the_option_of_its_name() -> None:
-    """Each of them, changed from its default; in a service `readers` counts too, and outside one it is 0."""
+    """Each setting is changed from its default. `readers` counts in a service only, and is 0 elsewhere."""
     assert VALUES.keys() == OF_SETTINGS
     settings = Settings(**VALUES, key_queue_share=0.25, max_queue=40, max_image_side=99)
     alone, served = (LoadOptions(**keywords_of(settings, "cpu", workers, 72)) for workers in (0, 1))
@@ -83,8 +92,8 @@ def test_a_picture_has_no_more_tiles_than_its_owner_has_room(
     assert (options.owner_limit, options.tile_limit) == limits
 
 
-def test_threads_stand_in_place_of_the_configurations() -> None:
-    """And only they; without them the configuration is as it was given."""
+def test_threads_override_the_configuration() -> None:
+    """`threads` changes nothing else; without it the configuration is the given one."""
     config = EngineConfig(threads=5, max_batch_size=3)
     assert LoadOptions(config=config).engine_config is config
     assert LoadOptions(config=config, threads=2).engine_config == EngineConfig(threads=2, max_batch_size=3)
@@ -93,7 +102,7 @@ def test_threads_stand_in_place_of_the_configurations() -> None:
 
 
 def test_an_option_of_none_has_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `limits`, `config` and `observer` are often handed on; an unknown name is an error."""
+    """A caller may pass on a None of its own. An unknown keyword is a `TypeError`."""
     taken = list[LoadOptions]()
 
     def load(name: str, options: LoadOptions) -> None:
