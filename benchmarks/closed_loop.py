@@ -70,6 +70,59 @@ class ClosedLoopRates:
     p99: float
 
 
+class _ClosedLoop:
+    """Keeps requests in flight: the end of each sends the next. `done`: when each answer came, by
+    `time.perf_counter`; `latencies`: theirs, in seconds."""
+
+    def __init__(self, engine: Engine, source: Iterator[Request], patience_s: float) -> None:
+        self.done, self.latencies = list[float](), list[float]()
+        self._engine, self._source, self._patience_s = engine, source, patience_s
+        self._gives_up = time.perf_counter() + patience_s
+        self._lock, self._in_flight = threading.Lock(), 0
+        self._over, self._idle = threading.Event(), threading.Event()
+        self._failed: list[BaseException] = []
+
+    def send(self) -> None:
+        """Send a request, and after its end the next one, until `end` or a failure."""
+        with self._lock:
+            request = next(self._source)
+            self._in_flight += 1
+        sent = time.perf_counter()
+        generate(self._engine, request).add_done_callback(partial(self._finish, sent))
+
+    def wait(self, reached: Callable[[], bool]) -> None:
+        """Wait until `reached` is true. Raises the error of a request that failed, and `TimeoutError` when
+        `patience_s` is over."""
+        while not reached():
+            if self._failed:
+                raise self._failed[0]
+            if time.perf_counter() > self._gives_up:
+                self._over.set()
+                raise TimeoutError(f"{len(self.done)} answers after {self._patience_s:.0f} s")
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        """Send no more requests, and wait for the last answers."""
+        self._over.set()
+        self.wait(self._idle.is_set)
+
+    def _finish(self, sent: float, future: Future[Generation]) -> None:
+        """Record an answer, in the engine's thread."""
+        if (error := future.exception()) is not None:  # it is raised in the measuring thread
+            self._failed.append(error)
+            self._over.set()
+        now = time.perf_counter()
+        self.latencies.append(now - sent)
+        self.done.append(now)
+        with self._lock:
+            self._in_flight -= 1
+            last = self._in_flight == 0
+        if not self._over.is_set():
+            self.send()
+        elif last:
+            self._idle.set()
+
+
 def throughput(
     engine: Engine, asked: list[Request], concurrency: int, *, first: int, count: int, window_s: float
 ) -> float:
@@ -92,52 +145,16 @@ def measure(
     The `first` answers do not count; then at least `count` do, and all others that come within `window_s`.
     Raises `TimeoutError` after `patience_s`.
     """
-    lock, over, done = threading.Lock(), threading.Event(), list[float]()
-    failed: list[BaseException] = []
-    latencies: list[float] = []
-    idle, under_way = threading.Event(), 0
-    gives_up = time.perf_counter() + patience_s
-
-    def send() -> None:
-        nonlocal under_way
-        with lock:
-            request, under_way = next(source), under_way + 1
-        sent = time.perf_counter()
-        generate(engine, request).add_done_callback(partial(finish, sent))
-
-    def finish(sent: float, future: Future[Generation]) -> None:
-        nonlocal under_way
-        if (error := future.exception()) is not None:  # it is raised in the measuring thread
-            failed.append(error)
-            over.set()
-        done.append(time.perf_counter())
-        latencies.append(done[-1] - sent)
-        with lock:
-            under_way -= 1
-        if not over.is_set():
-            send()
-        elif under_way == 0:
-            idle.set()
-
-    def wait(for_more: Callable[[], bool]) -> None:
-        while for_more() and not failed:
-            if time.perf_counter() > gives_up:
-                over.set()
-                raise TimeoutError(f"{len(done)} answers after {patience_s:.0f} s")
-            time.sleep(0.01)
-
+    loop = _ClosedLoop(engine, source, patience_s)
     for _ in range(concurrency):
-        send()
-    wait(lambda: len(done) < first)
+        loop.send()
+    loop.wait(lambda: len(loop.done) >= first)
     started = time.perf_counter()
-    wait(lambda: time.perf_counter() - started < window_s or len(done) < first + count)
-    if failed:
-        raise failed[0]
-    last = len(done)
-    rate = (last - first) / (done[last - 1] - done[first - 1])
-    counted = sorted(latencies[first:last])
-    over.set()
-    wait(lambda: not idle.is_set())
+    loop.wait(lambda: time.perf_counter() - started >= window_s and len(loop.done) >= first + count)
+    last = len(loop.done)
+    rate = (last - first) / (loop.done[last - 1] - loop.done[first - 1])
+    counted = sorted(loop.latencies[first:last])
+    loop.end()
     return ClosedLoopRates(rate, *(counted[int(part * (len(counted) - 1))] for part in (0.5, 0.99)))
 
 

@@ -74,8 +74,8 @@ class ModelAsker:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._most: int = model.info()["limits"]["max_queue"]
-        self._free, self._change = self._most, threading.Condition()
+        self._max_queue: int = model.info()["limits"]["max_queue"]
+        self._free, self._change = self._max_queue, threading.Condition()
 
     def __call__(self, item: PictureItem, questions: Sequence[PictureQuestion]) -> list[QuestionOutcome]:
         picture: Any = item.source  # read by the model's readers
@@ -87,8 +87,8 @@ class ModelAsker:
         self, picture: Any, group: Sequence[PictureQuestion], place: Mapping[str, int]
     ) -> list[QuestionOutcome]:
         options: dict[str, Any] = {**group[0].options, **place}
-        places = self._most // self._model.room(**options) if "tiles" in options else 1  # for one question
-        count = min(len(group) * places, self._most)
+        places = self._max_queue // self._model.room(**options) if "tiles" in options else 1  # for one question
+        count = min(len(group) * places, self._max_queue)
         with self._change:
             self._change.wait_for(lambda: self._free >= count)
             self._free -= count

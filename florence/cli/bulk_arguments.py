@@ -31,6 +31,22 @@ EXPORT: Final = (
 
 def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> None:
     """Add the arguments of `florence bulk`. `whole`: parses a whole number of 1 or more."""
+    _add_tasks(parser)
+    _add_output(parser, whole)
+    _add_pictures(parser)
+    add_pace(parser, whole, "pictures")
+    parser.add_argument(
+        "--export",
+        metavar="FORMAT=OUT",
+        action="append",
+        default=[],
+        help=f"export the answers at the end, as florence export does; FORMAT: {', '.join(FORMATS)}",
+    )
+    _add_labels(parser)
+
+
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    """Add what is asked about each picture."""
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument(
         "--task",
@@ -45,6 +61,11 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
         help="a file in JSON or YAML (needs pyyaml) that lists tasks with texts, regions, options, adapters",
     )
     add_prompt(parser, asked)
+    parser.add_argument("--text", metavar="TEXT", help="the text for tasks that take one")
+
+
+def _add_output(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> None:
+    """Add where answers and failures are written, and in which order."""
     parser.add_argument(
         "--out",
         metavar="OUT",
@@ -66,7 +87,15 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
         type=Path,
         help="file for failures as JSON lines (default: OUT.failures.jsonl)",
     )
-    parser.add_argument("--text", metavar="TEXT", help="the text for tasks that take one")
+    parser.add_argument(
+        "--ordered",
+        action="store_true",
+        help="write answers in the order of the pictures (default: as they arrive)",
+    )
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add which pictures of the sources are asked about."""
     parser.add_argument(
         "--pages",
         metavar="PAGES",
@@ -81,20 +110,6 @@ def add_bulk(parser: argparse.ArgumentParser, whole: Callable[[str], int]) -> No
     parser.add_argument(
         "--shard", metavar="K/N", default="1/1", help="ask only about part K of N, such as 3/8"
     )
-    parser.add_argument(
-        "--ordered",
-        action="store_true",
-        help="write answers in the order of the pictures (default: as they arrive)",
-    )
-    add_pace(parser, whole, "pictures")
-    parser.add_argument(
-        "--export",
-        metavar="FORMAT=OUT",
-        action="append",
-        default=[],
-        help=f"export the answers at the end, as florence export does; FORMAT: {', '.join(FORMATS)}",
-    )
-    _add_labels(parser)
 
 
 def add_prompt(parser: argparse.ArgumentParser, asked: argparse._MutuallyExclusiveGroup) -> None:

@@ -7,23 +7,18 @@ loop. Knows nothing about HTTP.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, Unpack
 
 from florence.answers.answer import Answer, OriginalAnswer
-from florence.checkpoint.adapter_list import AdapterSources
-from florence.engine.config import EngineConfig
-from florence.engine.observer import Observer
 from florence.errors import FlorenceError
-from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
-from florence.images.tiles import MAX_TILES
-from florence.model.devices import pick_device
+from florence.images.limits import PDF_DPI
 from florence.readers.picture import PictureSource
-from florence.runtime.configured import load_arguments
+from florence.runtime.configured import keywords_of
 from florence.runtime.dispatcher import Dispatcher
 from florence.runtime.futures import failed, outcome_in
+from florence.runtime.load_options import LoadKeywords, LoadOptions
 from florence.runtime.loading import Loaded, load
 from florence.runtime.pipeline import TaskRequest, TaskText
 from florence.runtime.run_options import (
@@ -37,10 +32,9 @@ from florence.runtime.run_options import (
     task_of,
     view_of,
 )
-from florence.runtime.shares import Shares, no_owner
+from florence.runtime.shares import Shares
 from florence.runtime.streaming import AnswerStream, OnText
 from florence.settings import Settings
-from florence.types.pictures import Pictures
 from florence.types.tasks import Task, TaskSpec, TaskTable, task_pairs
 
 
@@ -50,121 +44,50 @@ class Florence2:
     Use it as a context manager, or call `close` at the end. `pipeline`, `engine`: its parts.
     """
 
-    def __init__(self, loaded: Loaded, pictures: Pictures = "seen", shares: Shares | None = None) -> None:
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
         self.pipeline = loaded.pipeline
         self.engine = loaded.engine
-        self._info, self._encode_stream = loaded.info, loaded.encode_stream
-        self._memory = loaded.memory
-        limits = loaded.info["limits"]
+        options, limits = loaded.options, loaded.info["limits"]
         # Requests that `run_many` keeps in flight: a full engine, and the next encode batch ready; more would
         # only wait.
         self._in_flight = limits["max_batch_size"] + limits["max_encode_batch"]
-        self._limits, self._pictures = loaded.limits, pictures
         self._dispatcher = Dispatcher(
-            loaded.pipeline, loaded.engine, loaded.readers, loaded.observer, shares=shares
+            loaded.pipeline,
+            loaded.engine,
+            loaded.readers,
+            options.observer,
+            shares=Shares(options.owner_limit, options.owner),
         )
 
     @classmethod
-    def load(
-        cls,
-        name: str,
-        *,
-        revision: str | None = None,
-        base: str | None = None,
-        adapter: str | None = None,
-        adapters: AdapterSources | None = None,
-        max_adapters: int = 8,
-        max_adapter_rank: int = 64,
-        input_size: int | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        limits: ImageLimits | None = None,
-        config: EngineConfig | None = None,
-        threads: int | None = None,
-        readers: int = 0,
-        fast_jpeg: bool = False,
-        pictures: Pictures = "seen",
-        observer: Observer | None = None,
-        on_broken: Callable[[], None] | None = None,
-        tasks: Sequence[Task] | str | None = None,
-        score_temperature: float = 1.0,
-        owner: Callable[[], str] = no_owner,
-        owner_share: float = 1.0,
-        max_tiles: int = MAX_TILES,
-    ) -> Florence2:
+    def load(cls, name: str, **options: Unpack[LoadKeywords]) -> Florence2:
         """Load a checkpoint: a directory, a hub id (at `revision`), or "demo", the small one in the package.
 
-        `base`: a checkpoint whose tokenizer and preprocessor are used if this one has none. `adapter`: a LoRA
-        adapter, a directory or a hub id, which is merged into the weights. `adapters`: those that a request
-        may name (`adapter="receipts"`), name -> directory or hub id, or a file that lists them; at most
-        `max_adapters`, with ranks of at most `max_adapter_rank`. `input_size`: side in pixels of the square
-        that pictures are resized to, a multiple of 32; None: as the preprocessor says. `device`: "auto" (CUDA
-        where there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (bfloat16 where the processor is faster
-        with it, else float32), "float32", "bfloat16", "float16", "int8" (linear layers, on a CPU with VNNI),
-        "fp8" (most layers of an encode, on a GPU of sm_89 or newer; a CPU emulates it). `limits`: on
-        pictures. `config`: of the engine; None: defaults for the device. `threads`: CPU threads of the model,
-        in place of the configuration's. `readers`: processes that read pictures, so that a crash or a bomb in
-        a decoder fails one request; 0: threads of this process. `fast_jpeg`: decode large JPEGs at reduced
-        size, which changes pixels a little. `pictures`: the default of how they become RGB: "seen", as a
-        viewer shows them, or "original", as the original's processor does it. `observer`: gets the engine's
-        events. `on_broken`: called when the engine has failed and can't recover. `tasks`: the checkpoint's
-        tasks beside the built-in ones, or as FLORENCE_TASKS names them; None: those of the file
-        `florence_tasks.json` beside the checkpoint. `score_temperature`: above 0; divides the log-odds of
-        scores. `owner`: returns a request's owner, called in the thread and context that submit it;
-        `owner_share`: share of the queue for one owner, 0 to 1. `max_tiles`: most tiles of one picture, at
-        most the queue's length. On a CPU the process keeps freed memory.
+        `options`: those of `LoadOptions`. On a CPU the process keeps freed memory.
 
         Raises `CheckpointError` for a checkpoint that can't be found or is not supported, `SettingsError` for
         a device or dtype that is not available, and for tasks that clash or are malformed.
         """
-        config = config or EngineConfig.for_device(pick_device(device).type)
-        loaded = load(
-            name,
-            revision=revision,
-            base=base,
-            adapter=adapter,
-            adapters=adapters,
-            max_adapters=max_adapters,
-            max_adapter_rank=max_adapter_rank,
-            input_size=input_size,
-            device=device,
-            dtype=dtype,
-            limits=limits or DEFAULT_LIMITS,
-            config=config if threads is None else replace(config, threads=threads),
-            readers=readers,
-            fast_jpeg=fast_jpeg,
-            observer=observer or Observer(),
-            on_broken=on_broken,
-            tasks=tasks,
-            score_temperature=score_temperature,
-            max_tiles=min(max_tiles, int(owner_share * config.max_queue)),
-        )
-        shares = Shares(int(owner_share * loaded.info["limits"]["max_queue"]), owner)
-        return cls(loaded, pictures, shares)
+        given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
+        return cls(load(name, LoadOptions(**given)))
 
     @classmethod
     def from_settings(
         cls,
         settings: Settings,
         device: str,
+        /,
         *,
         workers: int = 0,
-        observer: Observer | None = None,
-        on_broken: Callable[[], None] | None = None,
-        owner: Callable[[], str] = no_owner,
         pdf_dpi: int = PDF_DPI,
+        **options: Unpack[LoadKeywords],
     ) -> Florence2:
         """`load` what the settings name, on one of their devices. `workers`: those of the service that this
         is part of, which has reader processes, allocates memory at the start and reads no PDFs; 0 outside a
-        service. `pdf_dpi`: as in `ImageLimits`."""
-        return cls.load(
-            settings.model,
-            device=device,
-            observer=observer,
-            on_broken=on_broken,
-            owner=owner,
-            **load_arguments(settings, device, workers, pdf_dpi),
-        )
+        service. `pdf_dpi`: as in `ImageLimits`. `options`: those of `load` that no setting has."""
+        keywords = keywords_of(settings, device, workers, pdf_dpi)
+        return cls.load(settings.model, **{**keywords, **options})
 
     def submit(
         self,
@@ -262,7 +185,7 @@ class Florence2:
     def room(self, **options: Unpack[RunOptions]) -> int:
         """How many requests with these options may wait at once if there are no others."""
         requests = max_requests(options, self.pipeline.max_tiles)
-        return max(1, int(self._info["limits"]["max_queue"]) // requests)
+        return max(1, int(self._loaded.info["limits"]["max_queue"]) // requests)
 
     def warm_up(self) -> None:
         """Run a grey picture through every part, so that the first request is not slower than later ones."""
@@ -297,12 +220,13 @@ class Florence2:
         """A description of what runs: checkpoint, revision, adapters, device, dtype, limits, generation
         settings, tasks; `encode_stream`: whether encodes run beside decode steps, "auto" until that is
         decided."""
-        return self._info | {"encode_stream": self._encode_stream()} | self.pipeline.described()
+        found = self._loaded
+        return found.info | {"encode_stream": found.encode_stream()} | self.pipeline.described()
 
     def memory(self) -> dict[str, int]:
         """Bytes in use: `caches` (keys and values), `picture_cache` (features), `pixels` (readers' buffers),
         `adapters`."""
-        return self._memory()
+        return self._loaded.memory()
 
     def close(self, *, drain_s: float | None = None) -> None:
         """Take no more requests, finish the accepted ones (for at most `drain_s` seconds, None: all), and
@@ -332,12 +256,13 @@ class Florence2:
     ) -> list[Future[Answer]]:
         """Start tasks on one picture; an error in the picture or the options fails them all. `one_beam`:
         default to one beam; `original`: as in `TaskRequest`."""
+        defaults = self._loaded.options
         try:
             parameters = parameters_of(options)
             tasks = [(task_of(task, options), text) for task, text in asks]
             reads = any(reads_text(self.tasks, task) for task, _ in tasks)
-            view = view_of(parameters, self._pictures, self.pipeline.max_tiles, reads_text=reads)
-            image = own_picture(image, view, self._limits)
+            view = view_of(parameters, defaults.pictures, self.pipeline.max_tiles, reads_text=reads)
+            image = own_picture(image, view, defaults.limits)
         except FlorenceError as error:
             return [failed(error.with_traceback(None)) for _ in asks]  # frames hold the picture
         if one_beam and parameters.num_beams is None:
