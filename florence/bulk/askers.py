@@ -87,8 +87,8 @@ class ModelAsker:
         self, picture: Any, group: Sequence[PictureQuestion], place: Mapping[str, int]
     ) -> list[QuestionOutcome]:
         options: dict[str, Any] = {**group[0].options, **place}
-        places = self._max_queue // self._model.room(**options) if "tiles" in options else 1  # for one question
-        count = min(len(group) * places, self._max_queue)
+        of_one = self._max_queue // self._model.room(**options) if "tiles" in options else 1
+        count = min(len(group) * of_one, self._max_queue)
         with self._change:
             self._change.wait_for(lambda: self._free >= count)
             self._free -= count

@@ -225,7 +225,7 @@ class AcceptingLoop(asyncio.SelectorEventLoop):
 
 def accept_with_care(crowd: Crowd, silent_s: float) -> None:
     """Call in a worker before uvicorn starts: makes its event loop an `AcceptingLoop`, and raises the limit
-    on open files for `crowd.max_connections` connections; where the hard limit forbids that, lowers `crowd.max_connections`."""
+    on open files for all connections of the crowd; where the hard limit forbids that, lowers its limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = crowd.max_connections + SPARE + OTHER_FILES
     if soft < wanted:
