@@ -29,20 +29,20 @@ def named(module: str, *, asks_a_service: bool) -> list[str]:
 
 
 def test_every_module_that_is_named_is_run() -> None:
-    """Here or in tests of its own."""
+    """Each module that the documents run is run here, or has tests of its own."""
     assert {module for module, _ in module_commands()} == TINY.keys() | ELSEWHERE
 
 
 @pytest.mark.parametrize("module", TINY)
 def test_a_module_runs_with_every_option_that_is_named(module: str, forks: Forker, tmp_path: Path) -> None:
-    """It takes them all, and prints or writes something."""
+    """A module takes all the options that the documents name, and prints or writes something."""
     ran = forks.run(["-m", module, *named(module, asks_a_service=False), *TINY[module]], PATIENCE_S, tmp_path)
     assert ran.returncode == 0, ran.stderr[-4000:]
     assert ran.stdout or list(tmp_path.iterdir())
 
 
 def test_the_evaluation_asks_a_service(forks: Forker, demo_server: Server, tmp_path: Path) -> None:
-    """With the options that the documents name; the figures are also in the file."""
+    """The evaluation of a service runs with the options that the documents name, and writes its figures."""
     module = "florence.demo.evaluate"
     options = [*named(module, asks_a_service=True), *TINY[module], "--url", demo_server.url]
     ran = forks.run(["-m", module, *options], PATIENCE_S, tmp_path)
@@ -52,7 +52,7 @@ def test_the_evaluation_asks_a_service(forks: Forker, demo_server: Server, tmp_p
 
 @pytest.mark.parametrize("over_network", [False, True])
 def test_the_fuzzers_run_with_every_option_that_is_named(over_network: bool, tmp_path: Path) -> None:
-    """At function level, and against a service; nothing is found in a few inputs."""
+    """The fuzzers run with every option that the documents name, and find nothing in a few inputs."""
     calls = [call for call in fuzz_options() if ("--kinds=" in call) is over_network]
     few = [
         "--inputs",
@@ -75,15 +75,17 @@ def test_the_fuzzers_run_with_every_option_that_is_named(over_network: bool, tmp
 
 def test_the_check_of_the_image_finds_its_tests() -> None:
     """`make image-check` needs a container engine; what it would run is collected."""
-    command = subprocess.run(
+    printed = subprocess.run(
         ["make", "-n", "image-check"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
         check=True,
-    ).stdout.splitlines()[-1]
-    options = command.split(" -m pytest ", 1)[1].split()
+    ).stdout
+    options = (
+        next(line for line in printed.splitlines() if " -m pytest " in line).split(" -m pytest ")[1].split()
+    )
     collected = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", *options],
         cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
