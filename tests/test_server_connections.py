@@ -219,11 +219,13 @@ def test_no_round_parses_more_than_its_lines(monkeypatch: pytest.MonkeyPatch) ->
         HEAD[:-2] % b"" + b"a:\r\n" * (2 * MAX_LINES) + b"\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"a" * 1_000_000 + b"\r\n\r\n",
         chunked(b"x", [1])[:-2] + b"a:\r\n" * (4 * MAX_LINES) + b"\r\n",
+        chunked(b"x", [1]).replace(b"Host: a", b"Host: a\r\nContent-Length: 1"),
     ],
-    ids=["chunks", "lines of a head", "a long head", "lines of a trailer"],
+    ids=["chunks", "lines of a head", "a long head", "lines of a trailer", "two framings"],
 )
-def test_what_costs_a_parser_too_much_is_refused(sent: bytes) -> None:
-    """Input that is too expensive to parse gets a 400, and its connection closes."""
+def test_what_costs_a_parser_too_much_or_is_ambiguous_is_refused(sent: bytes) -> None:
+    """Input that is too expensive to parse, or whose body has two framings, gets a 400, and its connection
+    closes."""
 
     async def scenario() -> bytes:
         async with serving(echo, PATIENCE_S) as port:

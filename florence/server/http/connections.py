@@ -27,6 +27,7 @@ MAX_CHUNKS: Final = 10_000
 """Chunks of one body, in addition to one for each `FULL_CHUNK` bytes."""
 FULL_CHUNK: Final = 1024
 MAX_WAITING_BYTES: Final = 65_536  # received by a connection that waits for its turn
+_FRAMINGS: Final = frozenset((b"content-length", b"transfer-encoding"))
 AHEAD_S: Final = 0.002
 """Seconds between two pipelined requests (sent before the answer to the one before), over all connections.
 They cost their client nothing, and threads that compute need the interpreter's lock (GIL)."""
@@ -63,7 +64,8 @@ class Turns:
 
 
 class BoundedParser(h11.Connection):
-    """h11's parser, which refuses heads and trailers of too many lines, and bodies of too many chunks."""
+    """h11's parser, which refuses heads and trailers of too many lines, bodies of too many chunks, and bodies
+    with two framings, which a proxy may read otherwise (request smuggling, RFC 9112, 6.1)."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER)
@@ -74,7 +76,7 @@ class BoundedParser(h11.Connection):
         super().receive_data(data)
 
     def next_event(self) -> Any:
-        """As h11's. Raises RemoteProtocolError for too many lines or chunks too."""
+        """As h11's. Raises RemoteProtocolError also for what this class refuses."""
         event = super().next_event()
         if event is h11.PAUSED:
             return event
@@ -84,6 +86,8 @@ class BoundedParser(h11.Connection):
             raise h11.RemoteProtocolError(f"a head of more than {MAX_LINES} lines")
         if isinstance(event, h11.Request):
             self._chunks = 0
+            if {name for name, _ in event.headers} >= _FRAMINGS:
+                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
         elif isinstance(event, h11.Data):
             self._chunks += FULL_CHUNK * event.chunk_end - len(event.data)
             if self._chunks > FULL_CHUNK * MAX_CHUNKS:
