@@ -41,10 +41,11 @@ if TYPE_CHECKING or HAS_SERVICE:
     from florence.server.v2.inference import Inference, ModelRepository
     from florence.settings import Settings
 
-    # Examples have no time limit, so a busy machine does not change a test's outcome.
-    hypothesis.settings.register_profile(
-        "florence", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-    )
+    # Examples have no time limit, so a busy machine does not change a test's outcome. They are the same in
+    # each run; `--hypothesis-profile=explore` draws others.
+    _patient = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+    hypothesis.settings.register_profile("explore", _patient)
+    hypothesis.settings.register_profile("florence", _patient, derandomize=True)
     hypothesis.settings.load_profile("florence")
 else:  # a GPU machine without the service's packages runs only the GPU tests
     _here = Path(__file__).parent

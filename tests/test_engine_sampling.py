@@ -149,7 +149,9 @@ def test_noise_belongs_to_seed_position_and_token(seed: int, position: int, othe
     assert torch.equal(gumbel(seeds, positions, VOCAB)[len(others)], alone)
     assert torch.equal(gumbel(seeds, positions, VOCAB + 3)[len(others), :VOCAB], alone)
     for other in ((seed ^ 1, position), (seed, position + 1), (seed ^ 2**40, position)):
-        assert not torch.isclose(gumbel(*torch.tensor(other)[:, None], VOCAB)[0], alone).any()
+        noise = gumbel(*torch.tensor(other)[:, None], VOCAB)[0]
+        # Words of 32 bits: one of 101 is equal by chance once in 2**25 examples, two once in 2**51.
+        assert noise.eq(alone).sum() <= 1
 
 
 def test_draws_have_the_probabilities_of_the_scores() -> None:
