@@ -58,6 +58,15 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed torch, so that random models and tensors do not depend on the tests that ran before.
+
+    `--hypothesis-seed` chooses other ones. The tests' other generators have seeds of their own.
+    """
+    torch.manual_seed(item.config.getoption("--hypothesis-seed", None) or 0)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Replace characters that can't be encoded in a test's output, since xdist's workers can't send them."""
