@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from v2 import picture, roomy
+from waiting import PATIENCE_S
 
 from florence.server.fetching.fetcher import PictureFetcher, fetcher_of
 from florence.server.http.paths import OPEN_PATHS
@@ -31,7 +32,7 @@ def chat_client(
     model: FakeModel, *, any_prompt: bool = False, loaded: bool = True, fetcher: PictureFetcher | None = None
 ) -> TestClient:
     """A client for the chat routes behind the service's middleware; requests need the key."""
-    inference = Inference(5.0, any_prompt=any_prompt)
+    inference = Inference(PATIENCE_S, any_prompt=any_prompt)
     inference.model = model if loaded else None
     repository, keys = ModelRepository([inference]), keys_of(f"alice:{KEY}", None)
     chat = create_chat_app(inference, fetcher or fetcher_of(Settings()))

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from fake_runner import PATIENCE_S, Clock, FakeRunner, config
+from fake_runner import Clock, FakeRunner, config
 from forked import Forker, forker
 from goldens import Goldens
+from waiting import PATIENCE_S
 
 from florence.engine.config import EngineConfig
 from florence.engine.loop import Engine
@@ -58,13 +59,31 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
+def seed_torch(config: pytest.Config) -> None:
     """Seed torch, so that random models and tensors do not depend on the tests that ran before.
 
     `--hypothesis-seed` chooses other ones. The tests' other generators have seeds of their own.
     """
-    torch.manual_seed(item.config.getoption("--hypothesis-seed", None) or 0)
+    torch.manual_seed(config.getoption("--hypothesis-seed", None) or 0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give each test the same random tensors in each run."""
+    seed_torch(item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Give a fixture of several tests the same random tensors, whichever test needs it first, and leave that
+    test's own as they are."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with torch.random.fork_rng(devices=[]):
+        seed_torch(request.config)
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -199,7 +218,7 @@ def model() -> Iterator[FakeModel]:
 @pytest.fixture
 def app(model: FakeModel) -> Starlette:
     """The v2 routes in front of `model`."""
-    inference = Inference(timeout_s=5.0)
+    inference = Inference(PATIENCE_S)
     inference.model = model
     return V2App(ModelRepository([inference]), 10_000_000)
 

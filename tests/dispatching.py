@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from concurrent.futures import Future
 
-from fake_runner import PATIENCE_S
+from waiting import PATIENCE_S
 
 from florence import Florence2
 from florence.answers.answer import Answer

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from waiting import PATIENCE_S
+
 from florence.answers.answer import Answer, OriginalAnswer
 from florence.engine.config import EngineConfig
 from florence.engine.observer import Observer
@@ -198,7 +200,7 @@ class FakeModel:
             for piece in PIECES:
                 call.on_text(piece)
         if self.held:
-            self.release.wait(30)
+            self.release.wait(PATIENCE_S)
         end = time.monotonic() + self.delay_s
         until = self.until and self.until / call.task.strip("<>")
         while (time.monotonic() < end or (until and not until.exists())) and not call.future.cancelled():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from waiting import PATIENCE_S
 
 from florence.engine.config import EngineConfig
 from florence.engine.device.beams.reference import Hypothesis
@@ -21,7 +22,6 @@ from florence.runtime.futures import generate
 
 OPTIONS = GenerationOptions(3, 20, 0, 3, True, 1.0)
 PIXELS = np.zeros((32, 32, 3), np.uint8)
-PATIENCE_S = 120.0
 POISON_ENCODE, POISON_STEP = 666, 667
 SLOTS, ROWS = 8, 24
 

@@ -10,6 +10,7 @@ import grpc
 from fake_model import FakeModel
 from tritonclient.grpc import service_pb2
 from v2 import picture, roomy
+from waiting import PATIENCE_S
 
 from florence.server.v2.grpc_server import GrpcServer
 from florence.server.v2.inference import Inference, ModelRepository
@@ -41,7 +42,7 @@ async def listening(
     model: FakeModel, max_bytes: int = 10_000_000
 ) -> AsyncIterator[tuple[grpc.aio.Channel, Inference]]:
     """Start a server with this model and this limit for messages; yield a channel to it and its inference."""
-    inference = Inference(timeout_s=5.0)
+    inference = Inference(PATIENCE_S)
     inference.model = model
     server = GrpcServer(ModelRepository([inference]), max_bytes, shared=False, budget=roomy())
     port = await server.start("127.0.0.1", 0)

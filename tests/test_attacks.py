@@ -11,20 +11,20 @@ import gzip
 import json
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 from serving import Server, serving_fake
 from v2 import PICTURE, picture
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.slow
 
 INFER = "/v2/models/florence2/infer"
 MAX_MIB = 300.0
 """The allowed growth of the service: the budget of bodies is 128 MiB here, and a body may exist twice."""
-PATIENCE_S = 60.0
 MIB = 2**20
 
 
@@ -40,6 +40,13 @@ def attacked() -> Iterator[Server]:
         yield server
 
 
+def ask(method: str, url: str | httpx.URL, **sent: Any) -> httpx.Response:
+    """The reply to a request, which is sent again where a busy machine did not send it in time."""
+    while (reply := httpx.request(method, url, timeout=PATIENCE_S, **sent)).status_code == 408:
+        pass
+    return reply
+
+
 @pytest.fixture(autouse=True)
 def undisturbed(attacked: Server) -> Iterator[None]:
     """After each attack the same processes still answer, and their memory has grown by less than
@@ -48,8 +55,8 @@ def undisturbed(attacked: Server) -> Iterator[None]:
     before = sum(process.memory_info().rss for process in processes)
     yield
     for path in ("/livez", "/v2/health/ready"):
-        assert httpx.get(attacked.url + path, timeout=PATIENCE_S).status_code == 200
-    answer = httpx.post(attacked.url + "/caption", json={"image": PICTURE}, timeout=PATIENCE_S)
+        assert ask("GET", attacked.url + path).status_code == 200
+    answer = ask("POST", attacked.url + "/caption", json={"image": PICTURE})
     assert answer.status_code == 200
     assert sum(process.memory_info().rss for process in processes) - before < MAX_MIB * MIB
     assert "Traceback" not in attacked.log
@@ -74,7 +81,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
 def test_json_that_costs_too_much_is_refused(attacked: Server, kind: str, path: str) -> None:
     """Sixty megabytes of expensive JSON, sent as a few kilobytes of gzip, are refused."""
     packed, headers = gzip.compress(KINDS[kind](), 1), {"Content-Encoding": "gzip"}
-    reply = httpx.post(attacked.url + path, content=packed, headers=headers, timeout=PATIENCE_S)
+    reply = ask("POST", attacked.url + path, content=packed, headers=headers)
     assert reply.status_code in (400, 413), reply.text
     assert list(reply.json()) == ["error"]
 
@@ -96,7 +103,7 @@ def test_half_bodies_are_given_up(attacked: Server) -> None:
     replies: list[httpx.Response] = []
 
     def accepted() -> bool:
-        replies.append(httpx.post(attacked.url + "/caption", json=whole, timeout=PATIENCE_S))
+        replies.append(ask("POST", attacked.url + "/caption", json=whole))
         return replies[-1].status_code != 503
 
     wait_until(accepted)
@@ -125,7 +132,7 @@ def test_half_a_head_is_given_up(attacked: Server) -> None:
 def test_a_path_forges_no_line_of_the_log(attacked: Server) -> None:
     """Line breaks and escape sequences in a path are written to the log in escaped form."""
     path = b"/forged%0d%0a2026-01-01%20[INFO]%20forged-line%1b[31m"
-    httpx.get(httpx.URL(attacked.url, raw_path=path), timeout=PATIENCE_S)
+    ask("GET", httpx.URL(attacked.url, raw_path=path))
     wait_until(lambda: "forged-line" in attacked.log)
     assert "\x1b[31m" not in attacked.log
     assert not any(line.startswith("2026-01-01 [INFO] forged-line") for line in attacked.log.splitlines())
@@ -135,5 +142,5 @@ def test_a_value_of_many_parts_is_no_field_of_a_form(attacked: Server) -> None:
     """JSON in a part of a form has the same limits as a JSON body."""
     tasks = json.dumps([{}] * 300_000)
     files = {"image": ("a", base64.b64decode(PICTURE)), "tasks": (None, tasks)}
-    reply = httpx.post(attacked.url + "/analyze", files=files, timeout=PATIENCE_S)
+    reply = ask("POST", attacked.url + "/analyze", files=files)
     assert (reply.status_code, "bytes" in reply.json()["error"]) == (400, True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from bulk_runs import answer, echo
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from florence.answers.reading import read_answers
 from florence.bulk.items import PictureItem
@@ -77,7 +77,7 @@ def test_few_jobs_are_taken_ahead(ordered: bool) -> None:
 
     def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> Any:
         if item.picture == "0.png":
-            release.wait(60)
+            release.wait(PATIENCE_S)
         return echo(item, questions)
 
     def release_when_full() -> None:
@@ -122,7 +122,7 @@ def test_an_interrupted_run_keeps_what_was_under_way() -> None:
 
     def ask(item: PictureItem, questions: Sequence[PictureQuestion]) -> Any:
         begun.append(item.picture)
-        go.wait(60)
+        go.wait(PATIENCE_S)
         return echo(item, questions)
 
     def let_go() -> None:
@@ -250,7 +250,7 @@ def test_a_run_that_is_killed_again_and_again_is_completed(tmp_path: Path, out: 
     for _ in range(2):
         enough = progress() + 2000
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
-        wait_until(lambda enough=enough: progress() > enough)
+        wait_until(lambda enough=enough, process=process: progress() > enough or process.poll() is not None)
         time.sleep(source.random() / 50)  # the kill may come at any moment
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -268,7 +268,7 @@ def test_a_run_that_is_killed_again_and_again_is_completed(tmp_path: Path, out: 
 def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
     """Ctrl-C ends a run with status 130 and reports the answers that are kept; the same command continues."""
     (tmp_path / "in").mkdir()
-    for number in range(40):
+    for number in range(400):
         (tmp_path / "in" / f"{number:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(8))
     program = str(ROOT / "tests" / "bulk_runs.py")
     arguments = ["bulk", "in", "--task", "caption", "--out", "r.jsonl", "--concurrency", "2", "--no-progress"]
@@ -277,19 +277,19 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path) -> None:
     )
     out = tmp_path / "r.jsonl"
     wait_until(lambda: out.exists() and out.stat().st_size > 0)
-    os.kill(process.pid, signal.SIGINT)  # the whole run takes ten seconds, so it is far from its end
+    os.kill(process.pid, signal.SIGINT)  # the whole run takes 100 seconds, so it is far from its end
     _, err = process.communicate(timeout=600)
     kept = len(out.read_text().splitlines())
     assert process.returncode == 130
     assert err == (
         f"florence: interrupted: {kept} answers are kept in r.jsonl; the same command asks for the other "
-        f"{40 - kept}\n"
+        f"{400 - kept}\n"
     )
     ended = subprocess.run(
         [sys.executable, program, "0", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert ended.stderr == f"florence: {40 - kept} answered, {kept} were there before\n"
-    assert len({json.loads(line)["picture"] for line in out.read_text().splitlines()}) == 40
+    assert ended.stderr == f"florence: {400 - kept} answered, {kept} were there before\n"
+    assert len({json.loads(line)["picture"] for line in out.read_text().splitlines()}) == 400
 
 
 def test_answers_say_what_was_asked() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Generator, Sequence
 from itertools import pairwise
 
 import pytest
-from fake_runner import PATIENCE_S, FakeRunner, config, request
+from fake_runner import FakeRunner, config, request
+from waiting import PATIENCE_S
 
 from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.loop import Engine

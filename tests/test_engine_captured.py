@@ -21,7 +21,7 @@ from torch import Tensor
 
 # PyTorch offers fake tensors and dispatch modes in private modules only.
 from torch.utils._python_dispatch import TorchDispatchMode
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.search_state import RUNNING, starts_of
@@ -34,7 +34,7 @@ from florence.model.chunks import Chunks, run_to_end, within, yielding
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
 
-PICTURE_TOKENS, PATIENCE_S = 5, 60
+PICTURE_TOKENS = 5
 
 
 @pytest.fixture(scope="module")

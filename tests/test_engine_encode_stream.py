@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from crowds import crowd, engine, ids_alone
-from fake_runner import PATIENCE_S, FakeRunner, config, request
+from fake_runner import FakeRunner, config, request
 from goldens import load_float32
 from shared_pool import SharedPool
 from tiny import make_native
 from torch import Tensor
 from two_views import TwoViews
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from florence.engine.config import EngineConfig
 from florence.engine.device import backend as backends

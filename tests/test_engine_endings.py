@@ -11,8 +11,8 @@ from weakref import ref
 
 import numpy as np
 import pytest
-from fake_runner import PATIENCE_S, POISON_ENCODE, POISON_STEP, SLOTS, FakeRunner, config, hold, request
-from waiting import wait_until
+from fake_runner import POISON_ENCODE, POISON_STEP, SLOTS, FakeRunner, config, hold, request
+from waiting import PATIENCE_S, wait_until
 
 from florence.engine.loop import MAX_FAULTS, Engine
 from florence.engine.observer import EngineSnapshot, Observer

@@ -8,8 +8,8 @@ from concurrent.futures import wait
 from dataclasses import replace
 
 import pytest
-from fake_runner import OPTIONS, PATIENCE_S, POISON_ENCODE, POISON_STEP, FakeRunner, config, hold, request
-from waiting import wait_until
+from fake_runner import OPTIONS, POISON_ENCODE, POISON_STEP, FakeRunner, config, hold, request
+from waiting import PATIENCE_S, wait_until
 
 from florence.engine.loop import Engine
 from florence.engine.observer import FinishReason, Observer

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from goldens import Goldens, sequence_of
 from PIL import Image
+from waiting import PATIENCE_S
 
 from florence import Florence2, parse_answer
 from florence.answers.answer import Answer
@@ -28,8 +29,6 @@ from florence.errors import (
 from florence.types.options import GenerationParameters
 from florence.types.results import Detections, Text
 from florence.types.tasks import TASKS, Input, Kind, Task
-
-PATIENCE_S = 60.0
 
 
 def default_cases(goldens: Goldens) -> list[dict[str, Any]]:

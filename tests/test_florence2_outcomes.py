@@ -10,6 +10,7 @@ from weakref import ref
 
 import pytest
 from goldens import Goldens
+from waiting import PATIENCE_S
 
 from florence import Florence2
 from florence.answers.answer import Answer
@@ -22,8 +23,6 @@ from florence.errors import (
     RegionError,
     TaskError,
 )
-
-PATIENCE_S = 60.0
 
 
 def test_in_run_many_one_bad_item_fails_alone_and_order_is_kept(library: Florence2, picture: Path) -> None:

@@ -20,6 +20,7 @@ from goldens import imagenet_normalize
 from shared_pool import SharedPool
 from tiny import make_native
 from two_views import TwoViews
+from waiting import PATIENCE_S
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
@@ -37,7 +38,7 @@ from florence.model.encoding import PLAIN
 from florence.model.florence2 import Florence2Model
 from florence.runtime.futures import generate
 
-SLOTS, PICTURE_TOKENS, ROOM, LONGEST_PROMPT, PATIENCE_S = 9, 5, 80, 100, 120
+SLOTS, PICTURE_TOKENS, ROOM, LONGEST_PROMPT = 9, 5, 80, 100
 
 pytestmark = pytest.mark.filterwarnings("default")  # the installed versions may warn
 

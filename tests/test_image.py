@@ -25,6 +25,7 @@ from manifests import health_command
 from seed import run_program, seed_program
 from serving import ROOT, STOP_S, free_port
 from triton_client import ask_triton
+from waiting import PATIENCE_S
 
 from florence.bento.image import UID
 from florence.client import Client
@@ -163,7 +164,9 @@ def test_the_health_check_of_the_compose_file_succeeds_when_ready(container: Con
     """The Compose file's health command gives 0 for a ready service and 1 where nothing listens."""
     for url, status in ((container.url, 0), (f"http://127.0.0.1:{free_port()}", 1)):
         command = health_command(url)
-        assert subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == status
+        assert (
+            subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False).returncode == status
+        )
 
 
 def wait_in_flight(container: Container, count: int) -> None:

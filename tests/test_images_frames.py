@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from pictures import drawn, saved
 from PIL import Image
+from waiting import PATIENCE_S
 
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.decode import MAX_PASSES, inspect, open_image
@@ -20,7 +21,6 @@ from florence.readers.processes import ProcessReaders
 from florence.readers.wire import ProcessLimits
 
 FRAMES = 4
-PATIENCE_S = 60
 
 
 def animated(name: str) -> bytes:

@@ -15,6 +15,7 @@ from pdfs import BLUE, GREEN, RED, pdf
 from pictures import drawn, saved
 from PIL import Image
 from serving import Server
+from waiting import PATIENCE_S
 
 from florence.client import Client
 from florence.errors import ImageError, ImageTooLarge, RequestError, SettingsError
@@ -27,7 +28,6 @@ from florence.images.seen import ORIGINAL, SEEN, View
 from florence.readers.picture import LocalReader
 from florence.readers.processes import ProcessReaders
 
-PATIENCE_S = 120
 SIZE = InputSize(40, 60, 0)
 CHANNELS = {RED: (255, 0, 0), BLUE: (0, 0, 255), GREEN: (0, 255, 0)}
 

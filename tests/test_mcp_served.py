@@ -18,6 +18,7 @@ import mcp.types as types
 import pytest
 from mcp import Client, StdioServerParameters, stdio_client
 from serving import ROOT, START_S, STOP_S, Server, free_port
+from waiting import PATIENCE_S
 
 from florence.client import Client as ServiceClient
 
@@ -92,7 +93,7 @@ def over_http(demo_server: Server, tmp_path_factory: pytest.TempPathFactory) -> 
 def _answers(port: int) -> bool:
     """Return whether an HTTP server answers on this port."""
     try:
-        httpx.get(f"http://127.0.0.1:{port}/", timeout=5)
+        httpx.get(f"http://127.0.0.1:{port}/", timeout=PATIENCE_S)
     except httpx.HTTPError:
         return False
     return True

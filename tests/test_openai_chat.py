@@ -14,6 +14,7 @@ from fake_model import PIECES, RESULT, FakeModel
 from openai.types.chat import completion_create_params
 from starlette.testclient import TestClient
 from v2 import picture
+from waiting import PATIENCE_S
 
 from florence.answers.told import describe
 from florence.errors import EngineError, Overloaded
@@ -262,10 +263,10 @@ def test_a_picture_at_a_url_is_fetched_where_the_settings_allow_it(
     fetcher: Any = FakeFetcher()
     with chat_client(model, fetcher=fetcher) as http:
         client_of(http).chat.completions.create(**asked)
-    assert fetcher.asked == [(url, 5.0)]
+    assert fetcher.asked == [(url, PATIENCE_S)]
     (call,) = model.calls
     assert call.image == picture()
-    assert 0 < call.options["timeout_s"] <= 5.0
+    assert 0 < call.options["timeout_s"] <= PATIENCE_S
 
 
 def test_a_stream_is_the_answer_in_pieces(client: openai.OpenAI, model: FakeModel) -> None:

@@ -14,8 +14,8 @@ from weakref import ref
 
 import pytest
 from dispatching import MAX_QUEUE, Gauges, SlowPicture, ask, occupy
-from fake_runner import PATIENCE_S, Clock, FakeRunner
-from waiting import wait_until
+from fake_runner import Clock, FakeRunner
+from waiting import PATIENCE_S, wait_until
 
 from florence.answers.answer import Answer
 from florence.engine.observer import FinishReason

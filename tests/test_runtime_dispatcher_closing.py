@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from dispatching import Gauges, SlowPicture, ask, occupy
-from fake_runner import PATIENCE_S, Clock
-from waiting import wait_until
+from fake_runner import Clock
+from waiting import PATIENCE_S, wait_until
 
 from florence.answers.answer import Answer
 from florence.engine.observer import FinishReason

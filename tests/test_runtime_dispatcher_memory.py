@@ -9,8 +9,8 @@ from weakref import ref
 
 import pytest
 from dispatching import Gauges, SlowPicture, ask, input_size, occupy
-from fake_runner import PATIENCE_S, FakeRunner
-from waiting import wait_until
+from fake_runner import FakeRunner
+from waiting import PATIENCE_S, wait_until
 
 from florence import Florence2
 from florence.engine.config import EngineConfig

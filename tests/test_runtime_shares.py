@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from dispatching import SlowPicture, ask, input_size
-from fake_runner import PATIENCE_S, Clock, FakeRunner
+from fake_runner import Clock, FakeRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from florence import Florence2
 from florence.answers.answer import Answer

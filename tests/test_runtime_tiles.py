@@ -15,9 +15,9 @@ from weakref import ref
 
 import pytest
 from dispatching import Gauges, ask, input_size
-from fake_runner import PATIENCE_S, Clock, FakeRunner
+from fake_runner import Clock, FakeRunner
 from pictures import drawn
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 from florence import Florence2
 from florence.answers.answer import Answer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 
 import grpc
@@ -48,7 +47,7 @@ def test_an_unexpected_error_is_logged_and_not_sent(caplog: pytest.LogCaptureFix
 )
 def test_values_in_values_are_the_clients_mistake_at_every_door(client: TestClient, path: str) -> None:
     """JSON nested too deep, up to and past the stack's limit, is a 400 at every endpoint."""
-    for depth in (*range(64, 1100, 95), random.randrange(64, 2000)):
+    for depth in (*range(64, 1100, 95), 1987):
         deep = "[" * depth + "]" * depth
         body = f'{{"model": "florence2", "inputs": [], "ready": {deep}, "region": {deep}}}'
         reply = client.post(path, content=body)

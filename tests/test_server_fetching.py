@@ -10,6 +10,7 @@ import httpcore
 import pytest
 from clocked import run_clocked, skip
 from fake_web import BROKEN, HOST, PICTURE, PUBLIC, FakeWeb, answer, redirect
+from waiting import PATIENCE_S
 
 from florence.errors import (
     DeadlineExceeded,
@@ -28,7 +29,6 @@ from florence.server.keys import CALLER
 from florence.settings import Settings
 
 URL = f"https://{HOST}/a.png?signature=x"
-PATIENCE_S = 60.0
 
 
 def ask(web: FakeWeb, url: str = URL, **settings: Any) -> bytes:

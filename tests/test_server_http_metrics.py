@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Server
 from starlette.testclient import TestClient
+from waiting import PATIENCE_S
 
 from florence.server.observability.http_metrics import OTHER, HttpMetrics, in_order
 
@@ -77,7 +78,7 @@ def test_an_endpoint_is_known_by_its_path(client: TestClient) -> None:
     from florence.server.v2.inference import Inference
     from florence.settings import Settings
 
-    inference = Inference(5.0)
+    inference = Inference(PATIENCE_S)
     built = build_service(Settings(grpc_port=0), 0)
     apps = [
         Starlette(routes=about_routes(inference, 1000)),

@@ -12,6 +12,7 @@ from fake_model import FakeModel
 from fake_web import HOST, PICTURE, FakeWeb, answer
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
+from waiting import PATIENCE_S
 
 from florence.client import Client, ImageError, ImageUrl
 from florence.images.limits import DEFAULT_LIMITS
@@ -116,7 +117,7 @@ def test_a_host_that_fails_is_a_bad_gateway(client: TestClient, there: FakeWeb, 
 
 def test_it_is_off_unless_hosts_are_named(model: FakeModel) -> None:
     """Without named hosts a URL is refused, the setting is named, and the model is not asked."""
-    inference = Inference(timeout_s=5.0)
+    inference = Inference(PATIENCE_S)
     inference.model = model
     off = TestClient(Starlette(routes=[task_route(inference, fetcher_of(Settings()), DEFAULT_LIMITS)]))
     reply = off.post("/tasks/caption", json={"image_url": URL})

@@ -49,7 +49,7 @@ def keys() -> ApiKeys:
 @pytest.fixture
 def repository(model: FakeModel) -> ModelRepository:
     """A repository with a fake model."""
-    inference = Inference(5.0)
+    inference = Inference(PATIENCE_S)
     inference.model = model
     return ModelRepository([inference])
 

@@ -21,6 +21,7 @@ from fake_model import FakeModel
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Server
+from waiting import PATIENCE_S
 
 from florence.engine.observer import FinishReason, RequestReport
 from florence.errors import FlorenceError
@@ -69,8 +70,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_worker_has_the_room_of_its_metrics_from_the_start(fake_server: Server) -> None:
     """Each metrics file is allocated at start-up, without holes, so that a full disk can't end a worker
     later."""
-    assert httpx.post(f"{fake_server.url}/caption", json={}).status_code == 400
-    assert httpx.get(f"{fake_server.url}/metrics").status_code == 200
+    assert httpx.post(f"{fake_server.url}/caption", json={}, timeout=PATIENCE_S).status_code == 400
+    assert httpx.get(f"{fake_server.url}/metrics", timeout=PATIENCE_S).status_code == 200
     files = list(fake_server.log_path.parent.rglob("*_[0-9]*.db"))
     assert {file.stem.rpartition("_")[0] for file in files} <= SIZES.keys()
     assert files

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from v2 import INFER, request, roomy, send
+from waiting import PATIENCE_S
 
 from florence.server.http.routing import middleware_of
 from florence.server.v2.inference import Inference, ModelRepository
@@ -49,7 +50,7 @@ async def _other(request: Any) -> Response:
 @pytest.fixture
 def guarded(model: FakeModel) -> Starlette:
     """The service's middleware behind an authentication; routes outside /v2 are stand-ins."""
-    inference = Inference(5.0)
+    inference = Inference(PATIENCE_S)
     inference.model = model
     middleware = middleware_of(ModelRepository([inference]), 100_000, budget=roomy())
     routes = [Route("/{path:path}", _other, methods=["GET", "POST"])]
@@ -112,7 +113,7 @@ def test_bentomls_own_cors_reaches_every_door(model: FakeModel, method: str, pat
 
 def _with_origins(model: FakeModel, origins: str | None) -> Starlette:
     """The service's middleware with these CORS origins."""
-    inference = Inference(5.0)
+    inference = Inference(PATIENCE_S)
     inference.model = model
     middleware = middleware_of(ModelRepository([inference]), 100_000, origins=origins, budget=roomy())
     return Starlette(routes=[Route("/{path:path}", _other, methods=["GET", "POST"])], middleware=middleware)

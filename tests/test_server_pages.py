@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
 from v2 import roomy
+from waiting import PATIENCE_S
 
 from florence import Florence2
 from florence.server.http.held import PIECE
@@ -36,7 +37,7 @@ SERVED = sorted(
 
 def client_of(model: FakeModel | None, *, keys: str | None = None, playground: bool = True) -> TestClient:
     """A client of the service's middleware with its pages, and a stand-in for other routes."""
-    inference = Inference(5.0)
+    inference = Inference(PATIENCE_S)
     inference.model = model  # type: ignore[assignment]
     pages = Site(inference, public=keys is None, playground=playground)
     repository = ModelRepository([inference])

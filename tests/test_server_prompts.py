@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from tritonclient.grpc import service_pb2_grpc
 from v2 import request, send
+from waiting import PATIENCE_S
 
 from florence.errors import TaskError
 from florence.images.limits import DEFAULT_LIMITS
@@ -175,7 +176,7 @@ def test_mistakes_are_those_of_the_built_in_tasks(
 
 def test_before_a_model_is_loaded_a_task_comes_back_later() -> None:
     """Before the model is loaded, a task's path is a 503 with Retry-After."""
-    app = Starlette(routes=[task_route(Inference(timeout_s=1), fetcher_of(Settings()), DEFAULT_LIMITS)])
+    app = Starlette(routes=[task_route(Inference(PATIENCE_S), fetcher_of(Settings()), DEFAULT_LIMITS)])
     reply = send(app, "POST", "/tasks/caption", json={})
     assert reply.status_code == 503
     assert reply.headers["retry-after"]
@@ -200,7 +201,7 @@ def test_a_drawn_seed_is_in_the_answer(client: TestClient, served: FakeModel) ->
 
 def v2_app(model: FakeModel, *, any_prompt: bool = False) -> Starlette:
     """The v2 routes with this model."""
-    inference = Inference(timeout_s=5.0, any_prompt=any_prompt)
+    inference = Inference(PATIENCE_S, any_prompt=any_prompt)
     inference.model = model  # type: ignore[assignment]
     return V2App(ModelRepository([inference]), 10_000_000)
 

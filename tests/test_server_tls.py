@@ -13,12 +13,11 @@ import pytest
 from programs import program, self_signed
 from serving import ROOT, free_port, serving_fake
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from waiting import PATIENCE_S
 
 from florence.errors import SettingsError
 from florence.server.tls import Tls, tls_of
 from florence.settings import Settings
-
-PATIENCE_S = 60.0
 
 
 def test_none_or_both_files_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fake_model import FakeModel
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from v2 import send
+from waiting import PATIENCE_S
 
 from florence import Florence2, __version__
 from florence.engine.config import EngineConfig
@@ -27,7 +28,7 @@ from florence.types.options import GenerationParameters
 @pytest.fixture
 def about(model: FakeModel) -> Starlette:
     """The service's routes about itself, with a fake model."""
-    inference = Inference(timeout_s=5.0)
+    inference = Inference(PATIENCE_S)
     inference.model = model
     return Starlette(routes=about_routes(inference, 10_000_000))
 
@@ -35,7 +36,7 @@ def about(model: FakeModel) -> Starlette:
 def test_info_is_the_models_and_the_services(about: Starlette, model: FakeModel) -> None:
     """/info has each field of the model's info, and the service's version and limits."""
     reply = send(about, "GET", "/info")
-    own = {"version": __version__, "timeout_s": 5.0, "max_body_bytes": 10_000_000}
+    own = {"version": __version__, "timeout_s": PATIENCE_S, "max_body_bytes": 10_000_000}
     assert reply.status_code == 200
     assert reply.json() == {**model.info(), **own}
     assert set(reply.json()) == set(ServiceInfo.model_fields)
@@ -45,7 +46,7 @@ def test_the_document_has_the_name_that_is_served(model: FakeModel) -> None:
     """Paths, examples and schemas of v2 and of chats, and the rows that a request may have."""
     documents = []
     for served in (ServedModel(), ServedModel("plates", "2", 7)):
-        inference = Inference(5.0, served)
+        inference = Inference(PATIENCE_S, served)
         inference.model = model
         reply = send(Starlette(routes=about_routes(inference, 10_000)), "GET", "/docs.json")
         documents.append(reply.json())
@@ -76,7 +77,7 @@ def test_the_type_holds_all_that_the_library_says() -> None:
 
 def test_without_a_model_it_says_when_to_come_back() -> None:
     """Without a model /info is a 503 with Retry-After."""
-    reply = send(Starlette(routes=about_routes(Inference(timeout_s=5.0), 1)), "GET", "/info")
+    reply = send(Starlette(routes=about_routes(Inference(PATIENCE_S), 1)), "GET", "/info")
     assert reply.status_code == 503
     assert int(reply.headers["Retry-After"]) >= 1
     assert "not loaded" in reply.json()["error"]

@@ -20,12 +20,12 @@ import tritonclient.http as over_http
 import tritonclient.http.aio as over_http_aio
 from serving import ROOT, Server
 from tritonclient.utils import InferenceServerException
+from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
 PICTURE = (ROOT / "data" / "scene_02.png").read_bytes()
 GROUNDING = "<CAPTION_TO_PHRASE_GROUNDING>"
-PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")

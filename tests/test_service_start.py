@@ -69,10 +69,10 @@ def test_while_the_model_loads_probes_live_and_all_else_is_503_at_once(starting:
     once, also if their body never arrives."""
     server = starting.server
     for path in ("/livez", "/healthz", "/v2/health/live", "/metrics"):
-        assert requests.get(server.url + path, timeout=30).status_code == 200, path
+        assert requests.get(server.url + path, timeout=PATIENCE_S).status_code == 200, path
     doors = ["/readyz", "/v2/health/ready", "/v2", "/v2/models/florence2", "/info", "/unknown"]
     for path in doors:
-        reply = requests.get(server.url + path, timeout=30)
+        reply = requests.get(server.url + path, timeout=PATIENCE_S)
         assert (reply.status_code, reply.headers["Retry-After"]) == (503, "2"), path
         assert "not ready" in reply.json()["error"]
     for path in ("/caption", "/analyze", "/v2/models/florence2/infer"):
@@ -122,7 +122,10 @@ def test_a_killed_worker_is_replaced_at_once(server: Server) -> None:
     wait_until(lambda: server.log.count("ready: ") == 4)
     server.wait_ready()
     assert not {each.pid for each in before} & {each.pid for each in server.workers()}
-    assert requests.post(server.url + "/caption", files={"image": picture()}, timeout=30).status_code == 200
+    assert (
+        requests.post(server.url + "/caption", files={"image": picture()}, timeout=PATIENCE_S).status_code
+        == 200
+    )
     for worker in server.workers():
         (address,) = [each.ip for each in listening(worker) if each.port == server.grpc_port]
         assert address in ("127.0.0.1", "::ffff:127.0.0.1")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S
 
 from florence import Florence2
 from florence.errors import DeadlineExceeded, OptionError, TaskError
@@ -18,7 +19,6 @@ from florence.runtime.pipeline import TaskRequest
 from florence.runtime.streaming import TextStreamer
 from florence.types.options import RequestParameters
 
-PATIENCE_S = 60.0
 MOST = 24  # tokens
 
 

@@ -11,6 +11,7 @@ from fake_model import FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 from v2 import INFER, SERVED, parse_infer_request, picture, request, send
+from waiting import PATIENCE_S
 
 from florence.errors import FlorenceError, ProtocolError
 from florence.server.v2.http_app import V2App
@@ -154,7 +155,7 @@ def test_packed_answers_come_back(answers: list[dict[str, str]]) -> None:
 def test_raw_bytes_go_in_and_packed_answers_come_out() -> None:
     """Over HTTP a packed request, with its header in any letter case, gets a packed answer with header and
     type."""
-    model, app = FakeModel(), V2App(ModelRepository([Inference(timeout_s=5.0)]), 10_000_000)
+    model, app = FakeModel(), V2App(ModelRepository([Inference(PATIENCE_S)]), 10_000_000)
     app.state.repository.find("florence2").model = model
     outputs = [{"name": "PARSED_JSON", "parameters": {"binary_data": True}}]
     columns = {"INPUT_IMAGE": [picture()], "TASK_PROMPT": [b"<CAPTION>"]}

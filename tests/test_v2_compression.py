@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from v2 import INFER, request, send
+from waiting import PATIENCE_S
 
 from florence.errors import FlorenceError, ProtocolError, UnknownEncoding
 from florence.server.http.bodies import plain_body
@@ -29,7 +30,7 @@ BODY = json.dumps(request()).encode()
 @pytest.fixture
 def app() -> Iterator[Starlette]:
     """The v2 routes with a fake model."""
-    inference, model = Inference(timeout_s=5.0), FakeModel()
+    inference, model = Inference(PATIENCE_S), FakeModel()
     inference.model = model
     yield V2App(ModelRepository([inference]), MAX_BYTES)
     model.close()

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from v2 import PICTURE, SERVED, picture, send
+from waiting import PATIENCE_S
 
 from florence.errors import FlorenceError
 from florence.server.v2.infer_body import build_event, build_generate_answer, parse_generate_request
@@ -44,7 +45,7 @@ def test_texts_go_in_and_a_text_comes_out(app: Starlette, model: FakeModel) -> N
     (call,) = model.calls
     assert (call.image, call.options) == (
         picture(),
-        {"num_beams": 1, "pictures": "original", "timeout_s": 5.0},
+        {"num_beams": 1, "pictures": "original", "timeout_s": PATIENCE_S},
     )
 
 

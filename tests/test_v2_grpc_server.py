@@ -181,7 +181,7 @@ def test_a_call_that_its_client_ends_frees_its_place(model: FakeModel, ending: s
     model.held = True
 
     async def check(stub: Any, inference: Inference) -> None:
-        for timeout_s in (0.3, 1.0, 3.0) if ending == "deadline" else (None,):
+        for timeout_s in (0.3, 1.0, 4.0, 16.0, 64.0) if ending == "deadline" else (None,):
             call = stub.ModelInfer(caption(), timeout=timeout_s)
             if ending == "cancel":
                 await until(lambda: pending(inference))
@@ -215,7 +215,7 @@ def test_a_stop_answers_what_a_stream_has_sent_and_ends_it(model: FakeModel) -> 
     """A stop answers a stream's request and ends the stream; an idle stream does not delay it."""
 
     async def checked() -> None:
-        inference = Inference(timeout_s=PATIENCE_S)
+        inference = Inference(PATIENCE_S)
         inference.model = model
         server = GrpcServer(ModelRepository([inference]), 10_000_000, shared=False, budget=roomy())
         port = await server.start("127.0.0.1", 0)
@@ -267,7 +267,7 @@ def test_a_port_that_is_taken_is_a_settings_error(model: FakeModel) -> None:
     """The error for a port in use names the setting."""
 
     async def checked() -> None:
-        inference = Inference(timeout_s=5.0)
+        inference = Inference(PATIENCE_S)
         first = GrpcServer(ModelRepository([inference]), 1000, shared=False, budget=roomy())
         port = await first.start("127.0.0.1", 0)
         second = GrpcServer(ModelRepository([inference]), 1000, shared=False, budget=roomy())
@@ -282,7 +282,7 @@ def test_an_ipv6_address_is_taken_without_brackets() -> None:
     """An IPv6 address needs no brackets, as in the setting for HTTP."""
 
     async def start() -> int:
-        server = GrpcServer(ModelRepository([Inference(timeout_s=5.0)]), 1000, shared=False, budget=roomy())
+        server = GrpcServer(ModelRepository([Inference(PATIENCE_S)]), 1000, shared=False, budget=roomy())
         try:
             return await server.start("::1", 0)
         finally:

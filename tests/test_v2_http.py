@@ -11,6 +11,7 @@ import pytest
 from fake_model import FakeModel
 from starlette.applications import Starlette
 from v2 import INFER, PICTURE, picture, request, send
+from waiting import PATIENCE_S
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
 
@@ -67,7 +68,7 @@ def test_options_reach_the_model_and_foreign_parameters_do_not(app: Starlette, m
         "num_beams": 2,
         "max_new_tokens": 5,
         "early_stopping": False,
-        "timeout_s": 5.0,
+        "timeout_s": PATIENCE_S,
         "pictures": "original",
     }
 

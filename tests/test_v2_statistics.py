@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from v2 import INFER, PICTURE, failures, metrics, parse_infer_request, pending, request, send
-from waiting import until
+from waiting import PATIENCE_S, until
 
 from florence.errors import DeadlineExceeded, EngineError, Overloaded
 from florence.server.v2.inference import Inference
@@ -101,7 +101,7 @@ def test_what_is_refused_unread_changes_nothing(app: Starlette, body: bytes) -> 
 def test_a_client_that_leaves_is_counted_and_no_longer_pending(model: FakeModel) -> None:
     """A request is pending until its client leaves, and then counts as CANCELED."""
     model.held = True
-    inference = Inference(timeout_s=5.0)
+    inference = Inference(PATIENCE_S)
     inference.model = model
     infer = parse_infer_request(json.dumps(request()).encode())
 

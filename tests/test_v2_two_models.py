@@ -14,6 +14,7 @@ from grpc_calls import message
 from starlette.applications import Starlette
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from v2 import PICTURE, picture, request, roomy, send
+from waiting import PATIENCE_S
 
 from florence.server.v2.grpc_server import GrpcServer
 from florence.server.v2.http_app import V2App
@@ -35,7 +36,7 @@ def fakes() -> Iterator[dict[str, FakeModel]]:
 @pytest.fixture
 def repository(fakes: dict[str, FakeModel]) -> ModelRepository:
     """A repository of both models."""
-    inferences = [Inference(5.0, served) for served in MODELS]
+    inferences = [Inference(PATIENCE_S, served) for served in MODELS]
     for inference in inferences:
         inference.model = fakes[inference.served.name]
     return ModelRepository(inferences)
