@@ -114,7 +114,7 @@ def test_requests_expire_while_their_pictures_are_unread_or_being_read(
     for future in late:
         with pytest.raises(DeadlineExceeded, match="not read in the time"):
             future.result(PATIENCE_S)
-    assert left() is None
+    wait_until(lambda: left() is None)
     assert not patient[0].done()
     assert gauges.unread == 1
     slow.release.set()

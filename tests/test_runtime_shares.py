@@ -126,7 +126,9 @@ def test_a_report_says_the_whole_way(sharing: Dispatcher, picture: Path, reports
     """A report has the task, beams, tokens, picture size and times; an invalid request's report has only
     its end."""
     answer = ask(sharing, picture)[0].result(PATIENCE_S)
+    wait_until(lambda: len(reports.reports) == 1)
     ask(sharing, b"no picture")[0].exception(PATIENCE_S)
+    wait_until(lambda: len(reports.reports) == 2)
     ask(sharing, picture, "nonsense")[0].exception(PATIENCE_S)
     wait_until(lambda: len(reports.reports) == 3)
     good, unreadable, unknown = reports.reports

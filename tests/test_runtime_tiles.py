@@ -134,7 +134,7 @@ def test_tiles_that_find_no_room_are_refused_together(tiled: Dispatcher, runner:
         assert isinstance(first[0].result(PATIENCE_S), Answer)
         assert waiting.result(PATIENCE_S).tiles == 5
         assert cut(tiled, 6).result(PATIENCE_S).tiles == 6
-        assert not any(tiled.shares.waiting.values())
+        wait_until(lambda: not any(tiled.shares.waiting.values()))
 
 
 def test_a_cancelled_request_takes_all_its_tiles_out(
@@ -153,7 +153,7 @@ def test_a_cancelled_request_takes_all_its_tiles_out(
     finally:
         gc.enable()
     assert len(runner.order) == 1
-    assert not any(tiled.shares.waiting.values())
+    wait_until(lambda: not any(tiled.shares.waiting.values()))
     with pytest.raises(CancelledError):
         future.result()
 
@@ -185,7 +185,7 @@ def test_a_tile_that_fails_ends_the_request(
         wait_until(lambda: all(pixels() is None for pixels in reader.pixels))
     finally:
         gc.enable()
-    assert not any(tiled.shares.waiting.values())
+    wait_until(lambda: not any(tiled.shares.waiting.values()))
 
 
 def test_pixels_of_tiles_that_are_done_are_let_go(
