@@ -37,6 +37,7 @@ class Device(FakeRunner):
         return self.busy_until
 
     def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[None, None, int]:
+        assert self.gate.wait(PATIENCE_S)
         for number, seconds in enumerate(self.part_costs):
             done = self.work(seconds * len(sequences))
             waited, self.sent_until = (self.sent_until, done) if self.chunks_ahead else (done, done)
@@ -75,7 +76,9 @@ def test_no_step_waits_for_longer_than_the_encode_budget(parts: tuple[float, ...
     limits = config(max_batch_size=64, max_encode_batch=16, encode_budget_ms=BUDGET_S * 1000)
     engine = Engine(device, limits, clock=device.clock)
     generate(engine, request(0)).result(PATIENCE_S)  # the first encode warms up, as in a service
+    device.gate.clear()  # all requests come before the device goes on
     futures = [generate(engine, request(number)) for number in range(200)]
+    device.gate.set()
     for future in futures:
         future.result(PATIENCE_S)
     engine.close()

@@ -147,6 +147,7 @@ class Device(FakeRunner):
         self.steps_of: dict[SequenceState, int] = {}
 
     def encode_parts(self, sequences: Sequence[SequenceState]) -> Generator[Wait | None, None, int]:
+        assert self.gate.wait(PATIENCE_S)
         for number, share in enumerate((0.9, 0.1)):
             if number == 0 and sequences[0].request.prompt_ids[1] == 13:
                 raise RuntimeError("a kernel failed")
@@ -201,7 +202,10 @@ def test_no_step_waits_for_an_encode() -> None:
     device, told = Device(), Encodes()
     limits = config(max_batch_size=64, max_encode_batch=16, encode_budget_ms=500.0)
     running = Engine(device, limits, clock=device.clock, observer=told)
-    for future in [generate(running, request(number % 7)) for number in range(150)]:
+    device.gate.clear()  # all requests come before the device goes on
+    futures = [generate(running, request(number % 7)) for number in range(150)]
+    device.gate.set()
+    for future in futures:
         future.result(PATIENCE_S)
     running.close()
     assert len(device.gaps) > 50

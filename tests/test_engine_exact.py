@@ -261,18 +261,28 @@ def check_empty(engine: Engine, runner: Runner) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("budget", "most"), [(2, 1), (6, 4)])
-def test_each_answer_is_the_one_given_alone(runner: Runner, asks: list[Ask], budget: int, most: int) -> None:
+def test_each_answer_is_the_one_given_alone(
+    runner: Runner, asks: list[Ask], budget: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With random arrivals, requests, cancellations and deadlines, each answer equals the one given alone.
 
     Requests are encoded one by one with a step after each part, or together with a step after every two
     parts.
     """
-    clock = Ticks()
+    clock, came, prepare = Ticks(), threading.Event(), runner.prepare
+
+    def prepare_late(threads: int | None = None) -> None:
+        assert came.wait(PATIENCE_S)  # from then on, all events are in this thread: the same in each run
+        prepare(threads)
+
+    monkeypatch.setattr(runner, "prepare", prepare_late)
     crowds = []
     for seed in range(2):
         crowd = Crowd(random.Random(seed), deque(random.Random(seed).sample(asks, len(asks))), clock)
+        came.clear()
         crowd.engine = start(runner, sized(most, budget), crowd, clock)
         crowd.come()
+        came.set()
         wait_until(lambda crowd=crowd: crowd.is_over)
         crowd.engine.close()
         check_empty(crowd.engine, runner)
