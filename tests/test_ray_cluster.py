@@ -196,7 +196,7 @@ def test_runs_that_ended_early_are_finished_by_the_next(
     are kept too, and the last run asks for the rest. With --ordered each answer is there once, in the
     order of the pictures."""
     mark = uuid4().hex
-    names, out = pictures(tmp_path / "in", 24), tmp_path / "r.jsonl"
+    names, out = pictures(tmp_path / "in", 100), tmp_path / "r.jsonl"
     command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--ordered", "--concurrency", 1]
     with monkeypatch.context() as patch:
         patch.setenv(MARK, mark)
@@ -219,7 +219,7 @@ def test_runs_that_ended_early_are_finished_by_the_next(
 @pytest.mark.usefixtures("echoes")
 def test_parts_that_a_killed_driver_left_are_kept(nodes: Nodes, florence: Run, tmp_path: Path) -> None:
     """A killed driver's parts are kept, and the next run adds the rest; each answer is there once."""
-    names, out = pictures(tmp_path / "in", 24), tmp_path / "parts"
+    names, out = pictures(tmp_path / "in", 100), tmp_path / "parts"
     command = ["bulk", tmp_path / "in", "--task", "caption", "--out", out, "--no-progress", "--part-rows", 4]
     command += ["--concurrency", 2, "--ray", nodes.address]
     kill(start_until([*ECHO, 0.3, *command], out, 2))
@@ -240,8 +240,8 @@ def test_a_node_that_dies_takes_nothing_with_it(
 
     def lose() -> None:
         wait_until(lambda: out.exists() and len(rows_so_far(out)) >= 4, PATIENCE_S)
-        nodes.lose()
         left.append(len(names) - len(rows_so_far(out)))
+        nodes.lose()
 
     disaster = threading.Thread(target=lose)
     disaster.start()
