@@ -61,7 +61,7 @@ def http_sender(server: Server, path: str, body: bytes, content_type: str = "app
         port = int(server.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
         count = 0
-        while time.perf_counter() < end:
+        while not count or time.perf_counter() < end:
             writer.write(request)
             await writer.drain()
             reply = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -84,7 +84,7 @@ def grpc_sender(server: Server) -> Sender:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as channel:
             stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             count = 0
-            while time.perf_counter() < end:
+            while not count or time.perf_counter() < end:
                 await stub.ModelInfer(request)
                 count += 1
             return count

@@ -17,6 +17,7 @@ from unittest.mock import patch
 import huggingface_hub
 from hub_server import HubServer, Repository
 from huggingface_hub import constants
+from waiting import PATIENCE_S
 
 from florence.checkpoint.hub import resolve_checkpoint
 from florence.errors import CheckpointError
@@ -119,6 +120,7 @@ class Machine:
         """The environment of this machine's processes."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         own = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1"}
+        own |= dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), str(int(PATIENCE_S)))
         return {**clean, **own, **variables}
 
 
