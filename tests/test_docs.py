@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -128,6 +132,48 @@ def test_agrees_accepts_equal_outputs_only() -> None:
     shown = '{\n"text": "a", "score": 0.5, "timings": 1}'
     assert agrees('{"score": 0.501, "text": "a", "timings": 2}', shown)
     assert not agrees('{"score": 0.6, "text": "a", "timings": 1}', shown)
+
+
+def unrun(language: str) -> list[str]:
+    """The code of all blocks in this language that the tests do not run."""
+    return [
+        each.code
+        for name in NAMES
+        for each in blocks(ROOT / name)
+        if each.language == language and each.reason
+    ]
+
+
+def test_python_that_is_not_run_fits_the_package() -> None:
+    """In blocks that are not run, imported names exist, and calls of them fit their parameters."""
+    checked = 0
+    for code in unrun("python"):
+        tree, ours = ast.parse(code), dict[str, Any]()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("florence"):
+                ours |= {
+                    each.name: getattr(import_module(str(node.module)), each.name) for each in node.names
+                }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ours:
+                named = {each.arg: None for each in node.keywords if each.arg}
+                inspect.signature(ours[node.func.id]).bind_partial(*node.args, **named)
+                checked += 1
+    assert checked
+
+
+def test_commands_that_are_not_run_have_options_that_exist() -> None:
+    """In blocks that are not run, each option of `florence` is in the help of its command."""
+    checked = 0
+    for code in unrun("sh"):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for at, word in enumerate(words[:-1]):
+                if word == "florence" and (words[at + 1],) in COMMANDS:
+                    found = {each.partition("=")[0] for each in words[at:] if each.startswith("--")}
+                    assert found <= set(re.findall(r"--[\w-]+", printed_help((words[at + 1],)))), line
+                    checked += len(found)
+    assert checked > 10
 
 
 @EVERY_PAGE
