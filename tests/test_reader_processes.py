@@ -201,7 +201,7 @@ def test_pixels_lie_in_the_shared_memory_until_they_are_let_go(make: Callable[..
     view = read.pop(0)[2:5, ::2][1:]
     assert readers.memory.free == 4
     del view, read
-    assert readers.memory.free == 8
+    wait_until(lambda: readers.memory.free == 8)
 
 
 def test_pixels_of_more_requests_than_slots_are_copied(make: Callable[..., ProcessReaders]) -> None:
