@@ -32,7 +32,7 @@ def run_build(
 ) -> subprocess.CompletedProcess[str]:
     """Run `bentoml build` and return the finished process."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLORENCE_")}
-    variables = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true", "HF_HUB_OFFLINE": "1"}
+    variables = {"BENTOML_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [
             sys.executable,
@@ -62,5 +62,5 @@ def export(bento: Bento, folder: Path) -> None:
     """Export the Bento as a folder with its models, from which `bentoml containerize` builds an image."""
     program = "import bentoml, sys; bentoml.export_bento(sys.argv[1], sys.argv[2], output_format='folder')"
     tag = f"florence2:{bento.path.name}"
-    variables = {**os.environ, "BENTOML_HOME": str(bento.home), "BENTOML_DO_NOT_TRACK": "true"}
+    variables = {**os.environ, "BENTOML_HOME": str(bento.home)}
     subprocess.run([sys.executable, "-c", program, tag, str(folder)], env=variables, check=True, timeout=300)

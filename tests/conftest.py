@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Callable, Generator, Iterator
 from ctypes import CDLL
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,10 +55,15 @@ else:  # a GPU machine without the service's packages runs only the GPU tests
     collect_ignore = [path.name for path in _here.glob("test_*.py") if "test_gpu" not in path.name]
 
 
-def pytest_configure() -> None:
-    """Let child processes be interrupted, even where a shell started the tests in the background with SIGINT
-    ignored."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the outcome depend on nothing of the machine: not on a proxy, the user's home, the width of the
+    terminal, or a shell that started the tests in the background with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    home = TemporaryDirectory(prefix="florence-tests-")
+    config.add_cleanup(home.cleanup)
+    os.environ |= {"BENTOML_HOME": home.name, "BENTOML_DO_NOT_TRACK": "true", "COLUMNS": "80"}
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
 
 
 def seed_torch(config: pytest.Config) -> None:

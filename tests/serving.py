@@ -97,7 +97,6 @@ def serving(
         variables = {
             **inherited,
             "BENTOML_HOME": home,
-            "BENTOML_DO_NOT_TRACK": "true",
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "FLORENCE_GRPC_PORT": "0",

@@ -208,7 +208,7 @@ def test_serve_is_the_service_and_stops_when_told(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "XDG_CACHE_HOME": str(tmp_path),
-        "BENTOML_DO_NOT_TRACK": "true",
+        "BENTOML_HOME": "",
         "FLORENCE_GRPC_PORT": "0",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),

@@ -166,7 +166,6 @@ def test_an_installed_package_serves(environment: Environment) -> None:
         "FLORENCE_GRPC_PORT": "0",
         "OMP_NUM_THREADS": "1",
     }
-    variables["BENTOML_DO_NOT_TRACK"] = "true"
     variables.pop("PYTHONPATH", None)
     command = [str(environment.folder / "bin" / "florence"), "serve", "--model", "demo", "--port", str(port)]
     with log_path.open("wb") as log:
