@@ -105,23 +105,21 @@ def run_python(code: str, variables: dict[str, object], place: str) -> str:
 
 
 def agrees(printed: str, shown: str) -> bool:
-    """True if this was printed: numbers agree to the second digit, `...` matches anything, and JSON agrees
+    """True if this was printed: numbers differ by 0.01 at most, `...` matches anything, and JSON agrees
     except for times."""
     if shown.startswith("{\n"):
-        answers = [json.loads(rounded(text), parse_float=float) for text in (printed, shown)]
-        return all("timings" in answer for answer in answers) and len({timeless(a) for a in answers}) == 1
-    pattern = ".*".join(re.escape(rounded(part)) for part in shown.strip().split("..."))
-    return re.fullmatch(pattern, rounded(printed.strip()), re.DOTALL) is not None
-
-
-def timeless(answer: dict[str, object]) -> str:
-    """The answer as JSON without its times."""
-    return json.dumps({**answer, "timings": None}, sort_keys=True)
-
-
-def rounded(text: str) -> str:
-    """The text with its numbers rounded to two digits."""
-    return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}", text)
+        answers = [json.loads(text) for text in (printed, shown)]
+        if not all("timings" in answer for answer in answers):
+            return False
+        printed, shown = (json.dumps({**each, "timings": None}, sort_keys=True) for each in answers)
+    number, parts = r"(-?\d+\.\d+)", re.split(r"(-?\d+\.\d+|\.\.\.)", shown.strip())
+    pattern = "".join(
+        re.escape(part) if index % 2 == 0 else ".*" if part == "..." else number
+        for index, part in enumerate(parts)
+    )
+    found = re.fullmatch(pattern, printed.strip(), re.DOTALL)
+    numbers = [float(part) for part in parts[1::2] if part != "..."]
+    return found is not None and [*map(float, found.groups())] == pytest.approx(numbers, abs=0.01)
 
 
 def test_agrees_accepts_equal_outputs_only() -> None:
