@@ -25,7 +25,7 @@ from florence.engine.device.cuda.find_kernels import (
     load_kernels,
 )
 from florence.engine.device.memory import DeviceMemory
-from florence.model.attention import DENSE
+from florence.model.attention import DENSE_ON_GPU
 from florence.model.config import VisionConfig
 from florence.model.encoding import PLAIN, CompiledEncode
 
@@ -155,7 +155,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Backend, list
 def test_the_settings_choose(choose: Callable[..., tuple[Backend, list[str]]]) -> None:
     """`off` looks for no kernels; a compiled tower looks for none of encodes."""
     backend, asked = choose(cuda_kernels="off")
-    assert backend.attention is DENSE
+    assert backend.attention is DENSE_ON_GPU
     assert (backend.search, backend.encode, asked) == (advance, PLAIN, [])
     backend, asked = choose()
     assert backend.attention.grouped

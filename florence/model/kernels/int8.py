@@ -55,9 +55,8 @@ class Int8Weight:
         return activate(result if residual is None else result.add_(residual), activation)
 
 
-def can_quantize(device: torch.device) -> bool:
-    """Whether this PyTorch has the operators, and the device is a CPU of an architecture where they were
-    measured."""
+def can_quantize() -> bool:
+    """Whether this PyTorch has the operators, and the CPU an architecture where they were measured."""
     names = ("qlinear_prepack", "qlinear_pointwise")
     x86 = platform.machine() in ("x86_64", "AMD64")
-    return device.type == "cpu" and x86 and all(hasattr(torch.ops.onednn, name) for name in names)
+    return x86 and all(hasattr(torch.ops.onednn, name) for name in names)

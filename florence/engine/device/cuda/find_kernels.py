@@ -1,5 +1,5 @@
-"""Whether a device can use the Triton kernels: those of a decode step, and those of an encode. Imports them
-only where a device may be able to run them."""
+"""Whether a CUDA device can use the Triton kernels: those of a decode step, those of an encode, and those of
+linear layers. Imports them only where a device may be able to run them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from florence.model.attention import AttentionBackend
 from florence.model.config import VisionConfig
 from florence.model.encoding import EncodeBackend
 from florence.model.kernels import fp8
-from florence.model.kernels.fp8 import RowQuantizer
+from florence.model.kernels.fp8 import Fp8Products
 from florence.types.bounds import MAX_BEAMS
 
 log = logging.getLogger(__name__)
@@ -121,36 +121,31 @@ def load_encode_kernels() -> EncodeBackend:
     return CudaEncode()
 
 
-def find_quantizer(device: torch.device, cuda_kernels: KernelChoice = "auto") -> RowQuantizer:
-    """The function that quantises the input of products in fp8: the kernel, where it is allowed and agrees
-    with its definition, or else PyTorch's operations.
+def find_fp8(device: torch.device, cuda_kernels: KernelChoice = "auto") -> Fp8Products:
+    """Products in fp8. The kernel quantises their input, where it is allowed and agrees with its definition,
+    or else PyTorch's operations do.
 
     Raises `SettingsError` where the device's products in fp8 differ from their definition.
     """
-    quantize: RowQuantizer = fp8.quantize_rows
-    if device.type != "cuda":
-        return quantize
+    products = Fp8Products(multiply=fp8.multiply)
     if cuda_kernels == "auto" and _has_triton("products in fp8"):
         from florence.engine.device.cuda.kernels import QUANTIZE
 
         if _agree([QUANTIZE], device, torch.bfloat16, "products in fp8"):
-            quantize = load_quantizer()
+            products = load_fp8()
     try:
         with torch.cuda.device(device), torch.inference_mode():
-            fp8.check(device, quantize)
+            fp8.check(device, products)
     except Exception as error:
         raise SettingsError(
             f"this GPU can't multiply as dtype 'fp8' needs; choose another dtype: {error}"
         ) from error
-    return quantize
+    return products
 
 
-def find_low_rank(
-    device: torch.device, dtype: torch.dtype, cuda_kernels: KernelChoice = "auto"
-) -> LowRankKernels | None:
-    """The kernels for adapters beside the weights; None on other devices and where they are off, and with a
-    warning where they can't be used."""
-    if device.type != "cuda" or cuda_kernels == "off" or not _can_run(device, "adapters", []):
+def find_low_rank(device: torch.device, dtype: torch.dtype) -> LowRankKernels | None:
+    """The kernels for adapters beside the weights; None, and a warning, where they can't be used."""
+    if not _can_run(device, "adapters", []):
         return None
     from florence.engine.device.cuda.kernels import LOW_RANK_KERNELS
 
@@ -164,8 +159,8 @@ def load_low_rank() -> LowRankKernels:
     return LowRankKernels(low_rank.shrink, low_rank.expand)
 
 
-def load_quantizer() -> RowQuantizer:
-    """The kernel for rows of products in fp8, unchecked. Needs triton, and no GPU."""
+def load_fp8() -> Fp8Products:
+    """Products in fp8 whose rows the kernel quantises, unchecked. Needs triton, and no GPU."""
     from florence.model.kernels.cuda.quantize import quantize_rows
 
-    return quantize_rows
+    return Fp8Products(quantize_rows, fp8.multiply)
