@@ -15,8 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch'
 
 from florence import Florence2
 from florence.engine.device.backend import products_for
-from florence.engine.device.cuda import find_kernels as find_cuda_kernels
-from florence.engine.device.cuda.find_kernels import find_fp8
+from florence.engine.device.cuda.products import CudaProducts
 from florence.errors import SettingsError
 from florence.model.devices import pick_dtype
 from florence.model.florence2 import Florence2Model
@@ -193,10 +192,10 @@ def test_a_gpu_whose_products_differ_is_refused_at_the_start(monkeypatch: pytest
     def failing(*_: object) -> Tensor:
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(find_cuda_kernels.fp8, "check", failing)
+    monkeypatch.setattr(fp8, "check", failing)
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
     with pytest.raises(SettingsError, match="choose another dtype: no kernel image"):
-        find_fp8(GPU, "off")
+        CudaProducts(GPU, torch.bfloat16, "off").fp8()
 
 
 def test_the_library_loads_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:

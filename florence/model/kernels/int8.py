@@ -43,8 +43,8 @@ class Int8Weight:
     ) -> Tensor:
         """[..., in_features] -> [..., out_features] of the same dtype; sums are int32, scaled in float32."""
         rows = states.reshape(-1, states.shape[-1]).float()
-        least, most = rows.aminmax(dim=1, keepdim=True)
-        scales = torch.maximum(most, -least).clamp_min_(SMALLEST).div_(STEPS)  # [rows, 1]
+        lowest, highest = rows.aminmax(dim=1, keepdim=True)
+        scales = torch.maximum(highest, -lowest).clamp_min_(SMALLEST).div_(STEPS)  # [rows, 1]
         steps = torch.addcmul(self.rounding, rows, scales.reciprocal()).to(torch.uint8)
         sums: Tensor = torch.ops.onednn.qlinear_pointwise(
             steps, 1.0, ZERO, self.packed, self.scales, self.zeros,

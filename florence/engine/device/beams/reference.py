@@ -294,8 +294,8 @@ def warp_scores(scores: Tensor, options: GenerationOptions) -> Tensor:
     likeliest, then for the least likely ones that have at most 1 - `top_p` of the probability together."""
     scores = scores / options.temperature
     if options.top_k:
-        least = scores.topk(min(options.top_k, len(scores))).values[-1]
-        scores = scores.masked_fill(scores < least, -torch.inf)
+        lowest = scores.topk(min(options.top_k, len(scores))).values[-1]
+        scores = scores.masked_fill(scores < lowest, -torch.inf)
     if options.top_p < 1:
         ordered, tokens = scores.sort(stable=True)
         dropped = ordered.softmax(-1).cumsum(-1) <= 1 - options.top_p
