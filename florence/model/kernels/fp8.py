@@ -16,14 +16,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from florence.model.kernels.plain import activate
+from florence.model.kernels.plain import SMALLEST, activate
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest e4m3 number."""
-
-SMALLEST = 1e-12
-"""Lower bound of a row's largest value, so that a row of zeros stays zeros."""
 
 MULTIPLE = 16
 """On a GPU, a product's sizes must be multiples of this."""

@@ -13,16 +13,13 @@ import platform
 import torch
 from torch import Tensor
 
-from florence.model.kernels.plain import activate
+from florence.model.kernels.plain import SMALLEST, activate
 
 STEPS = 127
 """Quantisation steps from zero to the largest value of a row, or of an output's weights."""
 
 ZERO = 128
 """The zero point of the input's uint8 values."""
-
-SMALLEST = 1e-12
-"""Lower bound of a row's largest value, so that a row of zeros stays zeros."""
 
 
 class Int8Weight:

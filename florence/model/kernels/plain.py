@@ -11,6 +11,9 @@ from torch import Tensor
 Product = Callable[[Tensor, Tensor], Tensor]
 """`product_float32` or `product_unrounded`."""
 
+SMALLEST = 1e-12
+"""Lower bound of the largest value of a row that is quantised, so that a row of zeros stays zeros."""
+
 
 def activate(values: Tensor, name: str | None) -> Tensor:
     """`values` through "gelu", "gelu_new", "relu" or "silu", as checkpoints name them; unchanged for None."""
