@@ -1,7 +1,8 @@
 """All choices about steps, encodes and products that depend on the device: `Backend.for_device` makes them,
 and all other modules read them from the `Backend` that they are given.
 
-To support another device, write an `AttentionBackend` for it and return it from `for_device`.
+To support another device, write an `AttentionBackend` for it and return it from `for_device`; if its linear
+layers have kernels too, also a `ProductBackend`, for `products_for`.
 """
 
 from __future__ import annotations
