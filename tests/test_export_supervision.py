@@ -59,10 +59,10 @@ def test_nothing_found_is_an_empty_detections(nothing: Drawable) -> None:
 @pytest.mark.parametrize("name", PLACES)
 def test_supervision_draws_them(name: str) -> None:
     """supervision's annotators draw the detections."""
-    import supervision
+    found = answer(PLACES[name]).to_supervision(categories=Categories(first=0))
+    import supervision  # after florence, which keeps back what it says about OpenCV
 
     image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
-    found = answer(PLACES[name]).to_supervision(categories=Categories(first=0))
     annotators = [supervision.BoxAnnotator(), supervision.LabelAnnotator()]
     if name == "polygons":
         annotators.append(supervision.MaskAnnotator())
