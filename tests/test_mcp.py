@@ -132,7 +132,7 @@ def test_nothing_found_is_said(ask: FakeAsk) -> None:
         ("describe", {"base64": "!!"}, "not valid base64"),
         ("describe", {"base64": ""}, "empty"),
         ("describe", {"detail": "poem"}, "detail: "),
-        ("find", {"colour": "red"}, "unknown argument 'colour'; there are path, base64"),
+        ("find", {"colour": "red"}, "unknown argument 'colour'; the arguments are path, base64"),
         ("find", {"each_phrase": True}, "needs a sentence"),
         ("find", {"tiles": "many"}, "tiles must be off, auto or a grid"),
         ("find", {"min_score": 7}, "min_score"),

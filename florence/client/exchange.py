@@ -41,6 +41,7 @@ from florence.errors import (
 )
 from florence.types.analysis import Analysis
 from florence.types.answer import TaskAnswer, answer_type
+from florence.types.invalid import reason_of
 from florence.types.options import RequestKeywords
 from florence.types.regions import Region
 from florence.types.results import Result
@@ -190,10 +191,9 @@ def read_outcome(outcome: AttemptOutcome, answer: type[AnswerT], timeout_s: floa
         try:
             return answer.model_validate_json(outcome.content)
         except ValidationError as error:
-            detail = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in detail["loc"]) or "the whole body"
+            reason = reason_of(dict(error.errors()[0]), whole="the whole body")
             raise UnexpectedReply(
-                f"{outcome.url} answered 200 without an answer to this request: {place}: {detail['msg']}; "
+                f"{outcome.url} answered 200 without an answer to this request: {reason}; "
                 f"it begins {quote(outcome.text, _LONGEST_QUOTE)}",
                 outcome.status_code,
             ) from None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from florence.errors import quote
+from florence.types.invalid import message_of
 
 PREFIX = "FLORENCE_"
 CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
@@ -40,8 +41,7 @@ def explain(detail: Mapping[str, Any], known: Iterable[str]) -> str:
     name = str(detail["loc"][0]) if detail["loc"] else ""
     if detail["type"] == "extra_forbidden":
         return suggest(name, known)
-    message = _KINDS.get(detail["type"]) or str(detail["msg"])
-    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    message = _KINDS.get(detail["type"]) or message_of(detail).removeprefix("input should be ")
     return f"{PREFIX}{name.upper()}: {message}, got {quote(detail['input'])}"
 
 

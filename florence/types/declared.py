@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from florence.errors import SettingsError, quote
 from florence.types.bounds import MAX_NGRAM
+from florence.types.invalid import reason_of
 from florence.types.regions import LOCATIONS_EXAMPLE
 from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task
 
@@ -104,24 +105,14 @@ def declare(rows: Iterable[TaskRow]) -> list[Task]:
 
 
 def _read_row(row: object) -> Task:
+    if not isinstance(row, Mapping):
+        raise SettingsError(f"a row is an object with token, name and more, got {quote(row)}")
     try:
         return DeclaredTask.model_validate(row).task()
     except ValidationError as error:
-        named = f"{quote(row['token'])}: " if isinstance(row, Mapping) and row.get("token") else ""
-        raise SettingsError(
-            named + ", ".join(_explain(dict(detail)) for detail in error.errors(include_url=False))
-        ) from None
-
-
-def _explain(detail: dict[str, Any]) -> str:
-    name, message = str(detail["loc"][0]) if detail["loc"] else "the row", detail["msg"]
-    if detail["type"] == "extra_forbidden":
-        return f"unknown field {name[:60]!r}; the fields are {', '.join(DeclaredTask.model_fields)}"
-    if detail["type"] == "missing":
-        return f"{name} is missing"
-    if not detail["loc"]:
-        return f"a row is an object with token, name and more, got {quote(detail['input'])}"
-    return f"{name}: {message[0].lower()}{message[1:]}, got {quote(detail['input'])}"
+        named = f"{quote(row['token'])}: " if row.get("token") else ""
+        reasons = (reason_of(dict(detail), DeclaredTask.model_fields) for detail in error.errors())
+        raise SettingsError(named + ", ".join(reasons)) from None
 
 
 def _plain(*tokens: str, kind: Kind = Kind.TEXT) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from florence.types.bounds import (
     MIN_FACTOR,
 )
 from florence.types.filters import ItemFilter
+from florence.types.invalid import reason_of
 from florence.types.pictures import PictureOptions, Pictures
 from florence.types.tiling import TileOptions
 
@@ -210,9 +211,9 @@ def explain_option(detail: Mapping[str, Any]) -> str:
     """A pydantic error of `RequestParameters` as a message that says what to change."""
     if not detail["loc"]:
         return str(detail["ctx"]["error"])
-    name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
-        return f"unknown option {name[:60]!r}; the options are {', '.join(RequestParameters.model_fields)}"
+        return reason_of(detail, RequestParameters.model_fields, "option")
+    name = str(detail["loc"][0])
     return f"{name} must be {allowed_values(name)}, got {quote(detail['input'])}"
 
 

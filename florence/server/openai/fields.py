@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from florence.errors import FieldError, OptionError, quote
+from florence.types.invalid import unknown_name
 from florence.types.options import OF_SAMPLING, RequestParameters, read_request_parameters
 from florence.types.tasks import Kind
 
@@ -72,9 +73,8 @@ def read_options(body: Mapping[str, Any]) -> RequestParameters:
         elif name in RequestParameters.model_fields:
             options[name] = value
         else:
-            allowed = ", ".join(("model", "messages", "stream", "answer_as", *LENGTHS))
-            own = ", ".join(RequestParameters.model_fields)
-            raise FieldError(name[:60], f"unknown field {name[:60]!r}; the fields are {allowed}, {own}")
+            known = ("model", "messages", "stream", "answer_as", *LENGTHS, *RequestParameters.model_fields)
+            raise FieldError(name[:60], unknown_name("field", name, known))
     try:
         return read_request_parameters(_with_sampling(options))
     except OptionError as error:
