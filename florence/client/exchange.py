@@ -42,7 +42,7 @@ from florence.errors import (
 from florence.types.analysis import Analysis
 from florence.types.answer import TaskAnswer, answer_type
 from florence.types.invalid import reason_of
-from florence.types.options import RequestKeywords
+from florence.types.options import RequestKeywords, check_timeout
 from florence.types.regions import Region
 from florence.types.results import Result
 from florence.types.tasks import TASKS, TASKS_PATH, AnswerAs, Input, Kind, Task, TaskSpec, task_pairs
@@ -156,8 +156,7 @@ def _call(
     given |= {name: value for name, value in options.items() if name != "timeout_s"}
     fields = {name: _field(name, value) for name, value in given.items() if value is not None}
     timeout_s = options.get("timeout_s")
-    if timeout_s is not None and not 0 < timeout_s < math.inf:
-        raise RequestError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
+    check_timeout(timeout_s)
     sent = picture if isinstance(picture, ImageUrl) else picture_bytes(picture)
     return ServiceCall(path, sent, fields, answer, timeout_s)
 

@@ -22,7 +22,7 @@ from PIL import AvifImagePlugin, Image
 
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.decode import as_picture, encoded, inspect
-from florence.images.isolated import limit
+from florence.images.isolated import limit, limit_memory
 from florence.images.limits import ImageLimits
 from florence.images.pdf import render_page
 from florence.images.preprocess import memory_to_read, read_tiles
@@ -103,9 +103,7 @@ class _SlotWriter:
         return sha256(pixels).digest()
 
     def _limit_memory(self, more: int) -> None:
-        """Limit private memory to `more` bytes, and the slack, above what is used now."""
-        pages = int(Path("/proc/self/statm").read_text().split()[5])  # private, writable: what is limited
-        limit(data=pages * mmap.PAGESIZE + more + self._job.costs.slack_bytes)
+        limit_memory(more + self._job.costs.slack_bytes)
 
 
 def _receive(count: int) -> bytearray:

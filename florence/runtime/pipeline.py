@@ -23,7 +23,7 @@ from florence.runtime.gathering import OnTile
 from florence.runtime.streaming import OnText
 from florence.types.declared import DeclaredTask
 from florence.types.filters import ItemFilter
-from florence.types.options import GenerationParameters, RequestParameters
+from florence.types.options import GenerationParameters, RequestParameters, check_timeout
 from florence.types.regions import region_text
 from florence.types.tasks import Input, Task, TaskTable
 from florence.types.tiling import TileOptions
@@ -118,8 +118,7 @@ class Pipeline:
         """All checks that need no picture. Raises `TaskError` and `OptionError`."""
         if request.text is not None and request.region is not None:
             raise TaskError("both text and region are given; a task takes one of them")
-        if request.timeout_s is not None and not 0 < request.timeout_s < float("inf"):
-            raise OptionError(f"timeout_s must be a number of seconds above 0, got {request.timeout_s!r}")
+        check_timeout(request.timeout_s)
         task = self.tasks.resolve(request.task)
         options = self.options(request.parameters, task)
         given = request.text if request.region is None else request.region

@@ -25,7 +25,8 @@ from florence.engine.config import EncodeStreamChoice, EngineConfig, KernelChoic
 from florence.errors import SettingsError
 from florence.images.limits import ImageLimits
 from florence.images.tiles import MAX_TILES
-from florence.settings.names import PREFIX, explain
+from florence.settings.names import explain
+from florence.types.environment import PREFIX
 from florence.types.pictures import Pictures
 from florence.types.precision import Precision
 

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from florence.errors import quote
+from florence.types.environment import CLIENT_KEY, PREFIX
 from florence.types.invalid import message_of
-
-PREFIX = "FLORENCE_"
-CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
 
 # Kubernetes puts the address of a Service called `florence` into each pod's environment under these names.
 _KUBERNETES = re.compile(r"FLORENCE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")

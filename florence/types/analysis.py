@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from florence.errors import TaskError
 from florence.types.answer import TaskAnswer
 from florence.types.options import MAX_TEXT_CHARS
+from florence.types.regions import REGION_FORMS
 from florence.types.results import Result, Text
 
 MAX_TASKS = 64
@@ -37,9 +38,7 @@ class AnalysisTask(BaseModel):
         default=None, max_length=MAX_TEXT_CHARS, description="For a task that takes a text."
     )
     region: SentRegion | None = Field(
-        default=None,
-        description="For a task that takes a region: x1, y1, x2, y2 in pixels of the picture after EXIF "
-        "rotation, or as text <loc_x1><loc_y1><loc_x2><loc_y2> in thousandths of it.",
+        default=None, description=f"For a task that takes a region: {REGION_FORMS}"
     )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from functools import cache
@@ -193,6 +194,12 @@ class RequestParameters(AdapterOption, ItemFilter, TileOptions, PictureOptions, 
         extra="forbid",
         json_schema_extra={"examples": [{"num_beams": 3, "max_new_tokens": 1024, "min_score": 0.5}]},
     )
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """Raise `OptionError` unless a request's time limit is None, for none, or finite seconds above 0."""
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise OptionError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
 
 
 def read_request_parameters(options: Mapping[str, object]) -> RequestParameters:

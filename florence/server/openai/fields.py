@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from florence.errors import FieldError, OptionError, quote
+from florence.errors import FieldError, OptionError, TaskError, quote
 from florence.types.invalid import unknown_name
 from florence.types.options import OF_SAMPLING, RequestParameters, read_request_parameters
-from florence.types.tasks import Kind
+from florence.types.tasks import Kind, read_kind
 
 UNSUPPORTED: Final = "unsupported_parameter"
 READ: Final = ("model", "messages", "stream", "stream_options", "answer_as")
@@ -89,9 +89,10 @@ def read_answer_as(body: Mapping[str, Any]) -> Kind | None:
     wanted = body.get("answer_as")
     if wanted is None:
         return None
-    if wanted not in list(Kind):
-        raise FieldError("answer_as", f"answer_as must be one of {', '.join(Kind)}, got {quote(wanted)}")
-    return Kind(wanted)
+    try:
+        return read_kind(wanted)
+    except TaskError as error:
+        raise FieldError("answer_as", str(error)) from None
 
 
 def read_flag(fields: Mapping[str, Any], name: str, inside: str = "") -> bool:
