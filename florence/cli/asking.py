@@ -188,8 +188,9 @@ def load_model(arguments: argparse.Namespace) -> Florence2:
     from florence import Florence2  # torch comes with it
 
     settings = model_settings(arguments)
-    device = settings.device.partition(",")[0]  # a list names a device for each worker of a service
-    return Florence2.from_settings(settings, device, pdf_dpi=getattr(arguments, "dpi", PDF_DPI))
+    return Florence2.from_settings(
+        settings, settings.first_device, pdf_dpi=getattr(arguments, "dpi", PDF_DPI)
+    )
 
 
 def model_settings(arguments: argparse.Namespace) -> Settings:

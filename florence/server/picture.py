@@ -32,7 +32,8 @@ _NOT_AS_IMAGE = (
 )
 _REPR = re.compile(r"b['\"]")
 _FOREIGN = re.compile(rb"[^A-Za-z0-9+/=_-]")
-_PIECE = 2**20
+PIECE = 2**20
+"""Bytes that are copied at a time, so that no copy holds the interpreter's lock for long."""
 
 Base64Text = str | bytes | bytearray | memoryview | LongString
 """Base64, as it comes from JSON or in a tensor."""
@@ -89,8 +90,8 @@ def _pieces(text: Base64Text) -> Iterator[str]:
     if isinstance(text, LongString):
         yield from text.pieces()
         return
-    for start in range(0, len(text), _PIECE):
-        piece = text[start : start + _PIECE]
+    for start in range(0, len(text), PIECE):
+        piece = text[start : start + PIECE]
         yield piece if isinstance(piece, str) else str(piece, "latin-1")
 
 
@@ -113,7 +114,7 @@ def _reason(first: str, encoded: bytearray) -> str:
             "whole text, with its padding"
         )
     try:
-        binascii.a2b_base64(encoded[:_PIECE], strict_mode=True)
+        binascii.a2b_base64(encoded[:PIECE], strict_mode=True)
     except binascii.Error as error:
         return str(error)
     return "it holds padding (=) before its end"
@@ -130,7 +131,7 @@ def decode_picture(data: bytes | memoryview) -> bytes:
     try:
         return decode_base64(data)
     except ImageError:
-        if bytes(data[:_PIECE]).isascii():
+        if bytes(data[:PIECE]).isascii():
             raise
         raise ImageError(
             f"the picture is neither base64 nor a file in {FORMATS} "

@@ -23,9 +23,8 @@ from typing import Final
 
 import bentoml
 
+from florence.server.log import logger
 from florence.server.observability.metric_files import DIRECTORY
-
-logger = logging.getLogger("florence.service")
 
 FAILED: Final = signal.SIGUSR1
 """The signal from a worker to its supervisor when it can't start: other workers could not either."""

@@ -291,6 +291,11 @@ class Settings(BaseSettings):
         values = ((name, getattr(self, name)) for name in names)
         return ", ".join(f"{PREFIX}{name.upper()}={value}" for name, value in values if value)[:300]
 
+    @property
+    def first_device(self) -> str:
+        """The device of a program that loads one model: the first of a list."""
+        return self.device.partition(",")[0]
+
     def devices(self, gpus: int) -> list[str]:
         """The device of each worker, on a machine with `gpus` GPUs. Raises SettingsError if one does not
         exist."""

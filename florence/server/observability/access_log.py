@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from florence.server.observability.json_log import ACCESS, FIELDS
+from florence.server.log import logger
+from florence.server.observability.json_log import ACCESS, FIELDS, UVICORN
 
-LOGGERS: Final = (ACCESS, "florence.service", "uvicorn.error")
+LOGGERS: Final = (ACCESS, logger.name, UVICORN)
 """Loggers whose lines hold paths, tasks or reasons from requests."""
 MUTED: Final = (
     "opentelemetry.baggage.propagation",

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from florence.server.json_schemas import (
     EVENT_STREAM,
-    JSON,
     Responses,
     closed_object,
     json_body,
@@ -23,6 +22,7 @@ from florence.server.openai.app import CHAT_PATH, MODEL_PATH, MODELS_PATH
 from florence.server.openai.errors import error_body
 from florence.server.openai.fields import IGNORED, LENGTHS, WITHOUT_EFFECT
 from florence.server.openai.replies import completion, model_object
+from florence.server.replies import JSON
 from florence.types.answer import TaskAnswer
 from florence.types.options import MAX_TEXT_CHARS, RequestParameters
 from florence.types.results import Result

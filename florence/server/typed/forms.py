@@ -15,6 +15,7 @@ from florence.errors import ProtocolError, RequestError, TooMuchStructure
 from florence.images.headers import FIRST_BYTES, is_picture
 from florence.server.http.bodies import read_body
 from florence.server.long_strings import MAX_QUOTED, Document, short_strings
+from florence.server.picture import PIECE
 from florence.server.replies import off_loop
 
 MULTIPART: Final = "multipart/form-data"
@@ -23,7 +24,6 @@ PICTURE: Final = "image/*"
 _PLAIN: Final = ("text", "prompt")  # never JSON
 _MAX_PARTS: Final = 32
 _MAX_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is not a file: it is decoded in one go
-_PIECE: Final = 2**20
 _BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 
 
@@ -96,11 +96,11 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
 
 def _read_upload(file: BinaryIO) -> bytes | bytearray:
     """A file's bytes; a large one in pieces, none of which holds the interpreter's lock for long."""
-    data = file.read(_PIECE)
-    if len(data) < _PIECE:
+    data = file.read(PIECE)
+    if len(data) < PIECE:
         return data
     whole = bytearray(data)
-    while data := file.read(_PIECE):
+    while data := file.read(PIECE):
         whole += data
     return whole
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
-from florence.server.json_schemas import EVENT_STREAM, JSON, Responses, json_body, object_of, reference
+from florence.server.json_schemas import EVENT_STREAM, Responses, json_body, object_of, reference
+from florence.server.replies import JSON
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
 from florence.server.v2.model import INPUTS, OUTPUT, REQUIRED_INPUTS, ServedModel
