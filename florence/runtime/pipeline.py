@@ -20,7 +20,7 @@ from florence.model.config import GenerationDefaults
 from florence.readers.picture import ReadPicture
 from florence.runtime.adapters import Adapters
 from florence.runtime.gathering import OnTile
-from florence.runtime.streaming import OnText
+from florence.runtime.streaming import OnText, check_streamed
 from florence.types.declared import DeclaredTask
 from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters, RequestParameters, check_timeout
@@ -124,9 +124,9 @@ class Pipeline:
         given = request.text if request.region is None else request.region
         self.tasks.check_input(task, given)
         if request.on_text is not None:
-            _check_streamed(task, options)
+            check_streamed(task, options.num_beams, tiled=request.parameters.tiled)
         if request.parameters.tiled:
-            self._check_tiled(task, request.parameters, streamed=request.on_text is not None)
+            self._check_tiled(task, request.parameters)
         adapter = self.adapters.find(request.parameters.adapter, task)
         return CheckedTask(task, given, options, request.parameters, adapter)
 
@@ -186,25 +186,13 @@ class Pipeline:
         asked = parameters.with_seed().model_dump(include=set(names), exclude_none=True)
         return GenerationOptions(**{**own, **asked, **tokens})
 
-    def _check_tiled(self, task: Task, asked: TileOptions, *, streamed: bool) -> None:
+    def _check_tiled(self, task: Task, asked: TileOptions) -> None:
         if not task.in_tiles:
             able = ", ".join(each.token for each in self.tasks.values() if each.in_tiles)
             raise TaskError(f"{task.token} can't be asked in tiles; leave tiles out, or ask one of {able}")
-        if streamed:
-            raise OptionError("an answer of tiles is merged when all are done, so it can't be streamed")
         columns, rows = asked.grid or (1, 1)
         if columns * rows > self.max_tiles:
             raise OptionError(
                 f"tiles={asked.tiles} are {columns * rows} tiles; up to {self.max_tiles} are allowed "
                 "(FLORENCE_MAX_TILES)"
             )
-
-
-def _check_streamed(task: Task, options: GenerationOptions) -> None:
-    if not task.kind.is_text:
-        raise TaskError(f"{task.token} does not answer in text, so there is nothing to stream")
-    if options.num_beams != 1:
-        raise OptionError(
-            f"a stream needs num_beams=1, this request has {options.num_beams}: beams compete until the last "
-            "token, so no part of the answer is final before all of it is"
-        )

@@ -97,10 +97,10 @@ def _tells_an_answer(record: logging.LogRecord) -> bool:
 def guard_log() -> None:
     """Add both filters to `LOGGERS`; the loggers in `MUTED` write errors only."""
     for name in LOGGERS:
-        logger = logging.getLogger(name)
+        target = logging.getLogger(name)
         for made in (FewAlike, EscapeControls):
-            if not any(isinstance(each, made) for each in logger.filters):
-                logger.addFilter(made())
+            if not any(isinstance(each, made) for each in target.filters):
+                target.addFilter(made())
     for name in MUTED:
         logging.getLogger(name).setLevel(logging.ERROR)
 
