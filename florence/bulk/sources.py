@@ -21,13 +21,10 @@ from florence.bulk.manifests import Manifest, is_manifest
 from florence.bulk.question import FindTask, PictureQuestion
 from florence.bulk.remote import is_folder, is_there, list_files, open_file, reader_of
 from florence.errors import RequestError
-from florence.images.headers import is_picture
+from florence.images.headers import SUFFIXES, is_picture
 from florence.images.pdf import is_pdf
 from florence.types.tasks import TASKS
 
-PICTURE_SUFFIXES: Final = (
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
-)  # fmt: skip
 APPLE_DOUBLE: Final = b"\0\x05\x16\x07"
 """The first bytes of AppleDouble files, which macOS writes beside files on foreign disks, named ._ and the
 file's name."""
@@ -134,7 +131,7 @@ class Sources:
             return
         for each in list_files(url, recursive=self.recursive):
             suffix = Path(each).suffix.lower()
-            wanted = (*PICTURE_SUFFIXES, *([".pdf"] if self.pages else []))
+            wanted = (*SUFFIXES, *([".pdf"] if self.pages else []))
             if suffix in wanted:
                 yield self._object(each)
             elif not folder and (is_archive(each) or is_manifest(each) or suffix == ".txt"):
@@ -178,7 +175,7 @@ class Sources:
         if first is None:
             return True
         document = is_pdf(first)
-        named = suffix in PICTURE_SUFFIXES and not first.startswith(APPLE_DOUBLE)
+        named = suffix in SUFFIXES and not first.startswith(APPLE_DOUBLE)
         wanted = self.pages is not None if document else named or is_picture(first)
         if not wanted:
             self._pass_over(suffix, document=document)

@@ -26,7 +26,7 @@ from florence.cli.telling import tell_lines
 from florence.client import Client
 from florence.errors import FlorenceError, TaskError, quote
 from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
-from florence.types.declared import ways_out
+from florence.types.declared import find_declared
 from florence.types.options import RequestParameters, read_request_parameters
 from florence.types.tasks import TASKS, Input, Kind, Task, prompt_task
 
@@ -125,10 +125,7 @@ def find_task(arguments: argparse.Namespace) -> Task:
     if known := TASKS.match(arguments.task):
         return known
     tasks = TASKS.extended(_own_tasks(arguments))
-    try:
-        return tasks.read(arguments.task)
-    except TaskError as error:
-        raise TaskError(f"{error}{ways_out(arguments.task, 'ask it with --prompt')}") from None
+    return tasks.match(arguments.task) or find_declared(tasks, arguments.task, "ask it with --prompt")
 
 
 def _own_tasks(arguments: argparse.Namespace) -> list[Task]:

@@ -42,7 +42,7 @@ from florence.errors import (
 from florence.types.analysis import Analysis
 from florence.types.answer import TaskAnswer, answer_type
 from florence.types.invalid import reason_of
-from florence.types.options import RequestKeywords, check_timeout
+from florence.types.options import TEXT_FIELDS, RequestKeywords, check_timeout
 from florence.types.regions import Region
 from florence.types.results import Result
 from florence.types.tasks import TASKS, TASKS_PATH, AnswerAs, Input, Kind, Task, TaskSpec, task_pairs
@@ -280,7 +280,7 @@ def _plain_region(region: Region | None) -> list[float] | str | None:
 def _field(name: str, value: object) -> str:
     """A form's field: text as it is, all else as JSON. Raises RequestError for what has no such form."""
     try:
-        if name in ("text", "prompt"):
+        if name in TEXT_FIELDS:
             if not isinstance(value, str):
                 raise TypeError(f"expected a str, got {value!r}")
             value.encode()  # half of a surrogate pair has no bytes

@@ -25,6 +25,9 @@ from florence.images.heif import read_heif
 from florence.images.tiff import exif_orientation, read_tiff
 
 FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
+SUFFIXES: Final = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
 FIRST_BYTES: Final = 16
 """How many bytes are enough to recognise the format."""
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.

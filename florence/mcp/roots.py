@@ -14,8 +14,8 @@ from typing import Final
 from urllib.parse import quote as percent_encoded
 from urllib.parse import unquote, urlsplit
 
-from florence.bulk.sources import PICTURE_SUFFIXES
 from florence.errors import ImageError, ImageTooLarge, SettingsError, quote
+from florence.images.headers import SUFFIXES
 from florence.images.limits import DEFAULT_LIMITS
 
 SCHEME: Final = "picture"
@@ -100,5 +100,5 @@ def _pictures(folder: Path) -> Iterator[Path]:
         if seen > _MAX_SEEN:
             return
         for name in sorted(files):
-            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield Path(place, name)

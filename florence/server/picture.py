@@ -18,13 +18,12 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from florence.errors import ImageError, ProtocolError
-from florence.images.headers import FORMATS
+from florence.images.headers import FIRST_BYTES, FORMATS, SUFFIXES, is_picture
 from florence.server.long_strings import LongString
 
 _WHITE_SPACE = b" \t\r\n"
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
-_FIRST_BYTES = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|....ftyp", re.DOTALL)
-_PATH = re.compile(r"[^\r\n]{0,250}\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|hei[cf])", re.IGNORECASE)
+_PATH = re.compile(rf"[^\r\n]{{0,250}}({'|'.join(map(re.escape, SUFFIXES))})", re.IGNORECASE)
 _URL = re.compile(r"(https?|ftp|file|s3|gs)://|blob:", re.IGNORECASE)
 _NOT_AS_IMAGE = (
     "what is sent as image is the picture itself and is not fetched from a URL; send an http or https URL as "
@@ -126,7 +125,7 @@ def decode_picture(data: bytes | memoryview) -> bytes:
     The first bytes distinguish the two: base64 text that begins like a picture's file decodes to no picture.
     Raises ImageError as `decode_base64`.
     """
-    if _FIRST_BYTES.match(data):
+    if is_picture(bytes(data[:FIRST_BYTES])):
         return cast("bytes", data)  # a memoryview will do: copying takes long
     try:
         return decode_base64(data)

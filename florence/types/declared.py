@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from florence.errors import SettingsError, quote
+from florence.errors import SettingsError, TaskError, quote
 from florence.types.bounds import MAX_NGRAM
 from florence.types.invalid import reason_of
 from florence.types.regions import LOCATIONS_EXAMPLE
-from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task
+from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task, TaskTable
 
 TASKS_FILE: Final = "florence_tasks.json"
 """The file's name in a checkpoint's directory."""
@@ -48,10 +48,7 @@ class DeclaredTask(BaseModel):
     input: Input = Field(default=Input.NONE, description="Its input besides the picture.")
     kind: Kind = Field(default=Kind.TEXT, description="The kind of its result.")
     no_repeat_ngram_size: int | None = Field(
-        default=0,
-        ge=0,
-        le=MAX_NGRAM,
-        description="For requests without one; null: the checkpoint's.",
+        default=0, ge=0, le=MAX_NGRAM, description="For requests without one; null: the checkpoint's."
     )
     summary: str = Field(default="", description="One sentence, for the API's pages.")
     example: str | None = Field(default=None, description="An example of its input, for errors and pages.")
@@ -143,9 +140,13 @@ PRESETS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = MappingProxyType(
 """Rows for known families of fine-tunes, by their name in FLORENCE_TASKS."""
 
 
-def ways_out(wanted: str, other: str) -> str:
-    """The end of an error message about a prompt that is not a task: how to declare it, or `other`."""
-    presets = (name for name, rows in PRESETS.items() if any(row["token"] == wanted.strip() for row in rows))
-    preset = next(presets, None)
-    how = "FLORENCE_TASKS" if preset is None else f"FLORENCE_TASKS={preset} has it"
-    return f"; for a custom prompt, declare a task ({how}), or {other}"
+def find_declared(tasks: TaskTable, wanted: str, other: str) -> Task:
+    """As `tasks.resolve`. The error also says what to do with a custom prompt: declare it, or `other`."""
+    try:
+        return tasks.resolve(wanted)
+    except TaskError as error:
+        token = wanted.strip()
+        presets = (name for name, rows in PRESETS.items() if any(row["token"] == token for row in rows))
+        preset = next(presets, None)
+        how = "FLORENCE_TASKS" if preset is None else f"FLORENCE_TASKS={preset} has it"
+        raise TaskError(f"{error}; for a custom prompt, declare a task ({how}), or {other}") from None

@@ -32,6 +32,9 @@ MAX_TEXT_CHARS = 65_536
 decided by the limit on its tokens, which a text of this length always exceeds: in English it has about
 10,000."""
 
+TEXT_FIELDS: Final = ("text", "prompt")
+"""Fields of a form that are text as it is; all others are JSON."""
+
 OF_SAMPLING: Final = ("temperature", "top_k", "top_p", "seed")
 """The options that only have a meaning with `do_sample`."""
 
@@ -225,7 +228,7 @@ def explain_option(detail: Mapping[str, Any]) -> str:
 
 
 @cache
-def _schemas() -> dict[str, Any]:
+def option_schemas() -> dict[str, Any]:
     """The JSON schema of each option."""
     made: dict[str, Any] = RequestParameters.model_json_schema()["properties"]
     return made
@@ -233,7 +236,7 @@ def _schemas() -> dict[str, Any]:
 
 def allowed_values(name: str) -> str:
     """An option's allowed values, in words."""
-    schema, *others = _schemas()[name]["anyOf"]
+    schema, *others = option_schemas()[name]["anyOf"]
     if "enum" in schema:
         return " or ".join(schema["enum"])
     if "pattern" in schema:

@@ -73,7 +73,7 @@ def read_options(body: Mapping[str, Any]) -> RequestParameters:
         elif name in RequestParameters.model_fields:
             options[name] = value
         else:
-            known = ("model", "messages", "stream", "answer_as", *LENGTHS, *RequestParameters.model_fields)
+            known = (*READ, *LENGTHS, *RequestParameters.model_fields)
             raise FieldError(name[:60], unknown_name("field", name, known))
     try:
         return read_request_parameters(_with_sampling(options))

@@ -82,11 +82,7 @@ def _no_picture() -> Any:
 class PictureInput(Described):
     """The input of every task: the picture, or its URL. Unknown fields are refused."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        json_schema_extra={"oneOf": [*_EITHER]},
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"oneOf": [*_EITHER]})
 
     image: EncodedPicture = Field(
         default_factory=_no_picture,

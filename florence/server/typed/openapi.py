@@ -72,9 +72,10 @@ def about_routes(inference: Inference, max_body_bytes: int) -> list[Route]:
     async def info(request: Request) -> Response:
         if inference.model is None:
             return error_reply(Closed("the model is not loaded"))
-        own = {"timeout_s": inference.timeout_s, "max_body_bytes": max_body_bytes, "version": __version__}
-        facts = ServiceInfo.model_validate(inference.model.info() | own)
-        return json_reply(facts.model_dump(mode="json"))
+        facts = inference.model.info() | {"version": __version__}
+        own = {"timeout_s": inference.timeout_s, "max_body_bytes": max_body_bytes}
+        facts["limits"] = facts["limits"] | own
+        return json_reply(ServiceInfo.model_validate(facts).model_dump(mode="json"))
 
     return [Route("/docs.json", docs), Route("/info", info)]
 

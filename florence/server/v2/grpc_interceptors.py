@@ -14,15 +14,11 @@ import grpc
 from florence.errors import Unauthorized
 from florence.server.keys import ApiKeys
 from florence.server.observability.request_ids import HEADER, begin_call
+from florence.server.v2.grpc_about import HEALTH, INFERENCE
 
 _OPEN_METHODS: Final = frozenset(
-    (
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
-        "/grpc.health.v1.Health/List",
-        "/inference.GRPCInferenceService/ServerLive",
-        "/inference.GRPCInferenceService/ServerReady",
-    )
+    {f"/{HEALTH}/{name}" for name in ("Check", "Watch", "List")}
+    | {f"/{INFERENCE}/{name}" for name in ("ServerLive", "ServerReady")}
 )
 _Prepare = Callable[[Any, Any], Awaitable[Any]]
 """From a call's request (a stream: its requests) and its context to what the method gets."""
