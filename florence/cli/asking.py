@@ -28,7 +28,7 @@ from florence.errors import FlorenceError, TaskError, quote
 from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
 from florence.types.declared import find_declared
 from florence.types.options import RequestParameters, read_request_parameters
-from florence.types.tasks import TASKS, Input, Kind, Task, prompt_task
+from florence.types.tasks import TASKS, Input, Kind, Task, one_input, prompt_task
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
@@ -159,8 +159,7 @@ def read_question(arguments: argparse.Namespace) -> PictureQuestion:
     task = find_task(arguments)
     text, region = arguments.text, arguments.region
     options = question_options(arguments)
-    if text is not None and region is not None:
-        raise TaskError("both a text and a region are given; a task takes one of them")
+    one_input(text, region)
     if task.input is Input.REGION:
         return PictureQuestion(task, None, region or text, options)
     if region is not None:

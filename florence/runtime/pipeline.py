@@ -25,7 +25,7 @@ from florence.types.declared import DeclaredTask
 from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters, RequestParameters, check_timeout
 from florence.types.regions import region_text
-from florence.types.tasks import Input, Task, TaskTable
+from florence.types.tasks import Input, Task, TaskTable, one_input
 from florence.types.tiling import TileOptions
 
 TaskText = str | Sequence[float] | None
@@ -116,12 +116,10 @@ class Pipeline:
 
     def check(self, request: TaskRequest) -> CheckedTask:
         """All checks that need no picture. Raises `TaskError` and `OptionError`."""
-        if request.text is not None and request.region is not None:
-            raise TaskError("both text and region are given; a task takes one of them")
+        given = one_input(request.text, request.region)
         check_timeout(request.timeout_s)
         task = self.tasks.resolve(request.task)
         options = self.options(request.parameters, task)
-        given = request.text if request.region is None else request.region
         self.tasks.check_input(task, given)
         if request.on_text is not None:
             check_streamed(task, options.num_beams, tiled=request.parameters.tiled)

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from florence.errors import TaskError
 from florence.types.answer import TaskAnswer
 from florence.types.options import MAX_TEXT_CHARS
-from florence.types.regions import REGION_FORMS
+from florence.types.regions import REGION_FORMS, Region
 from florence.types.results import Result, Text
+from florence.types.tasks import one_input
 
 MAX_TASKS = 64
 """Most tasks of one call."""
@@ -42,11 +42,9 @@ class AnalysisTask(BaseModel):
     )
 
     @property
-    def given(self) -> str | list[float] | None:
+    def given(self) -> Region | None:
         """The text or the region. Raises `TaskError` if both are given."""
-        if self.text is not None and self.region is not None:
-            raise TaskError(f"{self.task[:60]} has both text and region; a task takes one of them")
-        return self.text if self.region is None else self.region
+        return one_input(self.text, self.region, f"{self.task[:60]}: ")
 
 
 class TaskFailure(BaseModel):

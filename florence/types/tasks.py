@@ -122,6 +122,14 @@ def read_kind(answer_as: object) -> Kind:
     raise TaskError(f"answer_as must be one of {', '.join(Kind)}, got {quote(answer_as)}")
 
 
+def one_input(text: Region | None, region: Region | None, about: str = "") -> Region | None:
+    """A task's text or region; None without either. Raises `TaskError`, which begins with `about`, for
+    both."""
+    if text is not None and region is not None:
+        raise TaskError(f"{about}both text and region are given; a task takes one of them")
+    return text if region is None else region
+
+
 TaskSpec = str | Task | tuple[str | Task, Region | None]
 """A task, or its token or name; or a pair of that and its text or region."""
 
