@@ -22,7 +22,7 @@ _Queue = asyncio.Queue[bytes | None]
 
 
 def build_event(data: bytes) -> bytes:
-    """One server-sent event."""
+    """One server-sent event. `data`: its text, one line."""
     return b"data: %b\n\n" % data
 
 

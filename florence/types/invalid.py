@@ -1,4 +1,4 @@
-"""What is wrong with a value that pydantic refused, in words for the one that sent it.
+"""What is wrong with a value that pydantic refused, in words for a user.
 
 Knows pydantic's errors; nothing about the types that raise them.
 """
@@ -16,7 +16,7 @@ def reason_of(
 ) -> str:
     """One of `ValidationError.errors()` as a message. `known`: the names that there are, and `noun`, what
     they are names of, for an unknown one. `whole`: what the message calls the value itself."""
-    place = place_of(detail["loc"]) or whole
+    place = _place_of(detail["loc"]) or whole
     if detail["type"] == "extra_forbidden":
         return unknown_name(noun, str(detail["loc"][-1]), known)
     if detail["type"] == "missing":
@@ -29,7 +29,7 @@ def unknown_name(noun: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {noun} {name[:60]!r}; the {noun}s are {', '.join(known)}"
 
 
-def place_of(location: Sequence[str | int]) -> str:
+def _place_of(location: Sequence[str | int]) -> str:
     """Where in a value, such as annotations[3].bbox; "" for the value itself."""
     place = ""
     for part in location:
