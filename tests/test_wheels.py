@@ -138,9 +138,10 @@ def test_the_client_alone(wheels: dict[str, Path], tmp_path: Path, options: tupl
     environment.pip("install", str(wheels["florence2-client"]), *options)
     environment.run("python", "-c", CLIENT_PROGRAM, str(PICTURE))
     assert "caption" in environment.run("florence", "run", "--help").stdout
-    refused = environment.run("florence", "serve", check=False)
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.startswith("florence: this needs the package florence2-server")
+    for command in ("serve", "info"):
+        refused = environment.run("florence", command, check=False)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.startswith("florence: this needs the package florence2-server")
     size = sum(path.lstat().st_size for path in environment.folder.rglob("*"))
     assert size < (CLIENT_MB - PIP_MB) * 10**6
 
