@@ -89,7 +89,7 @@ def test_int8_is_for_processors_with_vnni(
     cpuinfo.write_text(f"flags : {flags}\n")
     assert has_vnni(cpuinfo) is vnni
     monkeypatch.setattr("florence.model.devices.has_vnni", lambda: vnni)
-    monkeypatch.setattr("florence.model.devices.can_quantize", lambda device: device.type == "cpu")
+    monkeypatch.setattr("florence.model.devices.can_quantize", lambda: True)
     if vnni:
         assert pick_dtype("int8", CPU) is pick_dtype("auto", CPU)
     else:

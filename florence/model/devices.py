@@ -69,7 +69,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     unknown name.
     """
     if name == INT8:
-        if not (can_quantize(device) and has_vnni()):
+        if device.type != "cpu" or not (can_quantize() and has_vnni()):
             raise SettingsError("dtype 'int8' needs a CPU with VNNI and a PyTorch with oneDNN's operators")
         name = "auto"
     if name == "auto":
@@ -77,7 +77,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         return torch.bfloat16 if has_fast_bf16() else torch.float32
     if name == FP8:
-        if not can_multiply(device):
+        if device.type == "cuda" and not can_multiply(device):
             raise SettingsError(
                 "dtype 'fp8' needs an NVIDIA GPU of compute capability 8.9 (Ada, Hopper) or newer"
             )
@@ -118,6 +118,13 @@ def keep_full_precision(device: torch.device, dtype: torch.dtype) -> None:
     if dtype is torch.float32:
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # set at import
         torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def suit_process(device: torch.device) -> None:
+    """On a CPU, for the whole process: `keep_freed_memory` and `bound_kernel_caches`."""
+    if device.type == "cpu":
+        keep_freed_memory()
+        bound_kernel_caches()
 
 
 def keep_freed_memory() -> None:
