@@ -89,13 +89,13 @@ def _rank(item: Place) -> float:
     return 1.0 if item.score is None else -item.score
 
 
-def _suppressed(items: Sequence[Place], best: Sequence[int], most: float, *, agnostic: bool) -> list[int]:
+def _suppressed(items: Sequence[Place], best: Sequence[int], max_iou: float, *, agnostic: bool) -> list[int]:
     """Greedy non-maximum suppression."""
     kept: list[int] = []
     for index in best:
         item = items[index]
         rivals = (items[each] for each in kept if agnostic or items[each].label == item.label)
-        if all(overlap(item.bounds, rival.bounds) <= most for rival in rivals):
+        if all(overlap(item.bounds, rival.bounds) <= max_iou for rival in rivals):
             kept.append(index)
     return kept
 

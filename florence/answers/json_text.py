@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any, Final, NoReturn
 
-DEEPEST: Final = 64
+MAX_DEPTH: Final = 64
 """Deepest nesting of arrays and objects that is accepted; JSON writers have limits too."""
 
 
@@ -24,7 +24,7 @@ def read_json(text: str) -> tuple[Any, str | None]:
         return None, str(error)
     except RecursionError:
         return None, _too_deep()
-    return (value, None) if _depth(value) <= DEEPEST else (None, _too_deep())
+    return (value, None) if _depth(value) <= MAX_DEPTH else (None, _too_deep())
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -38,7 +38,7 @@ def _finite(number: str) -> float:
 
 
 def _too_deep() -> str:
-    return f"more than {DEEPEST} arrays and objects stand inside one another"
+    return f"more than {MAX_DEPTH} arrays and objects stand inside one another"
 
 
 def _depth(value: Any) -> int:

@@ -117,8 +117,8 @@ def _resolve(
     views: Sequence[Sighting], items: Mapping[Key, ItemT], join: Callable[[Sequence[ItemT]], ItemT]
 ) -> ItemT:
     """The item for a thing with these views."""
-    most = area(hull([view.bounds for view in views]))
-    clear = [view for view in views if not view.cut and area(view.bounds) >= _WHOLE * most]
+    union = area(hull([view.bounds for view in views]))
+    clear = [view for view in views if not view.cut and area(view.bounds) >= _WHOLE * union]
     if clear:
         whole = [view for view in views if view in clear or any(_reaches(view, one.bounds) for one in clear)]
         whole.sort(key=lambda view: (view.cut, -view.score, view.key))

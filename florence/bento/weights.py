@@ -20,7 +20,7 @@ from florence.errors import CheckpointError
 from florence.settings import Settings
 
 ALIAS = "florence-packed-checkpoint"
-_LONGEST_NAME = 63  # characters in the name of a BentoML tag
+_MAX_NAME_CHARS = 63  # characters in the name of a BentoML tag
 
 
 class CheckpointModel(bentoml.models.BentoModel):  # type: ignore[misc]  # BentoML makes its types lazily
@@ -84,7 +84,7 @@ def _packed_directory() -> Path | None:
 def _store_name(name: str) -> str:
     """`Owner/Name` as a name that BentoML's store takes: `owner--name`."""
     plain = re.sub(r"[^a-z0-9._-]", "-", name.lower().replace("/", "--"))
-    return plain[:_LONGEST_NAME].strip("-._") or "checkpoint"
+    return plain[:_MAX_NAME_CHARS].strip("-._") or "checkpoint"
 
 
 def _digest(checkpoint: Checkpoint) -> str:

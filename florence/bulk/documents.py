@@ -17,8 +17,8 @@ from florence.images.pdf import MARK_WITHIN, is_pdf
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def page_items(items: Iterable[PictureItem], pages: Pages, passed: Counter[str]) -> Iterator[PictureItem]:
-    """An item for each of `pages` of each document. `passed`: counts documents that have none of these pages.
+def page_items(items: Iterable[PictureItem], pages: Pages, skipped: Counter[str]) -> Iterator[PictureItem]:
+    """An item for each of `pages` of each document. `skipped`: counts documents with none of these pages.
 
     A document that can't be read stays one item, so that its failure is reported.
     """
@@ -32,7 +32,7 @@ def page_items(items: Iterable[PictureItem], pages: Pages, passed: Counter[str])
             continue
         numbers = pages.of(count)
         if not numbers:
-            passed["documents without the pages asked for"] += 1
+            skipped["documents without the pages asked for"] += 1
         yield from (item.at(page=number) for number in numbers)
 
 

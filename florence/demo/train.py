@@ -34,7 +34,7 @@ from florence.model.devices import keep_freed_memory, pick_dtype
 from florence.types.regions import BINS
 
 _SAVE_EVERY: Final = 500  # steps
-_TELL_EVERY: Final = 50
+_LOG_EVERY: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Trainer:
 def batches_from(trainer: Trainer, workers: int) -> Iterator[Batch]:
     """The batches of the remaining steps, prefetched by other processes."""
 
-    def settle(worker: int) -> None:
+    def init_worker(worker: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C and ends its workers
         torch.set_num_threads(1)
@@ -137,7 +137,7 @@ def batches_from(trainer: Trainer, workers: int) -> Iterator[Batch]:
     return iter(DataLoader(
         Batches(trainer.plan, trainer.tokenizer), batch_size=None,
         sampler=range(trainer.step, trainer.plan.steps),
-        num_workers=workers, prefetch_factor=16, worker_init_fn=settle,
+        num_workers=workers, prefetch_factor=16, worker_init_fn=init_worker,
     ))  # fmt: skip
 
 
@@ -163,10 +163,10 @@ def train(
         means = {name: 0.98 * means.get(name, value) + 0.02 * value for name, value in losses.items()}
         if not math.isfinite(sum(losses.values())):
             raise ArithmeticError(f"the loss is not finite at step {trainer.step}: {losses}")
-        if trainer.step % _TELL_EVERY == 0:
-            pace = (time.monotonic() - last) / _TELL_EVERY / plan.batch * 1e3
+        if trainer.step % _LOG_EVERY == 0:
+            pace = (time.monotonic() - last) / _LOG_EVERY / plan.batch * 1e3
             last = time.monotonic()
-            _tell(trainer, means, pace, (last - began) / 60)
+            _log(trainer, means, pace, (last - began) / 60)
         if trainer.step % _SAVE_EVERY == 0:
             trainer.save(directory)
         if asked_to_stop or time.monotonic() - began > minutes * 60:
@@ -178,7 +178,7 @@ def train(
     print(f"stopped at step {trainer.step} of {plan.steps}, {steps} steps in this run", flush=True)
 
 
-def _tell(trainer: Trainer, means: dict[str, float], pace: float, minutes: float) -> None:
+def _log(trainer: Trainer, means: dict[str, float], pace: float, minutes: float) -> None:
     stage, _ = trainer.plan.stage_at(trainer.step - 1)
     losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
     print(f"{stage.name} step {trainer.step}/{trainer.plan.steps} {losses} "

@@ -39,11 +39,11 @@ def compare(a: Evaluation, b: Evaluation, *, resamples: int) -> list[Difference]
 
     `resamples`: number of bootstrap samples.
     """
-    dice, count = np.random.default_rng(0), a.pictures
+    rng, count = np.random.default_rng(0), a.pictures
     first, second = a.figures(), b.figures()
     changes = np.full((resamples, len(first)), np.nan)
     for number in range(resamples):
-        repeats = dice.multinomial(count, np.full(count, 1 / count))
+        repeats = rng.multinomial(count, np.full(count, 1 / count))
         one, two = a.figures(repeats), b.figures(repeats)
         changes[number] = [two[name] - one[name] for name in first]
     tail = (1 - LEVEL) / 2

@@ -24,7 +24,7 @@ from florence.export.drawing import Colours, Drawing
 from florence.export.geometry import box_polygon
 from florence.types.results import Detections
 
-SIDE: Final = 560  # most pixels of a drawn picture's longer side
+MAX_SIDE: Final = 560  # most pixels of a drawn picture's longer side
 _QUALITY: Final = 80
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE: Final = """
@@ -104,7 +104,7 @@ def _figure(name: str, example: Example, places: Sequence[Annotation], text: str
         drawn = Drawing(colours=colours).draw(example.path, places, "")
     except ImageError as error:
         return f"<figure><figcaption>{escape(name)}</figcaption><p>{escape(str(error))}</p></figure>"
-    drawn.thumbnail((SIDE, SIDE))
+    drawn.thumbnail((MAX_SIDE, MAX_SIDE))
     stream = BytesIO()
     drawn.save(stream, "JPEG", quality=_QUALITY)
     data = base64.b64encode(stream.getvalue()).decode("ascii")

@@ -47,7 +47,7 @@ def main() -> None:
         tiling = wire.read_tiling(_receive(wire.TILING.size))
         payload = bytes(_receive(length))
         _send(wire.BEGUN)
-        _limit_cpu(job.costs.cpu_s)
+        _limit_cpu(job.process_limits.cpu_s)
         view = View(original, (red, green, blue), frame or None, page or None, tiling)
         reader.read(kind, payload, view, slot)
 
@@ -87,7 +87,7 @@ class _SlotWriter:
             text = "decoding the picture takes far more memory than its header lets expect"
         if not told:
             _send(wire.NEEDED.pack(0))
-        raw = text.encode(errors="replace")[: wire.LONGEST_TEXT]
+        raw = text.encode(errors="replace")[: wire.MAX_TEXT_BYTES]
         _send(wire.REPLY.pack(status, 0, 0, b"", len(raw)) + raw)
 
     def _render(self, document: bytes, page: int, limits: ImageLimits) -> bytes:
@@ -105,7 +105,7 @@ class _SlotWriter:
     def _limit_memory(self, more: int) -> None:
         """Limit private memory to `more` bytes, and the slack, above what is used now."""
         pages = int(Path("/proc/self/statm").read_text().split()[5])  # private, writable: what is limited
-        limit(data=pages * mmap.PAGESIZE + more + self._job.costs.slack_bytes)
+        limit(data=pages * mmap.PAGESIZE + more + self._job.process_limits.slack_bytes)
 
 
 def _receive(count: int) -> bytearray:

@@ -24,8 +24,8 @@ from florence.types.tasks import TASKS, Input
 
 ExamItem = tuple[Image.Image, str, str | None]  # picture, task, its text or region (as `<loc_n>`)
 
-_AT_ONCE: Final = 4  # requests to a service
-_PATIENCE_S: Final = 120.0
+_CONCURRENCY: Final = 4  # requests to a service
+_TIMEOUT_S: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,5 @@ def ask_service(url: str, items: Sequence[ExamItem]) -> list[Result]:
         text, region = (None, given) if TASKS.resolve(task).input is Input.REGION else (given, None)
         return client.run(image, task, text, region=region).result
 
-    with Client(url, timeout_s=_PATIENCE_S, retries=0) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with Client(url, timeout_s=_TIMEOUT_S, retries=0) as client, ThreadPoolExecutor(_CONCURRENCY) as pool:
         return list(pool.map(ask, items))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from florence.demo.training.config import TrainingConfig, TrainingStage
-from florence.demo.world.drawing import draw_lots, draw_scene
+from florence.demo.world.drawing import draw_scene, random_scene
 from florence.demo.world.ground_truth import Question, questions
 from florence.demo.world.scenes import Scene, Split, Thing, scene_rng
 from florence.demo.world.shapes import MAX_CORNERS
@@ -82,7 +82,7 @@ class Batches(Dataset[Batch]):
         pixels, grounds, things, outlines, asked = [], [], [], [], []
         for owner in range(self._plan.batch):
             rng = scene_rng(Split.TRAIN, self._plan.seed, step * self._plan.batch + owner)
-            scene = draw_lots(rng, self._typeface, stage.limits)
+            scene = random_scene(rng, self._typeface, stage.limits)
             side = self._plan.sizes.side
             image = draw_scene(scene, self._typeface).resize((side, side), Image.Resampling.BICUBIC)
             pixels.append(torch.from_numpy(np.array(image)))

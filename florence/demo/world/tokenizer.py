@@ -20,7 +20,7 @@ from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORDS
 from florence.types.tasks import TASKS
 
-_LARGEST_BASE: Final = 1400
+_MAX_LEARNED: Final = 1400
 _SCENES: Final = 400
 
 
@@ -30,7 +30,7 @@ def make_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_LARGEST_BASE, special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        vocab_size=_MAX_LEARNED, special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
         show_progress=False, min_frequency=2, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     tokenizer.train_from_iterator(_texts(), trainer)

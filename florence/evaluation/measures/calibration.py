@@ -14,8 +14,8 @@ from typing import Final
 from florence.evaluation.libraries import evaluator
 
 GROUPS: Final = 10
-COLDEST: Final = 0.01
-HOTTEST: Final = 100.0  # the largest value of FLORENCE_SCORE_TEMPERATURE
+MIN_TEMPERATURE: Final = 0.01
+MAX_TEMPERATURE: Final = 100.0  # the largest value of FLORENCE_SCORE_TEMPERATURE
 _EDGE: Final = 1e-9  # scores of 0 and 1 have no log-odds
 
 
@@ -98,7 +98,7 @@ def fit_temperature(judged: Sequence[Judged]) -> Temperature | None:
 def _fitted(judged: Sequence[Judged]) -> float:
     """By bisection: the slope of the log-likelihood falls as 1 / temperature grows."""
     odds = [_odds(one.score) for one in judged]
-    low, high = math.log(1 / HOTTEST), math.log(1 / COLDEST)
+    low, high = math.log(1 / MAX_TEMPERATURE), math.log(1 / MIN_TEMPERATURE)
     for _ in range(50):
         middle = (low + high) / 2
         slope = sum(

@@ -41,7 +41,10 @@ def measure_reading(rows: Sequence[Answered]) -> Evaluation:
     """Metrics of a text that was read: exact match, words in any order, character error rate."""
     exact = measure_exact(rows)
     wrong = _error_rate(rows)
-    quality = [max(0.0, 1 - top / whole) for top, whole in zip(wrong.tops, wrong.wholes, strict=True)]
+    quality = [
+        max(0.0, 1 - edited / length)
+        for edited, length in zip(wrong.numerators, wrong.denominators, strict=True)
+    ]
     return Evaluation(rows, [*exact.parts, _words(rows), wrong], quality, exact.judged)
 
 
