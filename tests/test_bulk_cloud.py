@@ -12,7 +12,7 @@ import pytest
 from bulk_runs import echo
 from pictures import drawn, saved
 
-from florence.answers.reading import read_answers
+from florence.answers.files import read_answers
 from florence.bulk.items import Pages, item_named
 from florence.bulk.question import PictureQuestion
 from florence.bulk.sources import Sources

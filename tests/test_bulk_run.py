@@ -22,7 +22,7 @@ import pytest
 from bulk_runs import answer, echo
 from waiting import wait_until
 
-from florence.answers.reading import read_answers
+from florence.answers.files import read_answers
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import HELD_BYTES, Job, Running, RunTally, Shard, open_jobs

@@ -17,7 +17,7 @@ from florence import parse_answer
 from florence.demo.world.backgrounds import background
 from florence.demo.world.drawing import draw_scene, random_scene, thing_mask
 from florence.demo.world.ground_truth import Question, brief, full, questions
-from florence.demo.world.hardship import clip
+from florence.demo.world.hard_scenes import clip
 from florence.demo.world.scenes import LEFT_GAP, MAX_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.world.shapes import unit_outline
 from florence.demo.world.tokenizer import make_tokenizer

@@ -19,7 +19,7 @@ from PIL import Image
 from v2 import picture
 from waiting import PATIENCE_S
 
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.bulk.run import QuestionOutcome
 from florence.cli.mcp import read_address
 from florence.errors import Overloaded, RequestError, SettingsError

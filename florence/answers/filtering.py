@@ -90,7 +90,7 @@ def _rank(item: Place) -> float:
 
 
 def _suppressed(items: Sequence[Place], best: Sequence[int], max_iou: float, *, agnostic: bool) -> list[int]:
-    """Greedy non-maximum suppression."""
+    """Greedy non-maximum suppression, as in R-CNN (Girshick et al., 2014)."""
     kept: list[int] = []
     for index in best:
         item = items[index]

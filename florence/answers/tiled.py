@@ -1,4 +1,5 @@
-"""Merges the results of a picture's tiles into one: each thing once, in pixels of the whole picture.
+"""Merges the results of a picture's tiles into one: each thing once, in pixels of the whole picture (sliced
+inference, as in Akyon et al., Slicing Aided Hyper Inference, 2022).
 
 `tiled_views` decides which items are views of one thing, `tiled_things` which things stay. If a view is not
 cut and nearly as large as the union of all views, it represents the thing: of several the one with the best
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from florence.answers.filtering import items_of
-from florence.answers.lines import lines_of
+from florence.answers.reading_order import lines_of
 from florence.answers.split_text import LinePart, join_parts
 from florence.answers.tiled_things import FoundThing, ItemT, without_parts
 from florence.answers.tiled_views import Key, Sighting, better_seen, group_views, reach_of

@@ -25,7 +25,7 @@ from florence.images.pdf import MARK_WITHIN, is_pdf
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_NAMES: Final = 10**6
-"""Names that one with braces may stand for."""
+"""Most names that one name with braces may stand for."""
 _BRACES: Final = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 

@@ -105,8 +105,8 @@ def open_jobs(
 class Running:
     """Iterates over (job, outcomes), running `concurrency` jobs at a time, each in a thread.
 
-    `ordered`: yield in the order of the jobs, else as they finish. `stopped`: set when nothing more is asked,
-    for an `ask` that waits. Leaving the context early waits for the requests in flight; `drain` yields their
+    `ordered`: yield in the order of the jobs, else as they finish. `stopped`: is set when nothing more is
+    asked, so that an `ask` that waits can give up. Leaving the context early waits for the requests in flight; `drain` yields their
     outcomes.
     """
 
@@ -146,7 +146,7 @@ class Running:
     def interrupt(self) -> None:
         """Make the iteration raise KeyboardInterrupt when it next waits for an outcome. For a signal handler:
         an exception at any other moment could lose the outcome that was just taken."""
-        self._done.put(None)  # the one method of a queue that may interrupt another one
+        self._done.put(None)  # SimpleQueue's `put` is reentrant
 
     def drain(self) -> Iterator[tuple[Job, Sequence[QuestionOutcome]]]:
         """Start no more requests, wait for those in flight, and yield their outcomes. Errors other than

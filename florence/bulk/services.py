@@ -1,8 +1,8 @@
 """Clients for many threads, and load balancing over several services: each request goes to the one with the
-fewest requests in flight.
+fewest requests in flight (least connections).
 
-A service that can't be reached, or is busy, is skipped for a while and then tried again; its requests go to
-the others. Knows nothing about what is asked.
+A service that can't be reached, or is busy, is skipped for a while and then tried again (exponential
+back-off); its requests go to the others. Knows nothing about what is asked.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _LOOK_S = 0.5  # interval at which a waiting request checks whether to go on wai
 
 class IdleClients:
     """Clients of one service. Each call has one for itself: threads that share a pool of connections wait for
-    its lock, which takes a quarter of a request's CPU time at 32 of them. There are as many as were ever used
-    at the same time, whatever threads come and go.
+    its lock, which takes a quarter of a request's CPU time at 32 of them. As many are kept as were ever used
+    at the same time.
 
     `make`: connects a client. Thread-safe.
     """

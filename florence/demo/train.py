@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from florence.checkpoint.files import TOKENIZER, WEIGHTS
 from florence.demo.training.batches import Batch, Batches
 from florence.demo.training.config import TRAINING, TrainingConfig
 from florence.demo.training.files import load_state, save_state, write_checkpoint
@@ -33,6 +34,8 @@ from florence.demo.world.tokenizer import make_tokenizer
 from florence.model.devices import keep_freed_memory, pick_dtype
 from florence.types.regions import BINS
 
+STATE, CHECKPOINT = "state.pt", "checkpoint"
+"""Names in the directory of a run: the state to resume from, and the checkpoint's directory."""
 _SAVE_EVERY: Final = 500  # steps
 _LOG_EVERY: Final = 50
 
@@ -101,8 +104,8 @@ class Trainer:
     def save(self, directory: Path) -> None:
         """Write the state to resume from, and the current checkpoint."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(directory / "checkpoint", self.model, self.tokenizer, self.plan.sizes.side)
-        save_state(directory / "state.pt", self.modules, self.optimizer, self.step)
+        write_checkpoint(directory / CHECKPOINT, self.model, self.tokenizer, self.plan.sizes.side)
+        save_state(directory / STATE, self.modules, self.optimizer, self.step)
 
     @classmethod
     def resume(
@@ -112,13 +115,13 @@ class Trainer:
 
         A start only has the network's weights: the optimizer and the plain head are initialised.
         """
-        state = directory / "state.pt"
+        state = directory / STATE
         if state.is_file():
-            trainer = cls(plan, device, Tokenizer.from_file(str(directory / "checkpoint" / "tokenizer.json")))
+            trainer = cls(plan, device, Tokenizer.from_file(str(directory / CHECKPOINT / TOKENIZER)))
             trainer.step = load_state(state, trainer.modules, trainer.optimizer)
         elif start is not None:
-            trainer = cls(plan, device, Tokenizer.from_file(str(start.checkpoint / "tokenizer.json")))
-            load_model(trainer.model, start.checkpoint / "model.safetensors")
+            trainer = cls(plan, device, Tokenizer.from_file(str(start.checkpoint / TOKENIZER)))
+            load_model(trainer.model, start.checkpoint / WEIGHTS)
             trainer.step = plan.first_step(start.stage)
         else:
             trainer = cls(plan, device, make_tokenizer())
@@ -203,7 +206,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if (arguments.start is None) != (arguments.stage is None):
         parser.error("--start and --stage go together: a checkpoint, and the stage to begin with from it")
-    if arguments.start is not None and (arguments.state / "state.pt").exists():
+    if arguments.start is not None and (arguments.state / STATE).exists():
         state = arguments.state
         parser.error(f"{state} holds a state to go on from; leave out --start, or name another folder")
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)

@@ -1,6 +1,6 @@
-"""Compares two answerers on the same questions: the difference of each figure, with a bootstrap interval.
+"""Compares two sets of answers to the same questions: the difference of each figure, with a bootstrap interval.
 
-Both use the same pictures, drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap,
+Both are measured on the same pictures, drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap,
 1993; paired as in Koehn, Statistical Significance Tests for Machine Translation Evaluation, 2004).
 """
 

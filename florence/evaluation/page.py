@@ -43,7 +43,7 @@ p { margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One answerer's evaluation, with its name."""
+    """The evaluation of one set of answers, with the name of what answered."""
 
     name: str
     evaluation: Evaluation
@@ -63,7 +63,7 @@ def _known(quality: float) -> float:
 
 
 def html_page(title: str, lines: Sequence[str], answers: Sequence[Shown], rows: Sequence[int]) -> str:
-    """The page. `lines`: text at the top. `answers`: one or two answerers of the same questions. `rows`:
+    """The page. `lines`: text at the top. `answers`: one or two sets, to the same questions. `rows`:
     indices of the rows to show."""
     sections = "\n".join(_section(number, answers) for number in rows)
     return f"""<!doctype html>

@@ -27,7 +27,7 @@ from florence.images.limits import ImageLimits
 from florence.images.seen import SEEN, View, to_srgb
 
 MAX_SIDE: Final = 2048
-"""Most pixels of a drawn picture's longer side; larger pictures are scaled down."""
+"""Pixels of a drawn picture's longer side; larger pictures are scaled down."""
 REFUSED: Final = 3
 """The exit status if the picture can't be read; the reason is on standard error."""
 _LENGTH: Final = struct.Struct("<Q")

@@ -27,7 +27,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from florence import __version__
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Ask

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
-from florence.demo.training.config import Sizes
+from florence.demo.training.config import TOKEN_IDS, Sizes
 from florence.demo.world.shapes import MAX_CORNERS
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORDS
 from florence.types.regions import BINS
@@ -32,7 +32,7 @@ def make_config(sizes: Sizes, vocab_size: int) -> Florence2Config:
         "max_position_embeddings": 1024,
         "activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": True,
         "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
-        "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+        **TOKEN_IDS,
     }  # fmt: skip
     vision: dict[str, Any] = {
         "embed_dim": list(sizes.dims), "num_heads": list(sizes.heads), "num_groups": list(sizes.heads),

@@ -14,6 +14,7 @@ from typing import Any, Final
 from florence.demo.world.coco import coco_head
 from florence.demo.world.ground_truth import Question
 from florence.demo.world.scenes import Scene, Thing
+from florence.export.geometry import coco_box
 from florence.types.regions import locations_to_pixels
 
 AskedScene = tuple[str, Scene, Sequence[Question]]
@@ -45,9 +46,8 @@ def _data_set(scenes: Sequence[AskedScene], task: str, note: _Note) -> dict[str,
 
 
 def _place(thing: Thing) -> dict[str, Any]:
-    x1, y1, x2, y2 = thing.box
     return {
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "bbox": coco_box(thing.box),
         "segmentation": [thing.outline.ravel().tolist()],
         "iscrowd": 0,
     }

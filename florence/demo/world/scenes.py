@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from florence.demo.world.hardship import CUT_SHARE, Camera, across_the_edge, clip
+from florence.demo.world.hard_scenes import CUT_SHARE, Camera, across_the_edge, clip
 from florence.demo.world.shapes import (
     RING_HOLE,
     TURN,

@@ -13,6 +13,7 @@ from typing import Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from florence.checkpoint.files import TOKENIZER
 from florence.checkpoint.tokenizer import ADDED_TOKENS, IMAGE
 from florence.demo.world.ground_truth import questions
 from florence.demo.world.scenes import Limits, Split, make_scene, scene_rng
@@ -42,7 +43,7 @@ def make_tokenizer() -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
-    tokenizer.save(str(directory / "tokenizer.json"))
+    tokenizer.save(str(directory / TOKENIZER))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024,
         "clean_up_tokenization_spaces": False,

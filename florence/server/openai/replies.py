@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.server.events import EVENTS
 from florence.types.answer import TaskAnswer
 from florence.types.results import Result
