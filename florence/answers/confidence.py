@@ -35,9 +35,8 @@ BOX: Final = ScoreParameters(0.13, 0.25)
 FINE: Final = ScoreParameters(0.03, 0.04)
 """A second, narrower window for boxes: little more than a tie-break among boxes that are all very likely
 right; those with the most certain locations are the most accurate."""
-OUTLINE: Final = ScoreParameters(
-    0.26, 0.4
-)  # for a quad or a polygon; the share is multiplied by its thickness
+OUTLINE: Final = ScoreParameters(0.26, 0.4)
+"""For a quad or a polygon; the share is multiplied by its thickness."""
 
 
 def masses_of_box(bins: Sequence[int], sums: Sequence[Sums]) -> list[float]:

@@ -106,8 +106,8 @@ class Running:
     """Iterates over (job, outcomes), running `concurrency` jobs at a time, each in a thread.
 
     `ordered`: yield in the order of the jobs, else as they finish. `stopped`: is set when nothing more is
-    asked, so that an `ask` that waits can give up. Leaving the context early waits for the requests in flight; `drain` yields their
-    outcomes.
+    asked, so that an `ask` that waits can give up. Leaving the context early waits for the requests in
+    flight; `drain` yields their outcomes.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""Compares two sets of answers to the same questions: the difference of each figure, with a bootstrap interval.
+"""Compares two sets of answers to the same questions: the difference of each figure, with a bootstrap
+interval.
 
-Both are measured on the same pictures, drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap,
-1993; paired as in Koehn, Statistical Significance Tests for Machine Translation Evaluation, 2004).
+Both are measured on the same pictures, drawn with replacement (Efron and Tibshirani, An Introduction to the
+Bootstrap, 1993; paired as in Koehn, Statistical Significance Tests for Machine Translation Evaluation, 2004).
 """
 
 from __future__ import annotations

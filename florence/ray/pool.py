@@ -68,8 +68,8 @@ class ActorPool:
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """A data_context that is connected to a cluster. `address`: as for `ray.init`; None: RAY_ADDRESS, or else a
-    local cluster that ends with the data_context. An existing connection of this process is reused.
+    """A context that is connected to a cluster. `address`: as for `ray.init`; None: RAY_ADDRESS, or else a
+    local cluster that ends with the context. An existing connection of this process is reused.
 
     Raises `Unavailable` where there is no cluster.
     """
