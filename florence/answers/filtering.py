@@ -6,7 +6,7 @@ Overlaps are those of items' bounding boxes. Knows nothing about how answers are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,13 +32,14 @@ class Place:
 def keep_items(result: Result, wanted: ItemFilter) -> Result:
     """The result with only the wanted items."""
     kept = kept_items(items_of(result), wanted)
-    if isinstance(result, Detections):
-        return Detections(detections=[result.detections[index] for index in kept])
-    if isinstance(result, OcrRegions):
-        return OcrRegions(regions=[result.regions[index] for index in kept])
-    if isinstance(result, Segmentation):
-        return Segmentation(instances=[result.instances[index] for index in kept])
-    return result
+    return with_items(result, lambda items: [items[index] for index in kept])
+
+
+def with_items(result: Result, change: Callable[[list[Any]], list[Any]]) -> Result:
+    """The result with its items replaced by what `change` makes of them; a text is not changed."""
+    names = {Detections: "detections", OcrRegions: "regions", Segmentation: "instances"}
+    name = names.get(type(result))
+    return result.model_copy(update={name: change(getattr(result, name))}) if name else result
 
 
 def keep_original_items(answer: Mapping[str, Any], result: Result, wanted: ItemFilter) -> dict[str, Any]:

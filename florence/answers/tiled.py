@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from florence.answers.filtering import items_of
+from florence.answers.filtering import items_of, with_items
 from florence.answers.reading_order import lines_of
 from florence.answers.split_text import LinePart, join_parts
 from florence.answers.tiled_things import FoundThing, ItemT, without_parts
@@ -210,16 +210,11 @@ def _moved(result: Result, right: float, down: float) -> Result:
     def shift(numbers: Sequence[float]) -> tuple[Any, ...]:
         return tuple(number + (down if index % 2 else right) for index, number in enumerate(numbers))
 
-    if isinstance(result, Detections):
-        boxes = [each.model_copy(update={"box": shift(each.box)}) for each in result.detections]
-        return Detections(detections=boxes)
-    if isinstance(result, OcrRegions):
-        quads = [each.model_copy(update={"quad": shift(each.quad)}) for each in result.regions]
-        return OcrRegions(regions=quads)
-    if isinstance(result, Segmentation):
-        outlines = [
-            each.model_copy(update={"polygons": [list(shift(one)) for one in each.polygons]})
-            for each in result.instances
-        ]
-        return Segmentation(instances=outlines)
-    return result
+    def moved(item: Detection | OcrRegion | Instance) -> Detection | OcrRegion | Instance:
+        if isinstance(item, Detection):
+            return item.model_copy(update={"box": shift(item.box)})
+        if isinstance(item, OcrRegion):
+            return item.model_copy(update={"quad": shift(item.quad)})
+        return item.model_copy(update={"polygons": [list(shift(one)) for one in item.polygons]})
+
+    return with_items(result, lambda items: list(map(moved, items)))

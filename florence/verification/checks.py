@@ -61,9 +61,8 @@ def tower_lines(ours: Sequence[Tensor], native: Sequence[Tensor], timm: Sequence
     found = {"timm's DaViT": _apart(ours, timm), "transformers'": _apart(ours, native)}
     others = _apart(native, timm)
     for name, apart in found.items():
-        yield Line(
-            f"tower, {name}", apart <= TOWER_TOLERANCE * spread, f"differs by {apart:.1e}; {_of(spread)}"
-        )
+        text = f"differs by {apart:.1e}; the features' standard deviation is {spread:.1e}"
+        yield Line(f"tower, {name}", apart <= TOWER_TOLERANCE * spread, text)
     if others > TOWER_TOLERANCE * spread:
         yield Line(
             "the other side",
@@ -137,10 +136,6 @@ def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """The largest difference; NaN if there is any NaN, so that no limit is met."""
     pairs = zip(ours, theirs, strict=True)
     return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
-
-
-def _of(spread: float) -> str:
-    return f"the features' standard deviation is {spread:.1e}"
 
 
 def _common(one: GeneratedTokens, other: GeneratedTokens) -> Iterator[tuple[float, float]]:

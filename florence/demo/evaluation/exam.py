@@ -13,6 +13,7 @@ from typing import Final
 from PIL import Image
 
 from florence.answers.answer import Answer
+from florence.answers.filtering import with_items
 from florence.client import Client
 from florence.demo.evaluation.grading import Grade, Graded, grade
 from florence.demo.world.drawing import held_out
@@ -66,11 +67,9 @@ def ask_model(model: Florence2, items: Sequence[ExamItem]) -> list[Answer]:
 
 def by_original_score(result: Result) -> Result:
     """The result with the original's scores in place of the calibrated ones; a text has only one score."""
-    for name in ("detections", "regions", "instances"):
-        if hasattr(result, name):
-            items = [item.model_copy(update={"score": item.original_score}) for item in getattr(result, name)]
-            return result.model_copy(update={name: items})
-    return result
+    return with_items(
+        result, lambda items: [each.model_copy(update={"score": each.original_score}) for each in items]
+    )
 
 
 def ask_service(url: str, items: Sequence[ExamItem]) -> list[Result]:
