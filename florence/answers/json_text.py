@@ -1,6 +1,6 @@
 """Reads a generated text as strict JSON, so that every value read can be written as JSON again.
 
-A model may write anything: NaN, half a surrogate pair, endless brackets.
+A model may write anything: NaN, half a surrogate pair, endless brackets. Knows nothing about tasks.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 `bentoml build` asks a service's model references what to pack. `CheckpointModel` answers by finding the
 checkpoint that FLORENCE_MODEL names (a download, if it is a hub id), copying its files into the store and
 giving the copy an alias. In a Bento built this way the alias leads to the copy, and nothing is downloaded.
+Knows nothing about the container image.
 """
 
 from __future__ import annotations

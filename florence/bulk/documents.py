@@ -1,5 +1,6 @@
 """Replaces documents (PDFs, and TIFF files with several pages) by items for their pages. Other items are not
-changed."""
+changed. Knows nothing about tasks.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Answers as JSON lines: one line for each answer, appended when it arrives, so that a run can resume.
 
 A line has the picture's name, its id if it has one, the question, and the answer. An incomplete last line,
-left by a killed run, is cut off.
+left by a killed run, is cut off. Knows nothing about models and services.
 """
 
 from __future__ import annotations

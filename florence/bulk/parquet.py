@@ -2,7 +2,8 @@
 complete.
 
 A Parquet file can't be appended to, so answers are collected as lines beside it. A single file is rewritten
-with them at the end of a run; a directory gets a new part whenever enough have been collected.
+with them at the end of a run; a directory gets a new part whenever enough have been collected. Knows nothing
+about where answers come from.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ interval.
 
 Both are measured on the same pictures, drawn with replacement (Efron and Tibshirani, An Introduction to the
 Bootstrap, 1993; paired as in Koehn, Statistical Significance Tests for Machine Translation Evaluation, 2004).
+Knows nothing about tasks.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Boxes are COCO's x, y, width, height in pixels. Scores are kept, as in COCO's result files. Unlike YOLO and
 Pascal VOC (`datasets`), COCO is not written by supervision: its `DetectionDataset.as_coco` (0.31) writes no
 score and no text, numbers categories from 1 whatever the label map says, identifies pictures by the last part
-of their paths, and traces outlines again from masks.
+of their paths, and traces outlines again from masks. Knows nothing about tasks.
 """
 
 from __future__ import annotations

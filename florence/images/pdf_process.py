@@ -1,7 +1,7 @@
 """Renders PDF pages, each in a process of its own, with limits on memory and time.
 
 So a PDF that crashes PDFium, or keeps it busy for ever, fails one request only. Where the system can't limit
-memory (Windows), only time is limited.
+memory (Windows), only time is limited. Knows nothing about tasks.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Listed jobs are put into the object store directly, without read tasks. Pictures in files and at URLs are read
 by the actor that asks about them; only their names go through Ray. Archives are read by read tasks, each one
-from its beginning to its end, and their pictures go through Ray.
+from its beginning to its end, and their pictures go through Ray. Knows nothing about models.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 It ends when the other end of the socket is closed, and so together with the process that started it. The
 kernel kills it when a picture takes more CPU time than allowed; more memory than computed from the picture's
 header is a MemoryError. Its standard error, where C libraries write, is read and bounded by the process that
-started it. Imports as little as it can: there may be one for each core.
+started it. Imports as little as it can: there may be one for each core. Knows nothing about tasks and models.
 """
 
 from __future__ import annotations

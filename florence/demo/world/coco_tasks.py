@@ -1,7 +1,8 @@
 """The questions of single tasks as COCO data sets, in the layouts that `florence evaluate` reads.
 
 They have a phrase for each annotation (grounding, referring), a region to ask about (segmentation), or the
-classes that are present or known to be absent (open vocabulary: each phrase is a class).
+classes that are present or known to be absent (open vocabulary: each phrase is a class). Knows nothing about
+how scenes are drawn.
 """
 
 from __future__ import annotations

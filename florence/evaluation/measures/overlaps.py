@@ -1,4 +1,4 @@
-"""Overlaps of boxes and areas, by pycocotools' masks."""
+"""Overlaps of boxes and areas, by pycocotools' masks. Knows nothing about answers."""
 
 from __future__ import annotations
 
