@@ -114,16 +114,16 @@ def test_readers_read_a_page_alike() -> None:
 def test_a_renderer_that_ends_fails_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A renderer that crashes or takes too long fails its request; the error gives the exit status or the
     time limit."""
-    from florence.images import apart
+    from florence.images import pdf_process
 
     def starts(program: str) -> None:
-        monkeypatch.setattr(apart, "command", lambda *_, **__: [sys.executable, "-c", program])
+        monkeypatch.setattr(pdf_process, "command", lambda *_, **__: [sys.executable, "-c", program])
 
     starts("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(ImageError, match=r"its process ended \(exit status -11\)"):
         render_page_isolated(pdf(), 1, DEFAULT_LIMITS)
     starts("import time; time.sleep(1000)")
-    monkeypatch.setattr(apart, "WALL_S", 0.2)
+    monkeypatch.setattr(pdf_process, "WALL_S", 0.2)
     with pytest.raises(ImageError, match="not read within"):
         render_page_isolated(pdf(), 1, DEFAULT_LIMITS)
 
