@@ -24,6 +24,7 @@ from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.pdf import is_pdf
 from florence.images.seen import View
 from florence.types.analysis import MAX_TASKS, TaskFailure
+from florence.types.answer import TaskAnswer
 
 CallClient = Callable[[Callable[[Client], Any]], Any]
 """Calls a function with a client of the service; of several services, with one of the least busy."""
@@ -129,9 +130,8 @@ def _groups(questions: Sequence[PictureQuestion]) -> list[list[int]]:
     return [group for _, group in found]
 
 
-def _outcome(future: Future[Any]) -> QuestionOutcome:
+def _outcome(future: Future[TaskAnswer[Any]]) -> QuestionOutcome:
     try:
-        answer: QuestionOutcome = future.result()
+        return future.result()
     except FlorenceError as error:
         return error
-    return answer

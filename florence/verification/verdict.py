@@ -70,7 +70,11 @@ def compare(
     numbers = theirs.token_logprobs if same else reference.logprobs(trial, ours.token_ids)
     largest = largest_difference(ours.token_logprobs, numbers)
     if not largest <= TOLERANCE:
-        reason = f"log-probabilities differ by {largest:.1e}" if same else _forbidden(largest)
+        reason = f"log-probabilities differ by {largest:.1e}"
+        if not same and math.isinf(largest):
+            reason = "the answer has a token that transformers' rules forbid there"
+        elif not same:
+            reason = f"other token ids; for these, {reason}"
         return Compared(trial, Verdict.FAULT, largest, ours, theirs, reason)
     if same:
         return Compared(trial, Verdict.SAME, largest, ours, theirs)
@@ -103,9 +107,3 @@ def _judge(
         if {ours.token_ids, theirs.token_ids} <= found:
             return Verdict.ROUNDING, f"a change of the logits by {noise:.0e} decides between the two"
     return Verdict.FAULT, "the numbers agree, the search does not"
-
-
-def _forbidden(largest: float) -> str:
-    if largest == float("inf"):
-        return "the answer has a token that transformers' rules forbid there"
-    return f"other token ids; for these, log-probabilities differ by {largest:.1e}"

@@ -105,13 +105,11 @@ class PlainHead(nn.Module):
 
     def forward(self, cells: Tensor) -> tuple[Tensor, ...]:
         """cells [N, width] -> logits of presence [N, 1], shape, colour, size and word [N, each]."""
-        parts: tuple[Tensor, ...] = self.names(cells).split(self.counts, dim=1)
-        return parts
+        return tuple(self.names(cells).split(self.counts, dim=1))
 
     def ground_logits(self, means: Tensor) -> tuple[Tensor, ...]:
         """means [B, width] -> logits of tone [B, 2] and texture [B, 7] of the background."""
-        parts: tuple[Tensor, ...] = self.ground(means).split((len(TONES), len(TEXTURES)), dim=1)
-        return parts
+        return tuple(self.ground(means).split((len(TONES), len(TEXTURES)), dim=1))
 
     def location_logits(self, cells: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
         """cells [N, width], locations [1000, width], their embeddings -> of the box [N, 4, 1000], of up to

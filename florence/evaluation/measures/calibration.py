@@ -86,7 +86,7 @@ def fit_temperature(judged: Sequence[Judged]) -> Temperature | None:
     if any(len({one.right for one in half}) < 2 for half in halves):
         return None
     cooled = [
-        Judged(_divided(one.score, temperature), one.right)
+        Judged(_sigmoid(_odds(one.score) / temperature), one.right)
         for half, other in (halves, halves[::-1])
         for temperature in [_fitted(other)]
         for one in half
@@ -107,10 +107,6 @@ def _fitted(judged: Sequence[Judged]) -> float:
         )
         low, high = (middle, high) if slope > 0 else (low, middle)
     return math.exp(-low)
-
-
-def _divided(score: float, temperature: float) -> float:
-    return _sigmoid(_odds(score) / temperature)
 
 
 def _odds(score: float) -> float:
