@@ -38,7 +38,6 @@ from florence.engine.device.beams.search_state import starts_of
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
-from florence.model.adapters.grouped import make_bank
 from florence.model.adapters.lowrank import Factors, linear_layers
 from florence.model.florence2 import Florence2Model
 
@@ -238,10 +237,11 @@ def main() -> None:
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     native = make_native(arguments.size, dtype)
     model = convert(native, torch.device("cpu"), dtype)
+    backend = backend_of(model)
     if arguments.adapters:
-        model.adapters = make_bank(model, arguments.adapters, fixed_shapes=False)
+        model.adapters = backend.products.make_bank(model, arguments.adapters)
     ordered = range(100, 1100)  # any thousand ids
-    runner = Runner(model, arguments.requests, backend=backend_of(model), ordered=ordered)
+    runner = Runner(model, arguments.requests, backend=backend, ordered=ordered)
     width = SIZES[arguments.size][0]
     encoded = torch.randn(arguments.requests, ENCODER_LENGTH, width).to(dtype)
     print(

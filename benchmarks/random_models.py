@@ -20,12 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
 from florence.engine.config import EncodeStreamChoice, EngineConfig
-from florence.engine.device.backend import Backend
+from florence.engine.device.backend import Backend, products_for
 from florence.engine.device.beams.reference import TokenRules
-from florence.engine.device.cuda.find_kernels import find_quantizer
 from florence.engine.request import Request
 from florence.model.florence2 import Florence2Model
-from florence.model.kernels.linear import pack
 from florence.model.quantized import multiply_in_fp8, multiply_in_int8
 from florence.model.vision import Normalize
 
@@ -93,11 +91,12 @@ def load_saved(
     emulates fp8."""
     config, normalize = read_config(folder), Normalize(MEAN, STD, RESCALE)
     model = load_model(folder, config, normalize, VOCAB, device, dtype)
+    products = products_for(device, dtype)
     if quantized == "fp8":
-        multiply_in_fp8(model, find_quantizer(device))
+        multiply_in_fp8(model, products.fp8())
     if quantized == "int8":
         multiply_in_int8(model)
-    pack(model)
+    products.pack(model)
     return model
 
 

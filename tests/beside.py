@@ -24,10 +24,10 @@ from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.errors import EngineError
-from florence.model.adapters.grouped import make_bank
-from florence.model.adapters.lowrank import LowRankKernels
+from florence.model.adapters.lowrank import LowRankKernels, StackedAdapters
 from florence.model.florence2 import Florence2Model
-from florence.model.kernels.linear import pack
+from florence.model.kernels.plain import product_float32
+from florence.model.products import CpuProducts, ProductBackend
 
 VOCAB, SIDE, ROOM = 1100, 64, 12
 WHOLE_VECTORS = {"text_config": {"encoder_ffn_dim": 48, "decoder_ffn_dim": 80}}
@@ -74,11 +74,13 @@ class Sides:
         """The base model with slots for adapters. `room`: reserve the layers and the rank that the adapters
         need."""
         model = self.model(dtype=dtype)
-        if packed:
-            pack(model)
+        products = CpuProducts(dtype) if packed else ProductBackend()
+        products.pack(model)
         if fixed:
-            model.language.lay_out_for_gpu()
-        model.adapters = make_bank(model, slots, fixed_shapes=fixed, kernels=kernels)
+            model.language.lay_out_for_gpu(product_float32)
+            model.adapters = StackedAdapters(model, slots, kernels)
+        else:
+            model.adapters = products.make_bank(model, slots)
         model.adapters.reserve([each.layers for each in self.adapters.values()] if room else [])
         return model
 

@@ -121,6 +121,7 @@ def test_a_manifests_text_goes_to_the_runs_task(folder: Path) -> None:
         ("m.csv", "", "m.csv has no rows"),
         ("m.jsonl", '{"picture": "in/a.png", "task": "caption"}\n[1]\n', "m.jsonl is not a JSON object"),
         ("m.jsonl", "{", "m.jsonl is not JSON"),
+        ("m.jsonl", "[" * 100_000, "m.jsonl is not JSON"),
         ("m.jsonl", '{"picture": 7, "task": "caption"}\n', "picture must be a text, got 7"),
         ("m.jsonl", '{"picture": "a", "task": "region_to_ocr", "region": [1, 2]}\n', "four numbers"),
         ("m.parquet", "no parquet", "m.parquet is not a Parquet file"),

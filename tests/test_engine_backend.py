@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,15 +13,17 @@ import torch
 from goldens import load_float32
 from PIL import Image
 from tiny import make_native
+from torch import nn
 
 from florence import Florence2
-from florence.engine.config import EngineConfig
+from florence.engine.config import EngineConfig, KernelChoice
 from florence.engine.device.backend import Backend
 from florence.engine.device.beams.reference import Hypothesis
 from florence.engine.device.memory import DeviceMemory
 from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
+from florence.model.adapters.grouped import GroupedAdapters
 from florence.model.attention import DENSE
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cpu.openmp import available
@@ -48,6 +51,37 @@ def test_kernels_for_cpus_are_used_unless_they_are_off() -> None:
         assert type(backend.memory) is DeviceMemory
         assert backend.capturer is None
         assert not backend.delayed_readback
+
+
+@needs_kernels
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+def test_products_for_cpus_are_the_kernels_unless_they_are_off(kernels: KernelChoice) -> None:
+    """Layers are packed, and adapters beside them have the kernel, unless the CPU kernels are off."""
+    layers = nn.Sequential(Linear(32, 32)).requires_grad_(False)
+    products = Backend.for_device(
+        CPU, torch.float32, HEAD_DIM, config=EngineConfig(cpu_kernels=kernels)
+    ).products
+    products.pack(layers)
+    bank = products.make_bank(layers, 1)
+    assert isinstance(bank, GroupedAdapters)
+    assert (bank.kernel is None) is (layers[0].packed is None) is (kernels == "off")
+
+
+def test_only_the_seam_asks_for_the_kind_of_device() -> None:
+    """The choices, the process's settings, the layout of loaded weights and the defaults of settings depend
+    on the kind of device; no algorithm asks for it."""
+    asking = {
+        path.relative_to(ROOT / "florence").as_posix()
+        for path in (ROOT / "florence").rglob("*.py")
+        if re.search(r"\bis_cuda\b|device(\(.*\))?\.type\b", path.read_text(encoding="utf-8"))
+    }
+    assert asking == {
+        "engine/device/backend.py",
+        "model/devices.py",
+        "checkpoint/weights.py",
+        *("runtime/configured.py", "runtime/load_options.py"),  # defaults of settings
+        "demo/train.py",
+    }
 
 
 def random_request(dice: random.Random) -> Request:

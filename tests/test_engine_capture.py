@@ -32,8 +32,7 @@ from florence.engine.device.runner import Runner
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.engine.slots import Slot
-from florence.model.adapters.grouped import make_bank
-from florence.model.adapters.lowrank import Factors, linear_layers
+from florence.model.adapters.lowrank import Factors, StackedAdapters, linear_layers
 from florence.model.chunks import run_to_end
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
@@ -63,7 +62,7 @@ def runner(config: ModelConfig, request: pytest.FixtureRequest) -> Iterator[Runn
     with FakeTensorMode(), torch.no_grad():
         move(model, dtype)
         if adapters:
-            model.adapters = make_bank(model, adapters, fixed_shapes=True)
+            model.adapters = StackedAdapters(model, adapters)
             model.adapters.reserve([adapter_of(model, 0).layers])
         backend = Backend(
             memory=AbsentMemory(),

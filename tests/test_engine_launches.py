@@ -31,6 +31,7 @@ from florence.engine.device.runner import Runner
 from florence.engine.device.steps import dense_batch
 from florence.engine.sequence import StepSequence
 from florence.engine.slots import Slot
+from florence.model.attention import DENSE_ON_GPU
 from florence.model.florence2 import Florence2Model
 from florence.model.vision import Normalize
 
@@ -70,6 +71,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
         model.lay_out_for_gpu()
         capturer = Counting()
         backend = Backend(
+            DENSE_ON_GPU,
             memory=AbsentMemory(),
             capturer=capturer,
             delayed_readback=True,

@@ -35,6 +35,7 @@ from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.model.encoding import PLAIN
 from florence.model.florence2 import Florence2Model
+from florence.model.kernels.plain import product_float32
 from florence.runtime.futures import generate
 
 SLOTS, PICTURE_TOKENS, ROOM, LONGEST_PROMPT, PATIENCE_S = 9, 5, 80, 100, 120
@@ -83,7 +84,7 @@ def load(checkpoint: Path, kind: str, dtype: torch.dtype) -> Florence2Model:
     vocab = config.text.vocab_size
     model = load_model(checkpoint, config, imagenet_normalize(), vocab, device, dtype)
     if kind == "cpu":
-        model.lay_out_for_gpu()
+        model.lay_out_for_gpu(product_float32)
     return model
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from florence.engine.config import EngineConfig
+from florence.engine.config import EngineConfig, KernelChoice
 from florence.engine.device import backend as backends
-from florence.engine.device.backend import Backend
+from florence.engine.device.backend import Backend, products_for
 from florence.engine.device.beams.search import advance
 from florence.engine.device.cuda import find_kernels as find_cuda_kernels
 from florence.engine.device.cuda.find_kernels import (
@@ -25,9 +26,11 @@ from florence.engine.device.cuda.find_kernels import (
     load_kernels,
 )
 from florence.engine.device.memory import DeviceMemory
-from florence.model.attention import DENSE
+from florence.model.adapters.lowrank import StackedAdapters
+from florence.model.attention import DENSE_ON_GPU
 from florence.model.config import VisionConfig
 from florence.model.encoding import PLAIN, CompiledEncode
+from florence.model.kernels.linear import Linear
 
 GPU = torch.device("cuda:0")
 TOWER = VisionConfig((256, 512), (1, 1), (8, 16), (8, 16), 12, 4.0, True, 50, 1)
@@ -134,6 +137,26 @@ def test_a_kernel_that_fails_costs_its_own_kind_only(
     assert caplog.text.count("use PyTorch's operations") == 1
 
 
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize(("kernels", "fails"), [("auto", False), ("auto", True), ("off", False)])
+def test_adapters_are_computed_by_kernels_that_agree(
+    kernels: KernelChoice, fails: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a GPU adapters have fixed shapes. Their kernels are used unless they are off, or one fails, which
+    the log says."""
+    kernel = Kernel(AssertionError("it differs") if fails else None)
+    table = SimpleNamespace(LOW_RANK_KERNELS=[kernel])
+    monkeypatch.setitem(sys.modules, "florence.engine.device.cuda.kernels", table)
+    loaded = object()
+    monkeypatch.setattr("florence.engine.device.cuda.products.load_low_rank", lambda: loaded)
+    with caplog.at_level(logging.WARNING):
+        products = products_for(GPU, torch.bfloat16, EngineConfig(cuda_kernels=kernels))
+        bank = products.make_bank(nn.Sequential(Linear(4, 4)), 1)
+    assert isinstance(bank, StackedAdapters)
+    assert bank.kernels is (loaded if kernels == "auto" and not fails else None)
+    assert ("adapters use PyTorch's operations" in caplog.text) is fails
+
+
 @pytest.fixture
 def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Backend, list[str]]]:
     """A function that returns the backend for a GPU with kernels, and the kinds of kernels that it looked
@@ -155,7 +178,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Backend, list
 def test_the_settings_choose(choose: Callable[..., tuple[Backend, list[str]]]) -> None:
     """`off` looks for no kernels; a compiled tower looks for none of encodes."""
     backend, asked = choose(cuda_kernels="off")
-    assert backend.attention is DENSE
+    assert backend.attention is DENSE_ON_GPU
     assert (backend.search, backend.encode, asked) == (advance, PLAIN, [])
     backend, asked = choose()
     assert backend.attention.grouped

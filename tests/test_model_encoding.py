@@ -13,8 +13,7 @@ from goldens import load_float32
 from tiny import make_native
 from torch import Tensor
 
-from florence.model.adapters.grouped import make_bank
-from florence.model.adapters.lowrank import Factors, linear_layers
+from florence.model.adapters.lowrank import Factors, StackedAdapters, linear_layers
 from florence.model.caches import Caches, CacheSizes
 from florence.model.chunks import run_to_end
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
@@ -91,7 +90,7 @@ def test_layers_that_are_packed_compute_themselves(
     model: Florence2Model, by_twins: EncodeBackend, part: str
 ) -> None:
     """Layers packed for oneDNN compute themselves, and their bias is added once."""
-    if not onednn.available(CPU, torch.float32):
+    if not onednn.available(torch.float32):
         pytest.skip("PyTorch has no oneDNN here")
     expected = encoded(model, PLAIN)
     for module in (model.vision.tower if part == "tower" else model.language.encoder).modules():
@@ -152,7 +151,7 @@ def test_adapters_beside_the_layers_are_added(
     model: Florence2Model, by_twins: EncodeBackend, part: str
 ) -> None:
     """A row gets its own adapter or none, on all layers of the tower or the language model."""
-    model.adapters = make_bank(model, 2, fixed_shapes=True)
+    model.adapters = StackedAdapters(model, 2)
     dice = torch.Generator().manual_seed(0)
     layers = {
         name: Factors(

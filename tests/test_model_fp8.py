@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,13 +14,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # the path in PyTorch's documentation
 
 from florence import Florence2
-from florence.engine.device.cuda import find_kernels as find_cuda_kernels
-from florence.engine.device.cuda.find_kernels import find_quantizer
+from florence.engine.device.backend import products_for
+from florence.engine.device.cuda.products import CudaProducts
 from florence.errors import SettingsError
 from florence.model.devices import pick_dtype
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels import fp8
-from florence.model.kernels.fp8 import Fp8Weight, quantize_rows
+from florence.model.kernels.fp8 import EMULATED, Fp8Products, Fp8Weight, quantize_rows
 from florence.model.kernels.linear import Linear
 from florence.model.kernels.onednn import ACTIVATIONS
 from florence.model.quantized import multiply_in_fp8
@@ -162,7 +161,7 @@ def test_a_product_on_a_gpu_is_one_operation_in_fp8() -> None:
     with FakeTensorMode(), torch.device("cuda"):
         states = torch.empty(2, 5, 64, dtype=torch.bfloat16)
         weight, bias = (torch.empty(shape, dtype=torch.bfloat16) for shape in ((48, 64), (48,)))
-        layer = Fp8Weight(weight, bias)
+        layer = Fp8Weight(weight, bias, Fp8Products(multiply=fp8.multiply))
         made = layer.product(states, residual=torch.empty(2, 5, 48, dtype=torch.bfloat16))
         assert (made.shape, made.dtype, made.device.type) == ((2, 5, 48), torch.bfloat16, "cuda")
         assert layer.weight.dtype is fp8.E4M3
@@ -185,20 +184,18 @@ def test_which_devices_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_whose_products_differ_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that fails the fp8 check is refused at start-up; a CPU needs no check."""
-    fp8.check(CPU)
-    right: Any = fp8.multiply
-    monkeypatch.setattr(fp8, "multiply", lambda *given: right(*given) * 1.1)
+    fp8.check(CPU, EMULATED)
     with pytest.raises(AssertionError):
-        fp8.check(CPU)
-    assert find_quantizer(CPU) is quantize_rows
+        fp8.check(CPU, Fp8Products(multiply=lambda *given: fp8.emulate(*given) * 1.1))
+    assert products_for(CPU, torch.bfloat16).fp8() is EMULATED
 
     def failing(*_: object) -> Tensor:
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(find_cuda_kernels.fp8, "check", failing)
+    monkeypatch.setattr(fp8, "check", failing)
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
     with pytest.raises(SettingsError, match="choose another dtype: no kernel image"):
-        find_quantizer(GPU, "off")
+        CudaProducts(GPU, torch.bfloat16, "off").fp8()
 
 
 def test_the_library_loads_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from florence.model.adapters.lowrank import Factors, LowRankKernels, StackedAdap
 from florence.model.florence2 import Florence2Model
 from florence.model.kernels.cuda import twins
 from florence.model.kernels.linear import Linear
-from florence.model.kernels.plain import additive_mask, product_float32
+from florence.model.kernels.plain import additive_mask, product_float32, product_unrounded
 from florence.model.language import HEAD_MULTIPLE, Attention
 
 
@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Florence2Model, Fl
     directory: Path = tmp_path_factory.mktemp("tiny")
     vocab = make_native(directory).config.text_config.vocab_size
     plain, fused = load_float32(directory, vocab), load_float32(directory, vocab)
-    fused.language.lay_out_for_gpu()
+    fused.language.lay_out_for_gpu(product_float32)
     return plain, fused
 
 
@@ -64,7 +64,7 @@ def test_a_padded_head_has_no_logits_for_its_padding(shape: tuple[int, ...]) -> 
     """Rows of logits begin at multiples of the padding, and have exactly the vocabulary's logits."""
     head = Linear(16, 1100, bias=False).requires_grad_(False)
     weight, states = head.weight.clone(), torch.randn(shape)
-    head.pad_outputs(HEAD_MULTIPLE)
+    head.pad_outputs(HEAD_MULTIPLE, product_float32)
     logits = head.sums(states)
     assert logits is not None
     torch.testing.assert_close(logits, states @ weight.T)
@@ -135,10 +135,11 @@ def test_scores_and_logits_of_a_gpu_are_float32(dtype: torch.dtype) -> None:
     """Scores and logits are float32 as the product gives them; no later operation converts them."""
     with FakeTensorMode(), torch.device("cuda"):
         left, right = torch.empty(3, 5, 8, dtype=dtype), torch.empty(3, 8, 4, dtype=dtype)
-        assert product_float32(left, right).dtype is product_float32(left[0], right[0]).dtype is torch.float32
+        for pair in ((left, right), (left[0], right[0])):
+            assert product_unrounded(*pair).dtype is torch.float32
         head = Linear(8, 100, bias=False)
         head.weight = torch.nn.Parameter(torch.empty(100, 8, dtype=dtype))
-        head.pad_outputs(HEAD_MULTIPLE)
+        head.pad_outputs(HEAD_MULTIPLE, product_unrounded)
         logits = head.sums(left[0])
         assert logits is not None
         assert logits.dtype is torch.float32

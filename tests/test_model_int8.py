@@ -11,14 +11,14 @@ import torch
 from goldens import load_float32
 from tiny import make_native
 
-from florence.model.devices import has_vnni
+from florence.errors import SettingsError
+from florence.model.devices import has_vnni, pick_dtype
 from florence.model.kernels.int8 import Int8Weight, can_quantize
 from florence.model.kernels.linear import Linear, pack
 from florence.model.kernels.onednn import ACTIVATIONS
 from florence.model.quantized import multiply_in_int8
 
-CPU = torch.device("cpu")
-needs_int8 = pytest.mark.skipif(not (can_quantize(CPU) and has_vnni()), reason="no int8 here")
+needs_int8 = pytest.mark.skipif(not (can_quantize() and has_vnni()), reason="no int8 here")
 
 
 def quantised(plain: Linear) -> Linear:
@@ -106,9 +106,12 @@ def test_a_quantised_model_runs_from_pixels_to_logits(tmp_path: Path) -> None:
 
 def test_int8_needs_an_x86_cpu_and_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """int8 is not offered on a GPU, without PyTorch's operators, or on another architecture."""
-    assert not can_quantize(torch.device("cuda"))
+    monkeypatch.setattr("florence.model.devices.has_vnni", lambda: True)
+    monkeypatch.setattr("florence.model.devices.can_quantize", lambda: True)
+    with pytest.raises(SettingsError, match="needs a CPU"):
+        pick_dtype("int8", torch.device("cuda"))
     monkeypatch.setattr(torch.ops, "onednn", object())
-    assert not can_quantize(CPU)
+    assert not can_quantize()
     monkeypatch.undo()
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert not can_quantize(CPU)
+    assert not can_quantize()

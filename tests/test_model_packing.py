@@ -15,6 +15,7 @@ from torch import nn
 
 from florence.checkpoint.config import read_config
 from florence.checkpoint.weights import load_model
+from florence.engine.device.backend import products_for
 from florence.model.kernels import linear, onednn
 from florence.model.kernels.cpu import openmp, products
 from florence.model.kernels.cpu.products import PanelWeight
@@ -23,7 +24,7 @@ from florence.model.kernels.onednn import ACTIVATIONS, OPERATORS, OneDnnWeight
 from florence.model.language import LanguageModel
 
 CPU = torch.device("cpu")
-HERE = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if onednn.available(CPU, dtype)]
+HERE = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if onednn.available(dtype)]
 DTYPES = [pytest.param(dtype, id=str(dtype)) for dtype in HERE]
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -151,7 +152,7 @@ def pack_for(model: LanguageModel, kind: str, monkeypatch: pytest.MonkeyPatch) -
     """Pack a model for oneDNN or for the project's kernel, on any processor that has it."""
     if kind == "kernel" and not openmp.available(torch.bfloat16):
         pytest.skip("no kernels here")
-    if kind == "onednn" and not onednn.available(CPU, torch.bfloat16):
+    if kind == "onednn" and not onednn.available(torch.bfloat16):
         pytest.skip("no such operators here")
     monkeypatch.setattr(products, "has_fast_bf16", lambda: kind == "onednn")
     pack(model)
@@ -173,14 +174,14 @@ def test_nothing_is_packed_where_an_operator_is_missing(name: str, monkeypatch: 
 def test_nothing_is_packed_on_other_machines_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, in float64 or on another architecture nothing is packed, for oneDNN or the project's
     kernel."""
-    gpu = torch.device("cuda")
-    assert not onednn.available(gpu, torch.float32)
-    assert linear.make_products(gpu, torch.float32, None) is None
-    assert not onednn.available(CPU, torch.float64)
-    assert linear.make_products(CPU, torch.float64, None) is None
+    layer = Linear(32, 32)
+    products_for(torch.device("cuda"), torch.float32).pack(layer)
+    assert layer.packed is None
+    assert not onednn.available(torch.float64)
+    assert linear.make_products(torch.float64, None) is None
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert not onednn.available(CPU, torch.float32)
-    assert linear.make_products(CPU, torch.float32, None) is None
+    assert not onednn.available(torch.float32)
+    assert linear.make_products(torch.float32, None) is None
 
 
 @pytest.mark.slow
@@ -190,8 +191,8 @@ def test_the_kernel_computes_where_nothing_is_faster(monkeypatch: pytest.MonkeyP
     multiplies it faster than float32."""
     for fast in (True, False):
         monkeypatch.setattr(products, "has_fast_bf16", lambda fast=fast: fast)
-        assert (linear.make_products(CPU, torch.bfloat16, None) is None) is fast
-        assert linear.make_products(CPU, torch.float32, None) is not None
+        assert (linear.make_products(torch.bfloat16, None) is None) is fast
+        assert linear.make_products(torch.float32, None) is not None
     fitting, odd = Linear(32, 8), Linear(24, 8)
     pack(nn.Sequential(fitting, odd))
     assert isinstance(fitting.packed, PanelWeight)

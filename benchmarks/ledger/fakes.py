@@ -29,9 +29,9 @@ from florence.engine.device.backend import Backend
 from florence.engine.device.capture.graphs import Replay, Work
 from florence.engine.device.cuda.find_kernels import (
     load_encode_kernels,
+    load_fp8,
     load_kernels,
     load_low_rank,
-    load_quantizer,
 )
 from florence.engine.device.encode.encodes import BucketEncodes, Encodes
 from florence.engine.device.memory import DeviceMemory, Download
@@ -39,11 +39,9 @@ from florence.engine.device.runner import Runner
 from florence.engine.device.steps import StepContext
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
-from florence.model.adapters.grouped import make_bank
-from florence.model.adapters.lowrank import RANK_MULTIPLE, Factors, linear_layers
+from florence.model.adapters.lowrank import RANK_MULTIPLE, Factors, StackedAdapters, linear_layers
 from florence.model.encoding import EncodeBackend
 from florence.model.florence2 import Florence2Model
-from florence.model.kernels.linear import pack
 from florence.model.quantized import multiply_in_fp8
 from florence.model.vision import Normalize
 from ledger.counting import Counting, Ledger
@@ -276,10 +274,9 @@ def fake_model(size: str, *, fp8: bool = False) -> Florence2Model:
             model = Florence2Model(config, normalize)
     model.language.tied_head, model.language.has_logits_bias = True, False
     move(model)
-    pack(model)
     model.lay_out_for_gpu()
     if fp8:
-        multiply_in_fp8(model, load_quantizer())
+        multiply_in_fp8(model, load_fp8())
     return model.eval()
 
 
@@ -292,7 +289,7 @@ def put_beside(model: Florence2Model, adapters: int) -> None:
         for name, layer in linear_layers(model).items()
         if name.startswith("language.")
     }
-    model.adapters = make_bank(model, adapters, fixed_shapes=True, kernels=load_low_rank())
+    model.adapters = StackedAdapters(model, adapters, load_low_rank())
     model.adapters.reserve([factors])
 
 

@@ -15,9 +15,9 @@ from ledger.own import kernel_table
 from random_models import SIDE, SIZES, VOCAB
 from torch import Tensor
 
-from florence.engine.device.cuda.find_kernels import find_quantizer
+from florence.engine.device.backend import products_for
 from florence.model.encoding import PLAIN, CompiledEncode, EncodeBackend
-from florence.model.kernels.fp8 import Fp8Weight, multiply, quantize_rows
+from florence.model.kernels.fp8 import Fp8Weight, quantize_rows
 from on_gpu.bench import BACKENDS, EngineBench, attend, forget
 from on_gpu.sections import Add
 
@@ -135,14 +135,15 @@ def scaled(bench: EngineBench, add: Add) -> None:
     """
     dim, side = stages(bench)[2]
     rows = PICTURES * side * side
+    products = products_for(bench.device, bench.dtype).fp8()
     for inputs, outputs in ((dim, 3 * dim), (dim, 4 * dim), (4 * dim, dim)):
         states, weight = randn(bench, rows, inputs), randn(bench, outputs, inputs)
         low, low_weight = states.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
         ones = torch.ones(rows, 1, device=bench.device), torch.ones(outputs, 1, device=bench.device)
-        layer = Fp8Weight(weight, None, find_quantizer(bench.device))
+        layer = Fp8Weight(weight, None, products)
         ways: dict[str, Work] = {
             str(bench.dtype): lambda a=states, b=weight: a @ b.t(),  # type: ignore[misc]
-            "fp8": lambda a=low, b=low_weight, s=ones: multiply(a, s[0], b, s[1], None),  # type: ignore[misc]
+            "fp8": lambda a=low, b=low_weight, s=ones: products.multiply(a, s[0], b, s[1], None),  # type: ignore[misc]
             "fp8, fast sums": lambda a=low, b=low_weight, s=ones: torch._scaled_mm(  # type: ignore[misc]
                 a, b.t(), scale_a=s[0], scale_b=s[1].t(), out_dtype=torch.bfloat16, use_fast_accum=True
             ),

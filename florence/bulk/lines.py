@@ -127,7 +127,7 @@ def dumps(row: dict[str, Any]) -> str:
 def _read_row(file: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if isinstance(row, dict) and isinstance(row.get("picture"), str) and "task" in row:
         return row

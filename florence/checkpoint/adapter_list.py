@@ -46,7 +46,7 @@ def list_adapters(sources: AdapterSources, maximum: int) -> Mapping[str, str]:
 
 
 def _read_entries(lines: Iterable[str], where: str) -> dict[str, str]:
-    """The entries `name=source`; empty lines and text after # are skipped."""
+    """The entries `name=source`; empty lines, and lines that start with #, are skipped."""
     found: dict[str, str] = {}
     for line in lines:
         if not (line := line.strip()) or line.startswith("#"):

@@ -150,10 +150,7 @@ class _Found:
         """The change of one layer; None if there is a problem."""
         layer, parts, shape = self.layers[place], self.parts[place], self.shapes[place]
         rank = self.config.rank_of(layer)
-        expected = {
-            "lora_A": [rank, *shape[1:]],
-            "lora_B": [shape[0], rank, *[1] * (len(shape) - 2)],
-        }
+        expected = {"lora_A": [rank, *shape[1:]], "lora_B": [shape[0], rank, *[1] * (len(shape) - 2)]}
         if self.config.dora:
             expected["lora_magnitude_vector"] = [shape[0]]
         problems = [f"{layer}.{part}: missing" for part in expected if part not in parts]

@@ -28,13 +28,7 @@ _BY_SUFFIX = {  # the first one that matches
     ".npz": f"has its weights as NumPy arrays, as MLX has, which are not read. {_TAKE_ORIGINAL}",
 }
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "scheduler.bin")
-_PACKED = (
-    "U8",
-    "I8",
-    "F8",
-    "F6",
-    "F4",
-)  # prefixes of safetensors' dtype names that only quantised weights have
+_PACKED = ("U8", "I8", "F8", "F6", "F4")  # prefixes of dtype names that only quantised weights have
 
 
 def explain_files(directory: Path, names: Collection[str]) -> str | None:

@@ -29,6 +29,11 @@ def fault_of(error: Exception) -> FlorenceError:
     return fault
 
 
+def not_finite() -> EngineError:
+    """The error for a request whose logits are not finite."""
+    return EngineError("the model computed NaN or infinite values for this request")
+
+
 def strip_tracebacks(error: BaseException | None) -> None:
     """Remove the tracebacks of an exception and of its causes."""
     seen: set[int] = set()

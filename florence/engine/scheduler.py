@@ -51,9 +51,9 @@ class Scheduler(Generic[RequestT]):
         """Take the requests to encode now, while `decoding` others are decoded; none if it is too early.
         `fits`: as `StepRunner.fits`."""
         room = self.config.max_batch_size - decoding
-        most = self._full_batch()
-        count = min(room, most, len(self._waiting))
-        if count < 1 or (count < most and decoding and self._steps < STEPS_BETWEEN_ENCODES):
+        full = self._full_batch()
+        count = min(room, full, len(self._waiting))
+        if count < 1 or (count < full and decoding and self._steps < STEPS_BETWEEN_ENCODES):
             return []
         count = min(count, fits(islice(self._waiting, count)))
         if count:
@@ -62,9 +62,9 @@ class Scheduler(Generic[RequestT]):
 
     def _full_batch(self) -> int:
         """Requests of a full encode batch."""
-        most, budget_s = self.config.max_encode_batch, self.config.encode_budget_ms / 1000
-        if self.encode_s * most <= budget_s:
-            return most
+        full, budget_s = self.config.max_encode_batch, self.config.encode_budget_ms / 1000
+        if self.encode_s * full <= budget_s:
+            return full
         return max(1, int(budget_s / self.encode_s))
 
     def encoded(self, count: int, seconds: float) -> None:

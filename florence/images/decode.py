@@ -202,7 +202,7 @@ def _open(header: Header) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise ImageError(
-            "HEIC pictures are read where pillow-heif is installed: pip install 'florence2-server[heic]'"
+            "HEIC pictures are read where pillow-heif is installed: pip install pillow-heif"
         ) from None
     made: Image.Image = HeifImageFile(BytesIO(header.data))  # type: ignore[no-untyped-call]
     return made

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from florence.model.caches import Caches
 from florence.model.kernels.cpu.attention import CpuAttention
 from florence.model.kernels.linear import Linear
-from florence.model.kernels.plain import additive_mask, product_float32
+from florence.model.kernels.plain import Product, additive_mask, product_float32, product_unrounded
 from florence.model.language import POSITION_OFFSET, LanguageModel
 
 
@@ -132,14 +132,16 @@ class AttentionBackend:
 
 
 class DenseAttention(StepAttention):
-    """Both attentions with PyTorch's operations; positions that are not a beam's past are masked.
+    """Both attentions with PyTorch's operations, `product` among them; positions that are not a beam's past
+    are masked.
 
     Shapes depend only on those of the batch and `beam_indirection`, and on `encoder_length`, never on values
     of tensors, so that a CUDA graph can capture a step.
     """
 
-    def __init__(self, step: StepInputs) -> None:
+    def __init__(self, step: StepInputs, product: Product = product_float32) -> None:
         super().__init__(step)
+        self._product = product
         batch, indirection, device = step.batch, step.beam_indirection, step.positions.device
         self._encoder_length, self._length = step.encoder_length, indirection.shape[-1]
         self._rows, self._requests = len(batch.rows), len(batch.slots)
@@ -176,7 +178,7 @@ class DenseAttention(StepAttention):
         values = caches.self_values[layer, : self._rows, :, : self._length]
         grouped = split_heads(queries, keys.shape[1])[batch.rows_of]
         spread = grouped[batch.request_of].transpose(1, 2)  # [rows, heads, beams, head_dim]
-        scores = product_float32(spread.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+        scores = self._product(spread.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
         scores = scores.view(*spread.shape[:3], -1)  # [rows, heads, beams, length]
         scores = torch.add(self._self_mask[:, None], scores, alpha=keys.shape[-1] ** -0.5)
         highest = self._by_request(scores.amax(-1).transpose(1, 2), self._minus_infinity).amax(1)
@@ -184,7 +186,7 @@ class DenseAttention(StepAttention):
         shifted = scores.sub_(highest[batch.request_of].transpose(1, 2)[..., None])
         weights = shifted.exp_()
         sums = self._by_request(weights.sum(-1).transpose(1, 2), self._zero).sum(1)
-        partial = product_float32(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))
+        partial = self._product(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))
         partial = partial.view(spread.shape).transpose(1, 2).flatten(2)  # [rows, beams, d_model]
         mixed = self._by_request(partial, self._zero).sum(1)  # [requests, beams, d_model]
         mixed = mixed.view(*sums.shape, -1) / sums[..., None]  # [requests, beams, heads, head_dim]
@@ -198,6 +200,7 @@ class DenseAttention(StepAttention):
 
 
 DENSE: Final = AttentionBackend(DenseAttention, masked=True)
+DENSE_ON_GPU: Final = AttentionBackend(partial(DenseAttention, product=product_unrounded), masked=True)
 
 
 class KernelAttention(StepAttention):

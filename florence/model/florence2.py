@@ -11,6 +11,7 @@ from florence.model.adapters.lowrank import AdapterBank
 from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import ModelConfig
 from florence.model.encoding import PLAIN, EncodeBackend
+from florence.model.kernels.plain import Product, product_unrounded
 from florence.model.language import LanguageModel
 from florence.model.vision import Normalize, VisionEncoder
 
@@ -35,10 +36,11 @@ class Florence2Model(nn.Module):
         """The dtype of the weights."""
         return self.language.shared.weight.dtype
 
-    def lay_out_for_gpu(self) -> None:
-        """Put the weights into the layout that suits a GPU's products and kernels."""
+    def lay_out_for_gpu(self, product: Product = product_unrounded) -> None:
+        """Put the weights into the layout that suits a GPU's products and kernels. `product`: as for
+        `LanguageModel.lay_out_for_gpu`."""
         self.vision.tower.lay_out_for_gpu()
-        self.language.lay_out_for_gpu()
+        self.language.lay_out_for_gpu(product)
 
     def with_adapters(self, index: Tensor) -> AbstractContextManager[None]:
         """Within the context, rows of a batch have the adapters in the slots `index` int64 [rows]."""

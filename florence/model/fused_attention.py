@@ -24,11 +24,7 @@ from florence.model.kernels.plain import additive_mask
 
 log = logging.getLogger(__name__)
 
-FLASH, EFFICIENT, MATH = (
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-)
+FLASH, EFFICIENT, MATH = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 ORDERS: tuple[tuple[SDPBackend, ...], ...] = (
     (FLASH, EFFICIENT, MATH),  # flash takes no masks
     (EFFICIENT, MATH),

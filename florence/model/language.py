@@ -20,7 +20,7 @@ from florence.model.chunks import Chunks, run_to_end
 from florence.model.config import StackConfig, TextConfig
 from florence.model.encoding import PLAIN, EncodeBackend
 from florence.model.kernels.linear import Beside, Linear, PackedWeight
-from florence.model.kernels.plain import additive_mask
+from florence.model.kernels.plain import Product, additive_mask, product_unrounded
 from florence.model.keys_values import Cache, KeysValues
 
 POSITION_OFFSET = 2
@@ -266,13 +266,13 @@ class LanguageModel(nn.Module):
         self.has_logits_bias = True
         self.tied_head = False  # whether the head's weight is the embedding; set when weights are loaded
 
-    def lay_out_for_gpu(self) -> None:
+    def lay_out_for_gpu(self, product: Product = product_unrounded) -> None:
         """Fuse the products of each attention, and pad the head's rows so that a GPU's kernels can read and
-        write whole vectors."""
+        write whole vectors. `product`: the head's, `product_float32` for a rehearsal on a CPU."""
         for module in self.modules():
             if isinstance(module, Attention):
                 module.fuse()
-        self.lm_head.pad_outputs(HEAD_MULTIPLE)
+        self.lm_head.pad_outputs(HEAD_MULTIPLE, product)
         if self.tied_head:
             self.shared.weight = self.lm_head.weight
 

@@ -10,7 +10,7 @@ import torch
 
 from florence.model.davit import Stage
 from florence.model.florence2 import Florence2Model
-from florence.model.kernels.fp8 import Fp8Weight, RowQuantizer, fits, quantize_rows
+from florence.model.kernels.fp8 import EMULATED, Fp8Products, Fp8Weight, fits
 from florence.model.kernels.int8 import Int8Weight
 from florence.model.kernels.linear import Linear
 from florence.model.language import Attention
@@ -29,10 +29,10 @@ def multiply_in_int8(model: Florence2Model) -> None:
                     module.use(Int8Weight(module.weight.detach(), module.bias))
 
 
-def multiply_in_fp8(model: Florence2Model, quantize: RowQuantizer = quantize_rows) -> None:
+def multiply_in_fp8(model: Florence2Model, products: Fp8Products = EMULATED) -> None:
     """Quantise the linear layers of the tower's third stage, which has most of its work, and of the text
-    encoder, and drop the plain weights. `quantize`: quantises states on the model's
-    device. Raises `ValueError` where a layer is already packed, and so has no plain weight."""
+    encoder, and drop the plain weights. `products`: those of the model's device. Raises `ValueError` where a
+    layer is already packed, and so has no plain weight."""
     stage = cast("Stage", model.vision.tower.stages[STAGE])
     with torch.no_grad():
         for part in (stage.blocks, model.language.encoder.layers):
@@ -40,6 +40,6 @@ def multiply_in_fp8(model: Florence2Model, quantize: RowQuantizer = quantize_row
                 if isinstance(module, Linear) and module.packed is not None:
                     raise ValueError("layers that are to multiply in fp8 are packed already")
                 if isinstance(module, Attention):
-                    module.pack_fused(lambda weight, bias: Fp8Weight(weight, bias, quantize))
+                    module.pack_fused(lambda weight, bias: Fp8Weight(weight, bias, products))
                 elif isinstance(module, Linear) and module.weight is not None and fits(module.weight):
-                    module.use(Fp8Weight(module.weight.detach(), module.bias, quantize))
+                    module.use(Fp8Weight(module.weight.detach(), module.bias, products))

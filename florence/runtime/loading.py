@@ -13,25 +13,15 @@ from florence.checkpoint.adapters_beside import AdapterBase
 from florence.checkpoint.weights import count_parameters, load_model
 from florence.engine.config import EncodeStreamChoice, EngineConfig
 from florence.engine.device.backend import Backend
-from florence.engine.device.cuda.find_kernels import find_low_rank, find_quantizer
 from florence.engine.device.runner import Runner
 from florence.engine.device.sizing import Needs, fit_memory
 from florence.engine.encode_policy import setting_of
 from florence.engine.loop import Engine
 from florence.errors import SettingsError
 from florence.images.preprocess import InputSize
-from florence.model.adapters.grouped import make_bank
-from florence.model.devices import (
-    FP8,
-    INT8,
-    QUANTIZED,
-    bound_kernel_caches,
-    keep_freed_memory,
-    pick_device,
-    pick_dtype,
-)
+from florence.model.devices import FP8, INT8, QUANTIZED, pick_device, pick_dtype, suit_process
 from florence.model.florence2 import Florence2Model
-from florence.model.kernels.linear import pack
+from florence.model.products import ProductBackend
 from florence.model.quantized import multiply_in_fp8, multiply_in_int8
 from florence.readers.processes import ProcessReaders
 from florence.readers.readers import Readers, ThreadReaders
@@ -87,21 +77,20 @@ def load(name: str, options: LoadOptions) -> Loaded:
         raise SettingsError(_NOT_BESIDE)
     files = read_files(name, options)
     config = files.fit(options.engine_config)
-    if device.type == "cpu":
-        keep_freed_memory()
-        bound_kernel_caches()
+    suit_process(device)
     directory, tokens, normalize = files.checkpoint.directory, files.tokenizer.size, files.normalize
     merged = None if files.merged is None else (files.merged.label, files.merged.directory)
     model = load_model(directory, files.model, normalize, tokens, device, dtype, merged)
     parameters = count_parameters(model)  # before they are quantized
-    _choose_products(model, options.dtype, config)
-    base = AdapterBase(directory, files.model, normalize, tokens, options.max_adapter_rank)
-    adapters = Adapters(files.tasks, options.adapters, base, options.max_adapters)
     backend = Backend.for_device(
         model.device, model.dtype, model.config.text.decoder_head_dim, model.config.vision, config
     )
+    _choose_products(model, options.dtype, backend.products)
+    base = AdapterBase(directory, files.model, normalize, tokens, options.max_adapter_rank)
+    adapters = Adapters(files.tasks, options.adapters, base, options.max_adapters)
     if options.adapters is not None:
-        _add_bank(model, adapters, options.max_adapters, backend, config)
+        model.adapters = backend.products.make_bank(model, options.max_adapters)
+        model.adapters.reserve([each.layers for each in adapters.engine_adapters])
     needs = Needs.of(files.model, files.encoder_room(config), files.picture_size, dtype.itemsize)
     config = fit_memory(config, needs, backend.memory.free_bytes())
     pipeline = Pipeline(
@@ -122,28 +111,13 @@ def load(name: str, options: LoadOptions) -> Loaded:
     return loaded
 
 
-def _choose_products(model: Florence2Model, precision: str, config: EngineConfig) -> None:
-    """Quantize the layers that this precision says, and pack those that the CPU's kernels multiply."""
+def _choose_products(model: Florence2Model, precision: str, products: ProductBackend) -> None:
+    """Quantize the layers that this precision says, and pack the others."""
     if precision == INT8:
         multiply_in_int8(model)
     if precision == FP8:
-        multiply_in_fp8(model, find_quantizer(model.device, config.cuda_kernels))
-    if config.cpu_kernels == "auto":
-        pack(model, config.threads)
-
-
-def _add_bank(
-    model: Florence2Model, adapters: Adapters, slots: int, backend: Backend, config: EngineConfig
-) -> None:
-    """Give the model memory for the adapters that requests name."""
-    model.adapters = make_bank(
-        model,
-        slots,
-        fixed_shapes=backend.capturer is not None,
-        kernels=find_low_rank(model.device, model.dtype, config.cuda_kernels),
-        threads=config.threads,
-    )
-    model.adapters.reserve([each.layers for each in adapters.engine_adapters])
+        multiply_in_fp8(model, products.fp8())
+    products.pack(model)
 
 
 def _make_runner(model: Florence2Model, backend: Backend, files: ModelFiles, config: EngineConfig) -> Runner:

@@ -311,6 +311,10 @@ class Settings(BaseSettings):
         values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return EngineConfig.for_device(kind, reserved=reserved, **values)
 
+    def without_secrets(self) -> Settings:
+        """The same settings without secrets, which only a service needs."""
+        return self.model_copy(update={name: None for name, value in self if isinstance(value, SecretStr)})
+
     @property
     def body_budget_bytes(self) -> int:
         """Bytes that the request bodies of a worker may take together."""

@@ -19,9 +19,9 @@ from florence.checkpoint.hub import Checkpoint
 from florence.checkpoint.preprocessing import read_preprocessing
 from florence.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from florence.checkpoint.weights import load_model
+from florence.engine.device.backend import products_for
 from florence.engine.device.beams.reference import TokenRules
 from florence.images.preprocess import InputSize
-from florence.model.kernels.linear import pack
 from florence.model.vision import Normalize
 from florence.readers.picture import LocalReader
 from florence.runtime.florence2 import Florence2
@@ -71,7 +71,7 @@ def read_inputs(subject: Deployment, device: torch.device, pictures: Sequence[Sa
     merged = None if adapter is None else (adapter.label, adapter.directory)
     directory = checkpoint.directory
     model = load_model(directory, config, normalize, tokenizer.size, device, torch.float32, merged)
-    pack(model)
+    products_for(device, torch.float32).pack(model)
     reader = LocalReader(InputSize(preprocessing.height, preprocessing.width, preprocessing.resample))
     pixels = [torch.from_numpy(reader.read(picture.data).pixels)[None].to(device) for picture in pictures]
     values = [model.vision.normalize(each) for each in pixels]

@@ -26,6 +26,7 @@ from florence.engine.device.encode.stream import EncodeStream
 from florence.engine.device.encode.trial import try_encode_stream
 from florence.engine.device.readback import StepReadback
 from florence.engine.encode_policy import Decision
+from florence.engine.faults import not_finite
 from florence.engine.request import Request
 from florence.engine.runner import StepRunner
 from florence.engine.sequence import SequenceState, Wait
@@ -329,8 +330,7 @@ class Runner(StepRunner):
             if status == DONE:
                 done.append(sequence)
             elif status == FAULTY:
-                fault = EngineError("the model computed NaN or infinite values for this request")
-                outcomes.append((sequence, fault))
+                outcomes.append((sequence, not_finite()))
         latest.fetch_hypotheses(done)
         outcomes += ((sequence, best) for sequence, best in due.hypotheses() if not sequence.dropped)
         for sequence, _ in outcomes:

@@ -1,7 +1,7 @@
 """Adapters on a CPU: only rows with adapters are computed, and ranks are not padded.
 
-Adjacent rows with the same adapter are multiplied together: by the kernel in `kernels/cpu/low_rank.py` where
-the model's layers are packed, else by PyTorch's products. With the kernel, a row's sum is bit for bit the
+Adjacent rows with the same adapter are multiplied together: by the kernel in `kernels/cpu/low_rank.py` if the
+bank is given one, else by PyTorch's products. With the kernel, a row's sum is bit for bit the
 same whatever other rows are in the batch. Slots are read on the host, so this is not for graphs.
 """
 
@@ -14,42 +14,21 @@ from itertools import groupby
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence.model.adapters.lowrank import AdapterBank, Factors, LowRankKernels, StackedAdapters
+from florence.model.adapters.lowrank import AdapterBank, Factors
 from florence.model.kernels.cpu.low_rank import LowRankLayer, LowRankSums, RowBlocks
-from florence.model.kernels.cpu.openmp import available
 from florence.model.kernels.linear import Beside, Linear
 
 Run = tuple[int, int, int]
 """Adjacent rows of a batch with the same adapter: its slot, the first row, and the number of rows."""
 
 
-def make_bank(
-    model: nn.Module,
-    slots: int,
-    *,
-    fixed_shapes: bool,
-    kernels: LowRankKernels | None = None,
-    threads: int | None = None,
-) -> AdapterBank:
-    """A bank for `slots` adapters beside a model's layers. Pack the layers before, if at all.
-
-    `fixed_shapes`: a bank that graphs can capture, with these `kernels`. `threads`: of the CPU kernel, as for
-    `pack`.
-    """
-    if fixed_shapes:
-        return StackedAdapters(model, slots, kernels)
-    return GroupedAdapters(model, slots, threads)
-
-
 class GroupedAdapters(AdapterBank):
     """`runs`: those of the current batch, which has `rows` rows; `present`: their slots; `kernel`: None where
     PyTorch computes the products."""
 
-    def __init__(self, model: nn.Module, slots: int, threads: int | None = None) -> None:
+    def __init__(self, model: nn.Module, slots: int, kernel: LowRankSums | None = None) -> None:
         super().__init__(model, slots)
-        packed = any(linear.packed is not None for linear in self._linears.values())
-        fits = packed and self._device.type == "cpu" and available(self._dtype)
-        self.kernel = LowRankSums(self._dtype, threads) if fits else None
+        self.kernel = kernel
         self.rows, self.runs, self.present = 0, list[Run](), frozenset[int]()
         self._latest: tuple[list[int], list[Run]] = [], []
         self._blocks = dict[int, RowBlocks]()

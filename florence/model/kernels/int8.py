@@ -13,16 +13,13 @@ import platform
 import torch
 from torch import Tensor
 
-from florence.model.kernels.plain import activate
+from florence.model.kernels.plain import SMALLEST, activate
 
 STEPS = 127
 """Quantisation steps from zero to the largest value of a row, or of an output's weights."""
 
 ZERO = 128
 """The zero point of the input's uint8 values."""
-
-SMALLEST = 1e-12
-"""Lower bound of a row's largest value, so that a row of zeros stays zeros."""
 
 
 class Int8Weight:
@@ -43,8 +40,8 @@ class Int8Weight:
     ) -> Tensor:
         """[..., in_features] -> [..., out_features] of the same dtype; sums are int32, scaled in float32."""
         rows = states.reshape(-1, states.shape[-1]).float()
-        least, most = rows.aminmax(dim=1, keepdim=True)
-        scales = torch.maximum(most, -least).clamp_min_(SMALLEST).div_(STEPS)  # [rows, 1]
+        lowest, highest = rows.aminmax(dim=1, keepdim=True)
+        scales = torch.maximum(highest, -lowest).clamp_min_(SMALLEST).div_(STEPS)  # [rows, 1]
         steps = torch.addcmul(self.rounding, rows, scales.reciprocal()).to(torch.uint8)
         sums: Tensor = torch.ops.onednn.qlinear_pointwise(
             steps, 1.0, ZERO, self.packed, self.scales, self.zeros,
@@ -55,9 +52,8 @@ class Int8Weight:
         return activate(result if residual is None else result.add_(residual), activation)
 
 
-def can_quantize(device: torch.device) -> bool:
-    """Whether this PyTorch has the operators, and the device is a CPU of an architecture where they were
-    measured."""
+def can_quantize() -> bool:
+    """Whether this PyTorch has the operators, and the CPU an architecture where they were measured."""
     names = ("qlinear_prepack", "qlinear_pointwise")
     x86 = platform.machine() in ("x86_64", "AMD64")
-    return device.type == "cpu" and x86 and all(hasattr(torch.ops.onednn, name) for name in names)
+    return x86 and all(hasattr(torch.ops.onednn, name) for name in names)

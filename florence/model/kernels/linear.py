@@ -17,7 +17,7 @@ from florence.model.kernels import onednn
 from florence.model.kernels.cpu.products import PanelWeight, make_products
 from florence.model.kernels.fp8 import Fp8Weight
 from florence.model.kernels.int8 import Int8Weight
-from florence.model.kernels.plain import activate, product_float32
+from florence.model.kernels.plain import Product, activate, product_float32
 
 PackedWeight = onednn.OneDnnWeight | PanelWeight | Int8Weight | Fp8Weight
 """A weight [outputs, inner] and its bias in the layout of a kernel."""
@@ -67,6 +67,7 @@ class Linear(nn.Linear):
         self.packed: PackedWeight | None = None
         self.beside: Beside | None = None
         self._padded: Tensor | None = None  # the weight with rows of zeros appended
+        self._product: Product = product_float32  # of the padded weight
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -103,7 +104,7 @@ class Linear(nn.Linear):
         """`self(states)` without bias and activation, in float32 and never rounded to the dtype; None where
         the kernel rounds."""
         if self._padded is not None:
-            total = product_float32(states.reshape(-1, self.in_features), self._padded.T)
+            total = self._product(states.reshape(-1, self.in_features), self._padded.T)
             total = total.view(*states.shape[:-1], -1)[..., : self.out_features]
         elif isinstance(self.packed, PanelWeight):
             total = self.packed.sums(states)
@@ -112,11 +113,12 @@ class Linear(nn.Linear):
         self.add_adapters(total, states)
         return total
 
-    def pad_outputs(self, multiple: int) -> None:
-        """Pad the weight that `sums` uses with rows of zeros to a multiple of `multiple`; results are views
-        without the padding. `weight` becomes a view too."""
+    def pad_outputs(self, multiple: int, product: Product) -> None:
+        """Pad the weight with rows of zeros to a multiple of `multiple`, and let `sums` compute by `product`;
+        results are views without the padding. `weight` becomes a view too."""
         rows = -(-self.out_features // multiple) * multiple
         self._padded = F.pad(self.weight.detach(), (0, 0, 0, rows - self.out_features))
+        self._product = product
         self.weight = nn.Parameter(self._padded[: self.out_features], requires_grad=False)
 
     def pack(self) -> None:
@@ -156,14 +158,14 @@ class Conv2d(nn.Conv2d):
 
 
 def pack(model: nn.Module, threads: int | None = None) -> bool:
-    """Pack every layer of `model` that a kernel here supports, one after another, so that memory grows by at
-    most one weight. `threads`: for a product; None: as many as PyTorch uses.
+    """Pack every layer of a model in the CPU's memory that a kernel here supports, one after another, so that
+    memory grows by at most one weight. `threads`: for a product; None: as many as PyTorch uses.
 
     Returns whether anything was packed. An embedding that shares a layer's weight keeps the plain tensor.
     """
-    weight = next(model.parameters())
-    products = make_products(weight.device, weight.dtype, threads)
-    has_onednn = onednn.available(weight.device, weight.dtype)
+    dtype = next(model.parameters()).dtype
+    products = make_products(dtype, threads)
+    has_onednn = onednn.available(dtype)
     packed = False
     with torch.no_grad():
         for module in model.modules():

@@ -77,10 +77,10 @@ class OneDnnFilters:
         return result
 
 
-def available(device: torch.device, dtype: torch.dtype) -> bool:
+def available(dtype: torch.dtype) -> bool:
     """Whether this PyTorch has the operators, and this processor supports `dtype` in them."""
     x86 = platform.machine() in ("x86_64", "AMD64")
-    if device.type != "cpu" or not x86 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not x86 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if not all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS):
         return False

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Product = Callable[[Tensor, Tensor], Tensor]
+"""`product_float32` or `product_unrounded`."""
+
+SMALLEST = 1e-12
+"""Lower bound of the largest value of a row that is quantised, so that a row of zeros stays zeros."""
 
 
 def activate(values: Tensor, name: str | None) -> Tensor:
@@ -28,12 +36,18 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def product_float32(left: Tensor, right: Tensor) -> Tensor:
-    """[n, k] @ [k, m], or [batch, n, k] @ [batch, k, m], as float32; on a GPU never rounded in between.
-
-    A product of half-precision matrices accumulates in float32 anyway; `out_dtype`, which only a GPU has,
-    writes these sums as they are.
-    """
+    """[n, k] @ [k, m], or [batch, n, k] @ [batch, k, m], rounded to their dtype, as float32."""
     multiply = torch.mm if left.dim() == 2 else torch.bmm
-    if left.is_cuda and left.dtype is not torch.float32:
-        return multiply(left, right, out_dtype=torch.float32)
     return multiply(left, right).float()
+
+
+def product_unrounded(left: Tensor, right: Tensor) -> Tensor:
+    """`product_float32` without the rounding, for GPUs.
+
+    A product of half-precision matrices accumulates in float32 anyway; `out_dtype`, which PyTorch has for
+    GPUs only, writes these sums as they are.
+    """
+    if left.dtype is torch.float32:
+        return product_float32(left, right)
+    multiply = torch.mm if left.dim() == 2 else torch.bmm
+    return multiply(left, right, out_dtype=torch.float32)

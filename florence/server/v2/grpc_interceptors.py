@@ -14,6 +14,7 @@ import grpc
 from florence.errors import Unauthorized
 from florence.server.keys import ApiKeys
 from florence.server.observability.request_ids import HEADER, begin_call
+from florence.server.replies import GRPC_CODES, failure_of
 
 _OPEN_METHODS: Final = frozenset(
     (
@@ -67,12 +68,12 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # as ab
         try:
             self._keys.check(sent if isinstance(sent, str) else None)
         except Unauthorized as error:
-            reason = str(error)
+            failure = failure_of(error)
         else:
             return handler
 
         async def refuse(_request: Any, context: Any) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
+            await context.abort(grpc.StatusCode[GRPC_CODES[failure.status]], failure.message)
 
         if handler is None:  # an unknown method
             return grpc.unary_unary_rpc_method_handler(refuse)

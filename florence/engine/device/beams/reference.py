@@ -21,8 +21,8 @@ from torch import Tensor
 
 from florence.engine.device.beams.sampling import gumbel
 from florence.engine.device.beams.window_sums import window_sums
+from florence.engine.faults import not_finite
 from florence.engine.request import GenerationOptions, Request
-from florence.errors import EngineError
 from florence.model.config import ModelConfig
 from florence.model.florence2 import Florence2Model
 from florence.model.keys_values import Cache
@@ -131,7 +131,7 @@ class Search(ABC):
     def take(self, logits: Tensor) -> None:
         """Choose the next tokens from float32 `logits` [beams, vocab]. Raises `EngineError` for NaN."""
         if bool(logits.isnan().any()):
-            raise EngineError("the model computed NaN or infinite values for this request")
+            raise not_finite()
         self._choose(logits)
 
     def _windows(self, logprobs: Tensor, token: int) -> list[Sums]:
@@ -294,8 +294,8 @@ def warp_scores(scores: Tensor, options: GenerationOptions) -> Tensor:
     likeliest, then for the least likely ones that have at most 1 - `top_p` of the probability together."""
     scores = scores / options.temperature
     if options.top_k:
-        least = scores.topk(min(options.top_k, len(scores))).values[-1]
-        scores = scores.masked_fill(scores < least, -torch.inf)
+        lowest = scores.topk(min(options.top_k, len(scores))).values[-1]
+        scores = scores.masked_fill(scores < lowest, -torch.inf)
     if options.top_p < 1:
         ordered, tokens = scores.sort(stable=True)
         dropped = ordered.softmax(-1).cumsum(-1) <= 1 - options.top_p

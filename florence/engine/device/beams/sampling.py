@@ -71,8 +71,8 @@ def warp(scores: Tensor, temperature: Tensor, top_k: Tensor, tail: Tensor) -> Te
     scores = scores / temperature[:, None]
     ordered, tokens = scores.sort(dim=-1, stable=True)
     first = torch.where(top_k > 0, vocab - top_k, 0).clamp(min=0)[:, None]
-    least = ordered.gather(1, first)  # equal scores stay together
-    ordered = ordered.masked_fill(ordered < least, -torch.inf)
+    lowest = ordered.gather(1, first)  # equal scores stay together
+    ordered = ordered.masked_fill(ordered < lowest, -torch.inf)
     dropped = (ordered.softmax(-1).cumsum(-1) <= tail[:, None]) & (tail > 0)[:, None]
     dropped[:, -1].fill_(False)  # `fill_`, since a graph can't capture a copy from the host
     dropped |= ordered == -torch.inf

@@ -1,5 +1,5 @@
-"""Whether a device can use the Triton kernels: those of a decode step, and those of an encode. Imports them
-only where a device may be able to run them."""
+"""Whether a CUDA device can use the Triton kernels. Imports them only where a device may be able to run
+them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 
-from florence.engine.config import KernelChoice
 from florence.engine.device.beams.search import SearchStep
 from florence.engine.device.cuda.kernel import CudaKernel
-from florence.errors import SettingsError
 from florence.model.adapters.lowrank import LowRankKernels
 from florence.model.attention import AttentionBackend
 from florence.model.config import VisionConfig
 from florence.model.encoding import EncodeBackend
 from florence.model.kernels import fp8
-from florence.model.kernels.fp8 import RowQuantizer
+from florence.model.kernels.fp8 import Fp8Products
 from florence.types.bounds import MAX_BEAMS
 
 log = logging.getLogger(__name__)
@@ -45,12 +43,12 @@ def find_kernels(
 ) -> tuple[AttentionBackend, SearchStep] | None:
     """Attention and search by the kernels for a CUDA device; None, and a warning, where they can't be used:
     without triton, on an old card, with other heads, or where one fails or differs from its definition."""
-    if not _can_run(device, "decode steps", [head_dim]):
+    if not can_run(device, "decode steps", [head_dim]):
         return None
     from florence.engine.device.cuda.kernels import STEP_KERNELS
 
     kernels = [kernel.fitted(beams=beams, head_dim=head_dim) for kernel in STEP_KERNELS for beams in BEAMS]
-    return load_kernels() if _agree(kernels, device, dtype, "decode steps") else None
+    return load_kernels() if agree(kernels, device, dtype, "decode steps") else None
 
 
 def find_encode_kernels(
@@ -59,7 +57,7 @@ def find_encode_kernels(
     """An encode's layers by the kernels for a CUDA device; None, and a warning, as `find_kernels` has it."""
     stages = zip(vision.dims, vision.heads, vision.groups, strict=True)
     sizes = {(dim, dim // number): None for dim, *numbers in stages for number in numbers}
-    if not _can_run(device, "encodes", [head_dim for _, head_dim in sizes]):
+    if not can_run(device, "encodes", [head_dim for _, head_dim in sizes]):
         return None
     from florence.engine.device.cuda.encode_kernels import ENCODE_KERNELS
 
@@ -68,13 +66,13 @@ def find_encode_kernels(
         for kernel in ENCODE_KERNELS
         for dim, head_dim in sizes
     ]
-    return load_encode_kernels() if _agree(kernels, device, dtype, "encodes") else None
+    return load_encode_kernels() if agree(kernels, device, dtype, "encodes") else None
 
 
-def _can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
+def can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
     """Whether there is triton, and the kernels support the card and the model's head sizes; if not, a
     warning."""
-    if not _has_triton(what):
+    if not has_triton(what):
         return False
     if torch.cuda.get_device_capability(device) < OLDEST or not set(head_dims) <= set(HEAD_DIMS):
         log.warning("no kernels for this GPU or this model: %s use PyTorch's operations", what)
@@ -82,7 +80,7 @@ def _can_run(device: torch.device, what: str, head_dims: Sequence[int]) -> bool:
     return True
 
 
-def _has_triton(what: str) -> bool:
+def has_triton(what: str) -> bool:
     """Whether triton can compile kernels here; if not, a warning says what is missing."""
     if find_spec("triton") is None:
         missing = "triton is not installed"
@@ -94,7 +92,7 @@ def _has_triton(what: str) -> bool:
     return False
 
 
-def _agree(kernels: Sequence[CudaKernel[Any]], device: torch.device, dtype: torch.dtype, what: str) -> bool:
+def agree(kernels: Sequence[CudaKernel[Any]], device: torch.device, dtype: torch.dtype, what: str) -> bool:
     """Whether all these kernels agree with their definitions on the device; if not, a warning."""
     try:
         with torch.cuda.device(device), torch.inference_mode():
@@ -121,42 +119,6 @@ def load_encode_kernels() -> EncodeBackend:
     return CudaEncode()
 
 
-def find_quantizer(device: torch.device, cuda_kernels: KernelChoice = "auto") -> RowQuantizer:
-    """The function that quantises the input of products in fp8: the kernel, where it is allowed and agrees
-    with its definition, or else PyTorch's operations.
-
-    Raises `SettingsError` where the device's products in fp8 differ from their definition.
-    """
-    quantize: RowQuantizer = fp8.quantize_rows
-    if device.type != "cuda":
-        return quantize
-    if cuda_kernels == "auto" and _has_triton("products in fp8"):
-        from florence.engine.device.cuda.kernels import QUANTIZE
-
-        if _agree([QUANTIZE], device, torch.bfloat16, "products in fp8"):
-            quantize = load_quantizer()
-    try:
-        with torch.cuda.device(device), torch.inference_mode():
-            fp8.check(device, quantize)
-    except Exception as error:
-        raise SettingsError(
-            f"this GPU can't multiply as dtype 'fp8' needs; choose another dtype: {error}"
-        ) from error
-    return quantize
-
-
-def find_low_rank(
-    device: torch.device, dtype: torch.dtype, cuda_kernels: KernelChoice = "auto"
-) -> LowRankKernels | None:
-    """The kernels for adapters beside the weights; None on other devices and where they are off, and with a
-    warning where they can't be used."""
-    if device.type != "cuda" or cuda_kernels == "off" or not _can_run(device, "adapters", []):
-        return None
-    from florence.engine.device.cuda.kernels import LOW_RANK_KERNELS
-
-    return load_low_rank() if _agree(LOW_RANK_KERNELS, device, dtype, "adapters") else None
-
-
 def load_low_rank() -> LowRankKernels:
     """The kernels for adapters beside the weights, unchecked. Needs triton, and no GPU."""
     from florence.model.kernels.cuda import low_rank
@@ -164,8 +126,8 @@ def load_low_rank() -> LowRankKernels:
     return LowRankKernels(low_rank.shrink, low_rank.expand)
 
 
-def load_quantizer() -> RowQuantizer:
-    """The kernel for rows of products in fp8, unchecked. Needs triton, and no GPU."""
+def load_fp8() -> Fp8Products:
+    """Products in fp8 whose rows the kernel quantises, unchecked. Needs triton, and no GPU."""
     from florence.model.kernels.cuda.quantize import quantize_rows
 
-    return quantize_rows
+    return Fp8Products(quantize_rows, fp8.multiply)

@@ -129,21 +129,21 @@ class BucketEncodes(Encodes):
     def prepare(self, height: int, width: int) -> list[bool]:
         """Capture batches of all sizes, with pictures of this size and each bucket of prompts, largest first;
         returns for each whether it could be captured. Writes to the first slot, which must be free."""
-        most, device = self.buckets.pictures[-1], self._model.device
-        self.pixels = torch.zeros(most, height, width, 3, dtype=torch.uint8, device=device)
-        self._picture_adapters = torch.zeros(most, dtype=torch.int64, device=device)
+        largest, device = self.buckets.pictures[-1], self._model.device
+        self.pixels = torch.zeros(largest, height, width, 3, dtype=torch.uint8, device=device)
+        self._picture_adapters = torch.zeros(largest, dtype=torch.int64, device=device)
         pictures = torch.zeros(0)
         for rows in reversed(self.buckets.pictures):
             name = f"the encode of {rows} pictures"
             inputs = [self.pixels[:rows], self._picture_adapters[:rows]]
             work = CapturedWork(name, partial(self._encode_images, *inputs), inputs, self._memory)
             (tokens,) = work.warm_up()
-            pictures = tokens.clone() if rows == most else pictures
+            pictures = tokens.clone() if rows == largest else pictures
             self.towers[rows] = work
         for longest in reversed(self.buckets.prompts):
-            ids = torch.zeros(most, longest, dtype=torch.int64, device=device)
-            mask = torch.ones(most, pictures.shape[1] + longest, dtype=torch.bool, device=device)
-            slots, adapters = (torch.zeros(most, dtype=torch.int64, device=device) for _ in range(2))
+            ids = torch.zeros(largest, longest, dtype=torch.int64, device=device)
+            mask = torch.ones(largest, pictures.shape[1] + longest, dtype=torch.bool, device=device)
+            slots, adapters = (torch.zeros(largest, dtype=torch.int64, device=device) for _ in range(2))
             self._stream.hold([self.pixels, self._picture_adapters, pictures, ids, mask, slots, adapters])
             for rows in reversed(self.buckets.pictures):
                 inputs = [value[:rows] for value in (pictures, ids, mask, slots, adapters)]

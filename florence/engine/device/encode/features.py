@@ -36,22 +36,22 @@ class FeatureCache:
         self.features.clear()
         self._bytes = 0
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, Tensor]:
-        """The features of those pictures that are in the cache. A missing digest counts as one miss, however
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
+        """The features of those pictures that are in the cache. A missing key counts as one miss, however
         often it is listed."""
-        found = {digest: self.features[digest] for digest in digests if digest in self.features}
-        for digest in found:
-            self.features.move_to_end(digest)
-        self.misses += len(set(digests) - found.keys())
+        found = {key: self.features[key] for key in keys if key in self.features}
+        for key in found:
+            self.features.move_to_end(key)
+        self.misses += len(set(keys) - found.keys())
         return found
 
     def keep(self, features: Mapping[bytes, Tensor]) -> None:
         """Add the features of new pictures, and evict the least recently used ones beyond the limit."""
-        for digest, picture in features.items():
-            if digest not in self.features:
-                self.features[digest] = picture
+        for key, picture in features.items():
+            if key not in self.features:
+                self.features[key] = picture
                 self._bytes += picture.nbytes
-            self.features.move_to_end(digest)
+            self.features.move_to_end(key)
             while self._bytes > self._max_bytes:
                 _, oldest = self.features.popitem(last=False)
                 self._bytes -= oldest.nbytes

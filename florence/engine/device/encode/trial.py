@@ -22,15 +22,7 @@ from torch import Tensor
 
 from florence.engine.device.beams.search_state import starts_of
 from florence.engine.device.encode.stream import EncodeStream
-from florence.engine.encode_policy import (
-    MAX_REPEATS,
-    TRIAL_S,
-    Decision,
-    Mix,
-    Repeat,
-    TrialTimes,
-    decide,
-)
+from florence.engine.encode_policy import MAX_REPEATS, TRIAL_S, Decision, Mix, Repeat, TrialTimes, decide
 from florence.engine.request import GenerationOptions, Request
 from florence.engine.sequence import SequenceState
 from florence.errors import EngineError
@@ -130,15 +122,15 @@ class EncodeTrial:
         """The mix of a full engine, with as many requests encoded together as the encode budget allows; None
         if too small."""
         runner, sizes = self._runner, self._runner.sizes
-        most = min(len(asked), sizes.slots // 2)
-        if not most:
+        limit = min(len(asked), sizes.slots // 2)
+        if not limit:
             return None
         started = self._clock()
-        self._drop(runner.encode(asked[: runner.fits(asked[:most])]))
+        self._drop(runner.encode(asked[: runner.fits(asked[:limit])]))
         runner.backend.memory.mark()()
-        seconds = (self._clock() - started) / runner.fits(asked[:most])
-        within = max(1, int(self._budget_s / seconds)) if seconds > 0 else most
-        return Mix.of(sizes.slots, runner.fits(asked[: min(most, within)]), sizes.decoder_room)
+        seconds = (self._clock() - started) / runner.fits(asked[:limit])
+        within = max(1, int(self._budget_s / seconds)) if seconds > 0 else limit
+        return Mix.of(sizes.slots, runner.fits(asked[: min(limit, within)]), sizes.decoder_room)
 
     def _repeat(self, stream: EncodeStream, asked: Sequence[Request], steps: int) -> Repeat:
         """Time one encode and its steps; the decoded requests start again. As in the engine's loop, an encode
@@ -209,8 +201,8 @@ class EncodeTrial:
         """Requests with distinct pictures of noise, and answers as long as there is room for."""
         runner = self._runner
         room, vocab = runner.sizes, runner.model.config.text.vocab_size
-        most = max(1, min(PROMPT_TOKENS, room.encoder_room - runner.picture_tokens))
-        prompt = tuple(min(FIRST_TOKEN + each, vocab - 1) for each in range(most))
+        length = max(1, min(PROMPT_TOKENS, room.encoder_room - runner.picture_tokens))
+        prompt = tuple(min(FIRST_TOKEN + each, vocab - 1) for each in range(length))
         beams = runner.model.config.generation.num_beams
         tokens = room.decoder_room
         options = GenerationOptions(beams, tokens, tokens, 3, False, 1.0)

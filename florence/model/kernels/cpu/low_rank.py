@@ -53,11 +53,11 @@ class RowBlocks:
     """The slots of a batch's rows: `runs` of rows (slot, first row, number of rows), cut into blocks."""
 
     def __init__(self, sums: LowRankSums, runs: Iterable[tuple[int, int, int]]) -> None:
-        most = sums.block_rows
+        limit = sums.block_rows
         cut = [
-            (slot, start, min(most, first + rows - start))
+            (slot, start, min(limit, first + rows - start))
             for slot, first, rows in runs
-            for start in range(first, first + rows, most)
+            for start in range(first, first + rows, limit)
         ]
         self._table = np.array(cut, np.int64).reshape(-1, 3)  # the kernel reads it
         self.count, self.address = len(cut), self._table.ctypes.data

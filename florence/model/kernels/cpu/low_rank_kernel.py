@@ -78,20 +78,20 @@ def make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
 
 def _make_shrink(panels: Panels, itemsize: int) -> Operation:
     """The products of a block's rows with `down` [rank, inner], to [rank, BLOCK_ROWS]."""
-    most, middle, _ = panels.tiles
-    dot_most, dot_middle, dot_one = (panels.dots(rows) for rows in panels.tiles)
+    largest, middle, _ = panels.tiles
+    dot_largest, dot_middle, dot_one = (panels.dots(rows) for rows in panels.tiles)
 
     def shrink(job: Any, first: int, rows: int, rank: int, down: int, scratch: int) -> None:
         row = 0
         while row < rows:
             states = job.states + (first + row) * job.state_row
             left = rows - row
-            step = most if left >= most else middle if left >= middle else 1
+            step = largest if left >= largest else middle if left >= middle else 1
             for place in range(0, rank, RANKS):
                 factors = down + place * job.inner * itemsize
                 there = scratch + (place * BLOCK_ROWS + row) * FLOAT_BYTES
-                if step == most:
-                    dot_most(states, job.state_row, factors, job.inner, there)
+                if step == largest:
+                    dot_largest(states, job.state_row, factors, job.inner, there)
                 elif step == middle:
                     dot_middle(states, job.state_row, factors, job.inner, there)
                 else:
@@ -130,16 +130,16 @@ def _make_expand(panels: Panels, itemsize: int) -> Operation:
 
 def _make_spread(panels: Panels, *, wide: bool) -> Operation:
     """`Panels.spread` for any number of rows."""
-    most, middle, _ = panels.tiles
-    add_most, add_middle, add_one = (panels.spread(rows, wide=wide) for rows in panels.tiles)
+    largest, middle, _ = panels.tiles
+    add_largest, add_middle, add_one = (panels.spread(rows, wide=wide) for rows in panels.tiles)
 
     def spread(numbers: int, rows: int, rank: int, weights: int, output: int, stride: int) -> None:
         row = 0
         while row < rows:
             here, there = numbers + row * FLOAT_BYTES, output + row * stride
-            if rows - row >= most:
-                add_most(here, rank, weights, there, stride)
-                row += most
+            if rows - row >= largest:
+                add_largest(here, rank, weights, there, stride)
+                row += largest
             elif rows - row >= middle:
                 add_middle(here, rank, weights, there, stride)
                 row += middle

@@ -46,9 +46,9 @@ class ProductJob(NamedTuple):
 
 def block_rows(panels: Panels, rows: int, inner: int) -> int:
     """Rows of a block: as many as fit into the cache, in multiples of the rows that fit into registers."""
-    most = panels.rows[0]
-    fitting = BLOCK_BYTES // (-(-inner // CHUNK) * ROW_BYTES) // most * most
-    return max(most, min(-(-rows // most) * most, fitting, MAX_ROWS))
+    largest = panels.rows[0]
+    fitting = BLOCK_BYTES // (-(-inner // CHUNK) * ROW_BYTES) // largest * largest
+    return max(largest, min(-(-rows // largest) * largest, fitting, MAX_ROWS))
 
 
 def scratch_bytes(panels: Panels, rows: int, inner: int) -> int:
@@ -85,10 +85,10 @@ def make_work(panels: Panels, itemsize: int) -> Callable[[Any], None]:
 
 def _make_load_block(panels: Panels, itemsize: int) -> Operation:
     """Loads the rows of a block as float32, chunk by chunk, padded with rows of zeros."""
-    load, clear, least = panels.load, panels.clear, panels.rows[-1]
+    load, clear, smallest = panels.load, panels.clear, panels.rows[-1]
 
     def load_block(job: Any, first: int, rows: int, scratch: int) -> None:
-        padded = (rows + least - 1) // least * least
+        padded = (rows + smallest - 1) // smallest * smallest
         for row in range(padded):
             source = job.states + (first + row) * job.state_row
             for index in range(0, job.inner, LOAD):
@@ -105,15 +105,15 @@ def _make_load_block(panels: Panels, itemsize: int) -> Operation:
 def _make_multiply(panels: Panels, itemsize: int) -> Operation:
     """Computes one panel's outputs for a block of rows, chunk by chunk: the weights of a chunk stay in the
     first-level cache for all rows."""
-    most, middle, least = panels.rows
-    add_most, add_middle, add_least = (panels.accumulate(rows) for rows in panels.rows)
+    largest, middle, smallest = panels.rows
+    add_largest, add_middle, add_smallest = (panels.accumulate(rows) for rows in panels.rows)
     copy, row_bytes, weight_bytes = panels.copy, panels.width * FLOAT_BYTES, panels.weight_bytes
     finish = _make_finish(panels, itemsize)
 
     def multiply(job: Any, panel: int, first: int, rows: int, scratch: int) -> None:
         chunks = (job.inner + CHUNK - 1) // CHUNK
         sums = scratch + chunks * job.block_rows * ROW_BYTES
-        for row in range((rows + least - 1) // least * least):
+        for row in range((rows + smallest - 1) // smallest * smallest):
             copy(job.bias + panel * row_bytes, sums + row * row_bytes)
         for chunk in range(chunks):
             weights = job.weights + (panel * job.inner + chunk * CHUNK) * weight_bytes
@@ -123,14 +123,14 @@ def _make_multiply(panels: Panels, itemsize: int) -> Operation:
                 states = scratch + (chunk * job.block_rows + row) * ROW_BYTES
                 here = sums + row * row_bytes
                 if rows - row > middle:
-                    add_most(states, weights, here, count)
-                    row += most
-                elif rows - row > least:
+                    add_largest(states, weights, here, count)
+                    row += largest
+                elif rows - row > smallest:
                     add_middle(states, weights, here, count)
                     row += middle
                 else:
-                    add_least(states, weights, here, count)
-                    row += least
+                    add_smallest(states, weights, here, count)
+                    row += smallest
         for row in range(rows):
             finish(job, panel, first + row, sums + row * row_bytes, sums + job.block_rows * row_bytes)
 

@@ -58,11 +58,9 @@ class Products:
         return block, group, self._kernels.scratch_bytes(self.panels, block, inner)
 
 
-def make_products(device: torch.device, dtype: torch.dtype, threads: int | None) -> Products | None:
+def make_products(dtype: torch.dtype, threads: int | None) -> Products | None:
     """The kernel for products on this CPU; None where it is not available, or oneDNN is faster."""
-    if device.type != "cpu" or not available(dtype):
-        return None
-    if dtype is torch.bfloat16 and has_fast_bf16():
+    if not available(dtype) or (dtype is torch.bfloat16 and has_fast_bf16()):
         return None
     return Products(dtype, threads)
 

@@ -106,8 +106,8 @@ class Tiles:
         """scores[count:16] = -inf, for the padding of a tile."""
         lanes = ir.VectorType(I64, TILE)
         here = builder.icmp_signed("<", ir.Constant(lanes, list(range(TILE))), builder.splat(count, TILE))
-        least = constant(F32, TILE, -math.inf)
-        builder.write(builder.select(here, builder.read(LANES, scores), least), scores)
+        excluded = constant(F32, TILE, -math.inf)
+        builder.write(builder.select(here, builder.read(LANES, scores), excluded), scores)
 
     def _raise_top(self, builder: Builder, scores: Value, top: Value) -> None:
         """top[0:16] = maximum of top[0:16] and scores[0:16], lane by lane; NaN scores are ignored."""

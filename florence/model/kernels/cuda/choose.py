@@ -191,13 +191,13 @@ def choose_kernel(
             next_logprob = tl.where(here, its_logprob, next_logprob)
             next_total = tl.where(here, its_total, next_total)
             going += 1
-    most = tl.load(max_new_tokens + slot)
+    limit = tl.load(max_new_tokens + slot)
     early = tl.load(early_stopping + slot)
     at_full_length = (early == 2) & (penalty > 0)
-    reached = _power(tl.where(at_full_length, most, end).to(tl.float64), penalty)
+    reached = _power(tl.where(at_full_length, limit, end).to(tl.float64), penalty)
     beaten = _worst(scores, beam < count) >= best_total.to(tl.float64) / reached
     done = (count == own) & ((early == 0) | beaten | (own == 1))
-    if (end == most) & (done == 0):
+    if (end == limit) & (done == 0):
         for rank in range(tl.minimum(going, own)):
             here = beam == rank
             its_total = tl.max(tl.where(here, next_total, -float("inf")), 0)
@@ -222,7 +222,7 @@ def choose_kernel(
     tl.store(parent_rows + chosen, (request * BEAMS + next_parent).to(tl.int64), mask=goes_on)
     tl.store(totals + kept, next_total, mask=is_own)
     tl.store(generated + slot, end)
-    if done | (end == most):
+    if done | (end == limit):
         tl.store(status + slot, DONE)
 
 

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from florence.model.kernels import fp8
+from florence.model.kernels import fp8, plain
 from florence.model.kernels.cuda.operations import operation, power_of_2
 
-LARGEST, SMALLEST = tl.constexpr(fp8.LARGEST), tl.constexpr(fp8.SMALLEST)
+LARGEST, SMALLEST = tl.constexpr(fp8.LARGEST), tl.constexpr(plain.SMALLEST)
 EXPONENT = tl.constexpr(0x7F800000)
 """Mask of a float32's exponent bits; alone they are the largest power of two that is not above the number."""
 
