@@ -15,7 +15,7 @@ from openai.types.chat import completion_create_params
 from starlette.testclient import TestClient
 from v2 import picture
 
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.errors import EngineError, Overloaded
 from florence.server.openai import fields
 from florence.types.options import RequestParameters

@@ -15,7 +15,7 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.bulk.askers import ModelAsker, ServiceAsker
 from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_json

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from florence.answers.reading import read_answers
+from florence.answers.files import read_answers
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Ask

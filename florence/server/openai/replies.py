@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.server.events import EVENTS, build_event
 from florence.server.replies import json_bytes
 from florence.types.answer import TaskAnswer
