@@ -19,7 +19,7 @@ from florence import Florence2
 from florence.answers.answer import Answer
 from florence.demo.evaluation.tiles import Findings, tally
 from florence.demo.world.drawing import draw_scene
-from florence.demo.world.pages import LONGEST, make_page
+from florence.demo.world.pages import MAX_WORD_WIDTH, make_page
 from florence.demo.world.scenes import MAX_CROWDED, Limits, Scene, Split, Thing, make_scene, scene_rng
 from florence.demo.world.typeface import Typeface
 from florence.engine.config import EngineConfig
@@ -62,7 +62,7 @@ def main() -> None:
 
 def overlap_of(scale: float) -> float:
     """The least overlap, to a hundredth, that contains the longest word; 0.5 if a tile does not."""
-    share = math.ceil(100 * LONGEST / (scale * INPUT)) / 100
+    share = math.ceil(100 * MAX_WORD_WIDTH / (scale * INPUT)) / 100
     return share if share <= MAX_OVERLAP else 0.5
 
 

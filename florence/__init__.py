@@ -25,9 +25,8 @@ def __getattr__(name: str) -> Any:
             from florence.runtime.florence2 import Florence2
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("florence."):
-                raise ImportError(
-                    "Florence2 is in florence2-server; florence2-client alone has no model"
-                ) from error
+                told = "Florence2 is in florence2-server; florence2-client alone has no model"
+                raise ModuleNotFoundError(told, name=error.name) from error
             raise
 
         return Florence2

@@ -165,6 +165,9 @@ class UnknownEncoding(FlorenceError):
 
     status = 501
 
+    def __init__(self) -> None:
+        super().__init__("Unsupported compression type")
+
 
 class FetchFailed(FlorenceError):
     """The host of a picture's URL can't be reached, fails, or breaks off; another try may help."""

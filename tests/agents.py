@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import mcp.types as types
 from fake_model import RESULT
 from mcp import Client
+from serving import ROOT, START_S, STOP_S, free_port
 from v2 import picture
 
 from florence.bulk.items import PictureItem
@@ -23,6 +32,7 @@ from florence.types.answer import ImageSize, TaskAnswer, Timings, Usage
 from florence.types.results import Detections, Result
 
 BASE64 = base64.b64encode(picture()).decode()
+COMMAND = ["-m", "florence.cli", "mcp"]
 Work = Callable[[Client], Any]
 
 
@@ -75,3 +85,43 @@ def told(result: types.CallToolResult) -> str:
     (content, *_) = result.content
     assert isinstance(content, types.TextContent)
     return content.text
+
+
+@dataclass(frozen=True)
+class Tools:
+    """A running `florence mcp --http`."""
+
+    port: int
+    pid: int
+    log_path: Path
+
+
+@contextlib.contextmanager
+def serving_tools(url: str) -> Iterator[Tools]:
+    """Start `florence mcp` over HTTP with a service behind it and the pictures of `data/`."""
+    port = free_port()
+    command = [sys.executable, *COMMAND, "--url", url, "--http", str(port), "--root", str(ROOT / "data")]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as file:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        try:
+            end = time.monotonic() + START_S
+            while "/mcp" not in log.read_text() or not _answers(port):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.05)
+            yield Tools(port, process.pid, log)
+        finally:
+            process.terminate()
+            process.wait(STOP_S)
+
+
+def _answers(port: int) -> bool:
+    """Whether an HTTP server answers on this port."""
+    try:
+        httpx.get(f"http://127.0.0.1:{port}/", timeout=5)
+    except httpx.HTTPError:
+        return False
+    return True

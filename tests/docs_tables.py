@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from serving import ROOT
 
 from florence.cli import main
-from florence.settings import PREFIX, Settings
+from florence.settings import Settings
+from florence.types.environment import PREFIX
 from florence.types.filters import ItemFilter
 from florence.types.options import GenerationParameters, allowed_values
 from florence.types.tasks import TASKS, Input

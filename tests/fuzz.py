@@ -33,6 +33,8 @@ import httpx
 import numpy as np
 import psutil
 import requests
+from agents import serving_tools
+from fuzz_agents import MCP
 from fuzz_doors import DOORS
 from fuzz_parts import ADAPTER
 from fuzz_schema import ask_by_document
@@ -48,7 +50,12 @@ TOLD = 10_000  # inputs between two lines
 KEPT_BYTES = 1_000_000  # of the picture cache; a quarter of a run fills it
 TOGETHER = 4  # requests at a time
 OVER_GRPC = ("grpc", "stream")
-ROLES = {"bentoml serve": "supervisor", "_bentoml_impl.worker": "worker", "readers.worker": "readers"}
+ROLES = {
+    "bentoml serve": "supervisor",
+    "_bentoml_impl.worker": "worker",
+    "readers.worker": "readers",
+    "cli mcp": "mcp",
+}
 _ERRORS = re.compile(r".*(?:Traceback \(most|\bERROR\b|\bCRITICAL\b).*")
 
 Memory = Callable[[], Mapping[str, float]]
@@ -65,7 +72,9 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=160_000, help="of each kind, at function level")
     parser.add_argument("--requests", type=int, default=200_000, help="over HTTP and gRPC")
     parser.add_argument("--kinds", default=",".join(fuzzing.TARGETS), help="at function level")
-    parser.add_argument("--doors", default=",".join((*DOORS, "raw", *OVER_GRPC)), help="over HTTP and gRPC")
+    parser.add_argument(
+        "--doors", default=",".join((*DOORS, MCP, "raw", *OVER_GRPC)), help="over HTTP and gRPC"
+    )
     parser.add_argument("--examples", type=int, default=200, help="of each operation, by the document")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="for each of these runs")
     asked = parser.parse_args()
@@ -147,7 +156,10 @@ def over_network(
     """Send requests to these endpoints of a service in turn. host: of the pictures that have a URL."""
     name, port = server.url.removeprefix("http://").split(":")
     address = name, int(port)
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+    with (
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+        serving_tools(server.url) as tools,
+    ):
         senders: list[tuple[str, Send]] = []
         for door in doors:
             if door in OVER_GRPC:
@@ -155,18 +167,20 @@ def over_network(
             elif door == "raw":
                 senders.append((door, raw_sender(address, seed, host)))
             else:
-                senders.append((door, http_sender(address, door, seed, host)))
+                place = (name, tools.port) if door == MCP else address
+                senders.append((door, http_sender(place, door, seed, host)))
 
         def send(number: int) -> str:
             door, sender = senders[number % len(senders)]
             return f"{door} {sender(number)}"
 
-        run("HTTP and gRPC", send, numbers, memory_of(server), seconds, TOGETHER, log_checker(server))
+        memory, check = memory_of(server.process.pid, tools.pid), log_checker(server.log_path, tools.log_path)
+        run("HTTP and gRPC", send, numbers, memory, seconds, TOGETHER, check)
 
 
 def by_document(server: Server, examples: int, seed: int) -> None:
     """Send requests that the service's OpenAPI document allows, then requests that it forbids."""
-    check = log_checker(server)
+    check = log_checker(server.log_path)
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
 
         def ask(sent: requests.PreparedRequest) -> httpx.Response:
@@ -180,29 +194,30 @@ def by_document(server: Server, examples: int, seed: int) -> None:
             check()
 
 
-def log_checker(server: Server) -> Callable[[], None]:
-    """A function that raises AssertionError if the service has logged an error since its last call."""
-    read = server.log_path.stat().st_size
+def log_checker(*logs: Path) -> Callable[[], None]:
+    """A function that raises AssertionError if an error was logged since its last call."""
+    read = {path: path.stat().st_size for path in logs}
 
     def check() -> None:
-        nonlocal read
-        with server.log_path.open("rb") as log:
-            log.seek(read)
-            text = log.read()
-        read += len(text)
-        if found := _ERRORS.findall(text.decode("utf-8", "replace")):
-            raise AssertionError(f"the service's log has {len(found)} errors, the first {found[0][:500]!r}")
+        for path in logs:
+            with path.open("rb") as log:
+                log.seek(read[path])
+                text = log.read()
+            read[path] += len(text)
+            if found := _ERRORS.findall(text.decode("utf-8", "replace")):
+                raise AssertionError(f"{path} has {len(found)} errors, the first {found[0][:500]!r}")
 
     return check
 
 
-def memory_of(server: Server) -> Memory:
-    """A function that measures the service's processes by role, without those that draw one answer."""
+def memory_of(*pids: int) -> Memory:
+    """A function that measures these processes and their children by role, without those that draw one
+    answer."""
 
     def look() -> Mapping[str, float]:
-        supervisor = psutil.Process(server.process.pid)
         taken: Counter[str] = Counter()
-        for process in (supervisor, *supervisor.children(recursive=True)):
+        parents = [psutil.Process(pid) for pid in pids]
+        for process in (each for one in parents for each in (one, *one.children(recursive=True))):
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
                 line = " ".join(process.cmdline())
                 role = next((role for part, role in ROLES.items() if part in line), None)

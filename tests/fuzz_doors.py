@@ -42,9 +42,14 @@ class Sent:
 
 def request_of(door: str, seed: int, number: int, host: str = "127.0.0.1:1") -> Sent:
     """The request with this number. host: where pictures with a URL are."""
-    source = random.Random(f"{door} {seed} {number}")
-    sent = DOORS[door](Made(source, f"http://{host}/{seed}/{number}"))
-    return replace(sent, headers={**sent.headers, **common_headers(source)})
+    made = made_of(door, seed, number, host)
+    sent = DOORS[door](made)
+    return replace(sent, headers={**sent.headers, **common_headers(made.source)})
+
+
+def made_of(door: str, seed: int, number: int, host: str) -> Made:
+    """The parts of the request with this number."""
+    return Made(random.Random(f"{door} {seed} {number}"), f"http://{host}/{seed}/{number}")
 
 
 def _infer(made: Made) -> Sent:

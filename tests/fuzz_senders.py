@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import fuzzing
 import grpc
+from fuzz_agents import MCP, mcp_request, wrong_mcp_answer
 from fuzz_calls import STREAM, call_of
 from fuzz_doors import DOORS, Sent, request_of
 
@@ -33,18 +34,19 @@ def http_sender(address: tuple[str, int], door: str, seed: int, host: str) -> Se
     """A function that sends requests, over one connection for each thread. host: of the pictures
     with a URL."""
     mine = threading.local()
-    request_of(door, seed, 0)  # fill the caches before several threads need them
+    make, wrong_in = (mcp_request, wrong_mcp_answer) if door == MCP else (request_of, wrong_answer)
+    make(door, seed, 0)  # fill the caches before several threads need them
 
     def send(number: int) -> str:
         if not hasattr(mine, "connection"):
             mine.connection = http.client.HTTPConnection(*address, timeout=PATIENCE_S)
-        sent = request_of(door, seed, number, host)
+        sent = make(door, seed, number, host)
         try:
             reply, body = _exchange(mine.connection, sent)
         except (ConnectionError, http.client.RemoteDisconnected):
             mine.connection.close()  # the service closed it after the previous answer
             reply, body = _exchange(mine.connection, sent)
-        if wrong := wrong_answer(sent, reply.status, dict(reply.headers), body):
+        if wrong := wrong_in(sent, reply.status, dict(reply.headers), body):
             raise AssertionError(
                 f"{wrong}: {sent.method} {sent.path[:200]} {dict(sent.headers)}: {body[:500]!r}"
             )

@@ -13,7 +13,7 @@ from fake_model import RESULT
 
 import florence
 from florence.answers import PictureAnswer
-from florence.answers.reading import read_each
+from florence.answers.files import read_each
 from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_line
 from florence.bulk.question import PictureQuestion

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from florence.answers import parse_answer
-from florence.answers.json_text import DEEPEST, read_json
+from florence.answers.json_text import MAX_DEPTH, read_json
 from florence.types.results import JsonValue, Tags
 from florence.types.tasks import prompt_task
 
@@ -60,7 +60,7 @@ def test_json_is_read_as_it_was_written(value: Any) -> None:
         ('"\\ud800"', "half of a surrogate pair"),
         ("9" * 5000, "4300 digits"),
         ("[" * 100_000, "arrays and objects"),
-        ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), f"more than {DEEPEST} arrays"),
+        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} arrays"),
     ],
 )
 def test_what_is_no_json_has_the_text_and_the_reason(text: str, reason: str) -> None:
@@ -74,7 +74,7 @@ def test_what_is_no_json_has_the_text_and_the_reason(text: str, reason: str) -> 
 
 def test_nested_json_up_to_the_limit_can_be_sent() -> None:
     """JSON nested up to the limit, and a number of 4000 digits, can be sent."""
-    text = "[" * DEEPEST + "]" * DEEPEST
+    text = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert json.loads(parsed(text, "json").model_dump_json())["value"] == json.loads(text)
     assert parsed("9" * 4000, "json").model_dump_json().count("9") == 8000
 

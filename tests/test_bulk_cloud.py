@@ -12,7 +12,7 @@ import pytest
 from bulk_runs import echo
 from pictures import drawn, saved
 
-from florence.answers.reading import read_answers
+from florence.answers.files import read_answers
 from florence.bulk.items import Pages, item_named
 from florence.bulk.question import PictureQuestion
 from florence.bulk.sources import Sources
@@ -70,7 +70,7 @@ def test_folders_globs_and_objects_are_named(bucket: str) -> None:
     found = list(sources.items())
     assert [item.picture for item in found] == [a, b]
     assert [item.read() for item in found] == [item_named(item.picture).read() for item in found] == [PNG] * 2
-    assert set(sources.passed.lines()) == {
+    assert set(sources.skipped.lines()) == {
         "1 skipped: PDFs; --pages asks about their pages",
         "2 files skipped, which are not pictures: 1 .txt, 1 .csv",
     }

@@ -22,7 +22,7 @@ import pytest
 from bulk_runs import answer, echo
 from waiting import PATIENCE_S, wait_until
 
-from florence.answers.reading import read_answers
+from florence.answers.files import read_answers
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import HELD_BYTES, Job, Running, RunTally, Shard, open_jobs
@@ -200,7 +200,7 @@ def test_answered_questions_are_not_asked_again() -> None:
     found = list(open_jobs(twice, (CAPTION, BOXES), answered, Shard(), tally))
     asked = [(job.item.picture, len(job.questions)) for job in found]
     assert asked == [("0.png", 2), ("1.png", 1), ("2.png", 2)]
-    assert (tally.before, tally.again, tally.elsewhere) == (1, 2, 0)
+    assert (tally.answered, tally.duplicates, tally.other_shards) == (1, 2, 0)
     with pytest.raises(RequestError, match="no task given"):
         list(open_jobs(items(1), (), answered, Shard(), tally))
 

@@ -120,7 +120,7 @@ def _fail(_: object) -> None:
 
 @pytest.mark.parametrize("error", [Unreachable("no connection"), ConnectionLost("it broke")])
 def test_a_dead_service_is_left_out_and_tried_again(error: Exception) -> None:
-    """A dead service's requests go to another; it is tried again after a pause that doubles.
+    """A failures service's requests go to another; it is tried again after a pause that doubles.
 
     One message reports that it is left out, and one that it answers again.
     """
@@ -163,11 +163,11 @@ def test_many_failures_at_a_time_count_as_one() -> None:
     a.error = Unreachable("gone")
     first = services.services[0]
     for _ in range(9):
-        services.rest(first, Unreachable("gone"))
-    assert (first.dead, first.rests_until) == (1, 1.0)
+        services.back_off(first, Unreachable("gone"))
+    assert (first.failures, first.retry_at) == (1, 1.0)
     clock.now = 1.5
     assert ask(services) == "b"
-    assert first.dead == 2
+    assert first.failures == 2
 
 
 def test_a_request_fails_where_no_service_takes_it() -> None:

@@ -107,7 +107,7 @@ def test_a_manifests_text_goes_to_the_runs_task(folder: Path) -> None:
     (folder / "m.csv").write_text("picture,text,split\nin/a.png,a car,train\nin/b.png,,test\n")
     sources = Sources(["m.csv"], questions=(PictureQuestion(OPEN.task, "a tree"),))
     assert [item.questions[0].text for item in sources.items()] == ["a car", "a tree"]
-    assert list(sources.passed.lines()) == ["m.csv has columns without a meaning here: split"]
+    assert list(sources.skipped.lines()) == ["m.csv has columns without a meaning here: split"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,7 @@ def test_a_manifests_text_goes_to_the_runs_task(folder: Path) -> None:
         ("m.csv", "", "m.csv has no rows"),
         ("m.jsonl", '{"picture": "in/a.png", "task": "caption"}\n[1]\n', "m.jsonl is not a JSON object"),
         ("m.jsonl", "{", "m.jsonl is not JSON"),
+        ("m.jsonl", "[" * 100_000, "m.jsonl is not JSON"),
         ("m.jsonl", '{"picture": 7, "task": "caption"}\n', "picture must be a text, got 7"),
         ("m.jsonl", '{"picture": "a", "task": "region_to_ocr", "region": [1, 2]}\n', "four numbers"),
         ("m.parquet", "no parquet", "m.parquet is not a Parquet file"),
@@ -153,7 +154,7 @@ def test_an_archive_holds_pictures(folder: Path, name: str, mode: str) -> None:
     found = list(sources.items())
     assert [item.picture for item in found] == [f"tar://0001.png::{name}", f"tar://d/0002.jpg::{name}"]
     assert [item.read() for item in found] == [PNG, PNG]
-    assert list(sources.passed.lines()) == [
+    assert list(sources.skipped.lines()) == [
         "3 files skipped, which are not pictures: 1 .txt, 1 .json, 1 .jpg"
     ]
     assert not sources.countable
@@ -245,10 +246,10 @@ def test_a_pdf_in_a_directory_waits_for_pages(folder: Path) -> None:
     (folder / "in" / "d.pdf").write_bytes(pdf())
     sources = Sources(["in"], recursive=False)
     assert [item.picture for item in sources.items()] == ["in/a.png", "in/b.png"]
-    assert list(sources.passed.lines()) == ["1 skipped: PDFs; --pages asks about their pages"]
+    assert list(sources.skipped.lines()) == ["1 skipped: PDFs; --pages asks about their pages"]
     sources = Sources(["in"], pages=Pages.parse("9"))
     list(sources.items())
-    assert list(sources.passed.lines()) == ["1 skipped: documents without the pages asked for"]
+    assert list(sources.skipped.lines()) == ["1 skipped: documents without the pages asked for"]
     (folder / "in" / "d.pdf").write_bytes(pdf(encrypted=True))
     assert names("in/d.pdf", pages=Pages()) == ["in/d.pdf"]
     assert names("in/d.pdf") == ["in/d.pdf"]

@@ -11,7 +11,7 @@ from bulk_runs import answer
 from fake_model import RESULT
 
 from florence.answers.columns import answer_schema
-from florence.answers.reading import read_answers
+from florence.answers.files import read_answers
 from florence.bulk.items import PictureItem
 from florence.bulk.lock import only_run
 from florence.bulk.parquet import read_keys

@@ -167,8 +167,9 @@ def test_without_the_server_package_it_is_said_what_is_missing(
 ) -> None:
     """With only the client installed, a command that needs the server names the missing package, without a
     traceback."""
-    monkeypatch.setitem(sys.modules, "florence.settings", None)
-    for command in (("serve",), ("info", "--model", "demo")):
+    for missing in ("florence.settings", "florence.runtime.florence2"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    for command in (("serve",), ("info", "--model", "demo"), ("run", PICTURE, "caption"), ("verify",)):
         status, _, err = florence(*command)
         assert status == 1
         assert err.startswith("florence: this needs the package florence2-server")

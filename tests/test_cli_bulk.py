@@ -230,7 +230,9 @@ def test_bulk_takes_directories_globs_lists_and_files(
     )
 
 
-@pytest.mark.parametrize("content", ["a diary\n", '{"a": 1}\n', "[1]\n", "no line end"])
+@pytest.mark.parametrize(
+    "content", ["a diary\n", '{"a": 1}\n', "[1]\n", "no line end", 100_000 * "[" + "\n"], ids=range(5)
+)
 def test_bulk_never_writes_into_a_strange_file(florence: Run, tmp_path: Path, content: str) -> None:
     """A file that `florence bulk` has not written is refused and stays unchanged."""
     out = tmp_path / "mine.jsonl"

@@ -165,7 +165,7 @@ def test_a_run_goes_on_where_it_stopped(
     scenes: Path, loaded: list[object], florence: Run, tmp_path: Path, demo: Florence2
 ) -> None:
     """A run killed in the middle of a line asks only for missing answers, a finished one loads no model, and
-    a directory of another run is refused."""
+    a directory of another run, or a damaged one, is refused."""
     words = ("captions", "--coco", scenes / "scene_captions.json", "--images", scenes)
     report, printed = evaluated(florence, tmp_path, *words)
     kept = tmp_path / "answers.jsonl"
@@ -180,6 +180,9 @@ def test_a_run_goes_on_where_it_stopped(
     assert len(loaded) == loads
     status, _, said = florence("evaluate", *words, "--out", tmp_path, "--num-beams", 1)
     assert (status, "holds answers of another run (options was {}" in said) == (2, True)
+    (tmp_path / "asked.json").write_text("{")
+    status, _, said = florence("evaluate", *words, "--out", tmp_path)
+    assert (status, "asked.json is damaged" in said) == (2, True)
 
 
 @pytest.mark.slow

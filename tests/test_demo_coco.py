@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from florence.demo.draw import draw
 from florence.demo.world.coco import CATEGORIES, coco_instances
-from florence.demo.world.drawing import draw_lots, thing_mask
+from florence.demo.world.drawing import random_scene, thing_mask
 from florence.demo.world.scenes import Limits, Scene, Split, Thing, scene_rng
 from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import SHAPES, WORD
@@ -35,7 +35,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scenes() -> list[Scene]:
     """Enough scenes for every shape."""
     typeface = Typeface()
-    return [draw_lots(scene_rng(Split.SAMPLES, 5, index), typeface, WIDE) for index in range(40)]
+    return [random_scene(scene_rng(Split.SAMPLES, 5, index), typeface, WIDE) for index in range(40)]
 
 
 def _load(path: Path) -> tuple[COCO, dict[str, list[dict[str, object]]]]:

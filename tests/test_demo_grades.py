@@ -10,7 +10,7 @@ import pytest
 
 from florence import parse_answer
 from florence.demo.evaluation.grading import Graded, grade
-from florence.demo.world.drawing import draw_lots
+from florence.demo.world.drawing import random_scene
 from florence.demo.world.ground_truth import (
     Question,
     caption,
@@ -35,7 +35,7 @@ def asked() -> list[tuple[Scene, Question]]:
     rows = []
     for index in range(25):
         rng = scene_rng(Split.SAMPLES, 8, index)
-        scene = draw_lots(rng, typeface, Limits(things=(1, 5), word_share=0.8))
+        scene = random_scene(rng, typeface, Limits(things=(1, 5), word_share=0.8))
         rows += [(scene, question) for question in questions(scene, rng)]
     return rows
 
@@ -104,7 +104,7 @@ def test_each_box_is_judged_with_its_score() -> None:
 def _scene_with_box() -> tuple[Scene, Question]:
     """A scene with one thing, and its question about boxes."""
     rng = scene_rng(Split.SAMPLES, 8, 0)
-    scene = draw_lots(rng, Typeface(), Limits(things=(1, 1), word_share=0.0))
+    scene = random_scene(rng, Typeface(), Limits(things=(1, 1), word_share=0.0))
     return scene, next(row for row in questions(scene, rng) if row.task == "<OD>")
 
 

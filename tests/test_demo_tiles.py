@@ -11,7 +11,7 @@ from PIL import Image
 from florence import Florence2
 from florence.demo.evaluation.tiles import Findings, tally
 from florence.demo.world.drawing import draw_scene
-from florence.demo.world.pages import LETTERS, LONGEST, make_page
+from florence.demo.world.pages import LETTERS, MAX_WORD_WIDTH, make_page
 from florence.demo.world.scenes import Limits, Scene, Split, Thing, make_scene, scene_rng
 from florence.demo.world.typeface import FACES, Typeface
 from florence.demo.world.vocabulary import WORDS
@@ -47,7 +47,8 @@ def word(thing: Thing) -> str:
 
 
 def test_a_page_has_60_words_of_small_print(page: tuple[Scene, Image.Image], typeface: Typeface) -> None:
-    """A page has 60 words, 24 to 40 pixels high, and the widest possible word is `LONGEST` pixels wide."""
+    """A page has 60 words, 24 to 40 pixels high, and the widest possible word is
+    `MAX_WORD_WIDTH` pixels wide."""
     scene, picture = page
     boxes = np.array([thing.box for thing in scene.things])
     heights = boxes[:, 3] - boxes[:, 1]
@@ -59,7 +60,7 @@ def test_a_page_has_60_words_of_small_print(page: tuple[Scene, Image.Image], typ
         for face in FACES
         for text in WORDS
     ]
-    assert max(ink.width for ink in largest) == LONGEST
+    assert max(ink.width for ink in largest) == MAX_WORD_WIDTH
 
 
 def test_the_words_of_a_page_are_read_in_tiles(model: Florence2, page: tuple[Scene, Image.Image]) -> None:

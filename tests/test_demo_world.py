@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 
 from florence import parse_answer
 from florence.demo.world.backgrounds import background
-from florence.demo.world.drawing import draw_lots, draw_scene, thing_mask
+from florence.demo.world.drawing import draw_scene, random_scene, thing_mask
 from florence.demo.world.ground_truth import Question, brief, full, questions
-from florence.demo.world.hardship import clip
+from florence.demo.world.hard_scenes import clip
 from florence.demo.world.scenes import LEFT_GAP, MAX_OVERLAP, Limits, Scene, Split, make_scene, scene_rng
 from florence.demo.world.shapes import unit_outline
 from florence.demo.world.tokenizer import make_tokenizer
@@ -49,7 +49,7 @@ def asked(typeface: Typeface) -> list[tuple[Scene, list[Question]]]:
     rows = []
     for index in range(80):
         rng = scene_rng(Split.SAMPLES, 5, index)
-        scene = draw_lots(rng, typeface, WIDE)
+        scene = random_scene(rng, typeface, WIDE)
         rows.append((scene, questions(scene, rng)))
     return rows
 

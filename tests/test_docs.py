@@ -24,7 +24,8 @@ from pages import DOCS, NAMES, anchors, blocks, links, read
 from serving import ROOT, Server
 
 from florence.server.observability.gpu_metrics import READINGS
-from florence.settings import CLIENT_KEY, PREFIX, Settings
+from florence.settings import Settings
+from florence.types.environment import CLIENT_KEY, PREFIX
 
 PATIENCE_S = 300.0
 EVERY_PAGE = pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,19 +13,24 @@ import fuzzing
 import grpc
 import pytest
 import requests
+from agents import FakeAsk
 from fake_model import FakeModel
+from fuzz_agents import MCP, mcp_request, wrong_mcp_answer
 from fuzz_calls import call_of
 from fuzz_doors import DOORS, Sent, request_of
 from fuzz_schema import ask_by_document
 from fuzz_senders import grpc_sender, raw_sender, wrong_answer
-from serving import Server
+from serving import ROOT, Server
 from starlette.testclient import TestClient
 
+from florence.mcp.roots import Roots
+from florence.mcp.server import PictureServer, http_app
 from florence.server.v2.tensors import DATATYPES
 from florence.types.options import RequestParameters
 from florence.types.tasks import TASKS
 
 INPUTS = 150
+DATA = ROOT / "data"
 
 
 @pytest.mark.parametrize("kind", fuzzing.TARGETS)
@@ -65,6 +71,22 @@ def test_damaged_requests_get_an_answer(client: TestClient, door: str) -> None:
         assert not wrong, (door, number, wrong, reply.text)
 
 
+@pytest.mark.slow
+def test_damaged_messages_of_agents_get_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """Damaged messages to the tools for agents get no 500 and no internal error, no tool fails unexpectedly,
+    and most tools are called."""
+    ask = FakeAsk()
+    app = http_app(PictureServer(ask, Roots([DATA], local=False)), "127.0.0.1")
+    with TestClient(app, base_url="http://127.0.0.1:1") as client:
+        for number in range(INPUTS):
+            sent = mcp_request(MCP, 0, number)
+            reply = client.post(sent.path, content=sent.body, headers=[*_header_bytes(sent)])
+            wrong = wrong_mcp_answer(sent, reply.status_code, reply.headers, reply.content)
+            assert not wrong, (number, wrong, reply.text)
+    assert len({question.task for _, question in ask.asked}) > 5
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+
+
 def _header_bytes(sent: Sent) -> Iterator[tuple[bytes, bytes]]:
     """The headers as bytes."""
     for name, value in sent.headers.items():
@@ -95,7 +117,7 @@ def test_calls_have_every_datatype_and_both_contents() -> None:
 def test_damage_on_the_wire_does_no_harm(demo_server: Server) -> None:
     """Bytes that are not HTTP, and damaged gRPC calls, get an answer or an end, and the log has no error."""
     name, port = demo_server.url.removeprefix("http://").split(":")
-    check = fuzz.log_checker(demo_server)
+    check = fuzz.log_checker(demo_server.log_path)
     check()
     with grpc.insecure_channel(f"127.0.0.1:{demo_server.grpc_port}") as channel:
         for door in fuzz.OVER_GRPC:

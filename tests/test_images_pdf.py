@@ -20,9 +20,9 @@ from waiting import PATIENCE_S
 from florence.client import Client
 from florence.errors import ImageError, ImageTooLarge, RequestError, SettingsError
 from florence.images import pdf as pdf_module
-from florence.images.apart import count_pages_apart, render_page_apart
 from florence.images.decode import open_image
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
+from florence.images.pdf_process import count_pages_isolated, render_page_isolated
 from florence.images.preprocess import InputSize
 from florence.images.seen import ORIGINAL, SEEN, View
 from florence.readers.picture import LocalReader
@@ -46,7 +46,7 @@ def test_each_page_is_found_by_its_number() -> None:
         assert image.getpixel((200, 100)) == (255, 255, 255)
     for number, colour in enumerate((RED, BLUE, GREEN), start=1):
         assert corner(open_image(data, view=View(page=number))) == CHANNELS[colour]
-    assert count_pages_apart(data, DEFAULT_LIMITS) == 3
+    assert count_pages_isolated(data, DEFAULT_LIMITS) == 3
 
 
 def test_a_page_is_turned_as_the_pdf_says() -> None:
@@ -114,18 +114,18 @@ def test_readers_read_a_page_alike() -> None:
 def test_a_renderer_that_ends_fails_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A renderer that crashes or takes too long fails its request; the error gives the exit status or the
     time limit."""
-    from florence.images import apart
+    from florence.images import pdf_process
 
     def starts(program: str) -> None:
-        monkeypatch.setattr(apart, "command", lambda *_, **__: [sys.executable, "-c", program])
+        monkeypatch.setattr(pdf_process, "command", lambda *_, **__: [sys.executable, "-c", program])
 
     starts("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(ImageError, match=r"its process ended \(exit status -11\)"):
-        render_page_apart(pdf(), 1, DEFAULT_LIMITS)
+        render_page_isolated(pdf(), 1, DEFAULT_LIMITS)
     starts("import time; time.sleep(1000)")
-    monkeypatch.setattr(apart, "WALL_S", 0.2)
+    monkeypatch.setattr(pdf_process, "WALL_S", 0.2)
     with pytest.raises(ImageError, match="not read within"):
-        render_page_apart(pdf(), 1, DEFAULT_LIMITS)
+        render_page_isolated(pdf(), 1, DEFAULT_LIMITS)
 
 
 def test_all_that_is_opened_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_memory_is_bounded() -> None:
 
 def test_without_the_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pypdfium2 the error names the extra to install."""
-    monkeypatch.setattr("florence.images.apart.find_spec", lambda name: None)
+    monkeypatch.setattr("florence.images.pdf_process.find_spec", lambda name: None)
     with pytest.raises(ImageError, match=r"florence2-server\[pdf\]"):
         open_image(pdf())
     monkeypatch.setitem(sys.modules, "pypdfium2", None)

@@ -19,12 +19,12 @@ from PIL import Image
 from v2 import picture
 from waiting import PATIENCE_S
 
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.bulk.run import QuestionOutcome
 from florence.cli.mcp import read_address
 from florence.errors import Overloaded, RequestError, SettingsError
 from florence.mcp.arguments import PICTURE, schema_of
-from florence.mcp.server import LONGEST_SIDE, MAX_CALLS
+from florence.mcp.server import MAX_CALLS, MAX_SIDE
 from florence.mcp.tools import OF_REGION, TOOLS
 from florence.types.tasks import TASKS
 
@@ -113,7 +113,7 @@ def test_the_drawn_picture_is_a_small_png(ask: FakeAsk) -> None:
     assert isinstance(image, types.ImageContent)
     assert image.mime_type == "image/png"
     drawn = Image.open(BytesIO(base64.b64decode(image.data)))
-    assert (drawn.format, max(drawn.size)) == ("PNG", LONGEST_SIDE)
+    assert (drawn.format, max(drawn.size)) == ("PNG", MAX_SIDE)
     assert len(call(ask, "find", base64=BASE64, draw=False).content) == 1
     assert len(call(ask, "describe", base64=BASE64, draw=True).content) == 2
 
@@ -132,7 +132,7 @@ def test_nothing_found_is_said(ask: FakeAsk) -> None:
         ("describe", {"base64": "!!"}, "not valid base64"),
         ("describe", {"base64": ""}, "empty"),
         ("describe", {"detail": "poem"}, "detail: "),
-        ("find", {"colour": "red"}, "unknown argument 'colour'; there are path, base64"),
+        ("find", {"colour": "red"}, "unknown argument 'colour'; the arguments are path, base64"),
         ("find", {"each_phrase": True}, "needs a sentence"),
         ("find", {"tiles": "many"}, "tiles must be off, auto or a grid"),
         ("find", {"min_score": 7}, "min_score"),

@@ -12,7 +12,8 @@ from agents import BASE64, FakeAsk, call, told, with_client
 from mcp import Client, MCPError
 from v2 import picture
 
-from florence.errors import ImageError, SettingsError
+from florence.errors import ImageError, ImageTooLarge, SettingsError
+from florence.images.limits import DEFAULT_LIMITS
 from florence.mcp.roots import MAX_LISTED, Roots
 
 
@@ -136,9 +137,16 @@ def test_pictures_are_listed_and_read(ask: FakeAsk, folder: Path, tmp_path: Path
 def test_an_unreadable_file_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that can't be opened is an ImageError with the system's reason."""
 
-    def refuse(_: Path) -> bytes:
+    def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ImageError, match="Permission denied"):
+        Roots([folder], local=True).read_path("one.PNG")
+
+
+def test_a_file_above_the_limit_is_an_error(folder: Path) -> None:
+    """A file with more bytes than a picture may have is refused."""
+    os.truncate(folder / "one.PNG", DEFAULT_LIMITS.max_bytes + 1)
+    with pytest.raises(ImageTooLarge, match=str(DEFAULT_LIMITS.max_bytes)):
         Roots([folder], local=True).read_path("one.PNG")

@@ -6,9 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,9 @@ from typing import Any
 import httpx
 import mcp.types as types
 import pytest
+from agents import COMMAND, serving_tools
 from mcp import Client, StdioServerParameters, stdio_client
-from serving import ROOT, START_S, STOP_S, Server, free_port
-from waiting import PATIENCE_S
+from serving import ROOT, Server
 
 from florence.client import Client as ServiceClient
 
@@ -26,7 +24,6 @@ pytestmark = pytest.mark.slow
 
 DATA = ROOT / "data"
 PICTURE = DATA / "scene_02.png"
-COMMAND = ["-m", "florence.cli", "mcp"]
 
 
 def text_of(result: types.CallToolResult) -> str:
@@ -67,36 +64,10 @@ def test_over_stdio_with_a_model(demo_server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def over_http(demo_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def over_http(demo_server: Server) -> Iterator[str]:
     """The URL of the tools over HTTP, with the demo's service behind them."""
-    port, log = free_port(), tmp_path_factory.mktemp("mcp") / "log"
-    arguments = [*COMMAND, "--url", demo_server.url, "--http", str(port), "--root", str(DATA)]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=file,
-            stderr=file,
-        )
-    try:
-        end = time.monotonic() + START_S
-        while "/mcp" not in log.read_text() or not _answers(port):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/mcp"
-    finally:
-        process.terminate()
-        process.wait(STOP_S)
-
-
-def _answers(port: int) -> bool:
-    """Return whether an HTTP server answers on this port."""
-    try:
-        httpx.get(f"http://127.0.0.1:{port}/", timeout=PATIENCE_S)
-    except httpx.HTTPError:
-        return False
-    return True
+    with serving_tools(demo_server.url) as tools:
+        yield f"http://127.0.0.1:{tools.port}/mcp"
 
 
 def test_over_http_with_a_service(demo_server: Server, over_http: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 from florence.errors import SettingsError
 from florence.model.devices import (
     KERNEL_CACHES,
+    MALLOC_OPTIONS,
     bound_kernel_caches,
     has_fast_bf16,
     has_vnni,
@@ -147,6 +149,17 @@ def test_elsewhere_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("a C library is asked"))
     keep_freed_memory()
+
+
+def test_a_malloc_option_in_the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those options of glibc are set whose variables the environment lacks."""
+    done: list[tuple[int, int]] = []
+    libc = SimpleNamespace(mallopt=lambda option, value: done.append((option, value)))
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: libc)
+    monkeypatch.setattr(os, "environ", {"MALLOC_ARENA_MAX": "4"})
+    keep_freed_memory()
+    assert done == [given for name, given in MALLOC_OPTIONS.items() if name != "MALLOC_ARENA_MAX"]
 
 
 def test_kernel_caches_are_bounded_unless_the_environment_says_how(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from v2 import picture
 from waiting import PATIENCE_S
 
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.errors import EngineError, Overloaded
 from florence.server.openai import fields
 from florence.types.options import RequestParameters

@@ -17,7 +17,7 @@ from v2 import picture
 from florence.export import process
 from florence.export.annotation import Annotation
 from florence.export.drawing import Drawing
-from florence.export.process import LONGEST_SIDE, DrawJob, draw
+from florence.export.process import MAX_SIDE, DrawJob, draw
 from florence.images.limits import DEFAULT_LIMITS
 from florence.server.typed import drawn
 from florence.server.typed.drawn import wants_picture
@@ -126,7 +126,7 @@ def test_a_large_picture_is_drawn_smaller(format: str) -> None:
     half = Annotation("", None, [[0, 0, 3000, 0, 3000, 1500, 0, 1500]], "area")
     drawn_half = draw(DrawJob([half], "", DEFAULT_LIMITS), encoded((6000, 1500), format))
     with Image.open(BytesIO(drawn_half)) as image:
-        assert (image.size[0], image.size[1]) == (LONGEST_SIDE, LONGEST_SIDE // 4)
+        assert (image.size[0], image.size[1]) == (MAX_SIDE, MAX_SIDE // 4)
         left, right = (np.ptp(image.getpixel((x, 256))) for x in (image.width // 4, 3 * image.width // 4))
         assert left > 20  # tinted
         assert right < 3

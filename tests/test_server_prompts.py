@@ -86,9 +86,9 @@ def test_a_forms_prompt_is_taken_as_it_is(client: TestClient, served: FakeModel,
     [
         ({}, "prompt is missing"),
         ({"prompt": " \n"}, "a prompt is a text that is not blank"),
-        ({"prompt": 5}, "prompt: Input should be a valid string, got 5"),
-        ({"prompt": "x" * 65_537}, "prompt: String should have at most 65536 characters"),
-        ({"prompt": "x", "answer_as": "xml"}, "answer_as: Input should be 'text', 'tags', 'json', 'boxes'"),
+        ({"prompt": 5}, "prompt: input should be a valid string, got 5"),
+        ({"prompt": "x" * 65_537}, "prompt: string should have at most 65536 characters"),
+        ({"prompt": "x", "answer_as": "xml"}, "answer_as: input should be 'text', 'tags', 'json', 'boxes'"),
         (
             {"prompt": "x", "text": "y"},
             "unknown field 'text'; the fields are image, image_url, prompt, answer_as",

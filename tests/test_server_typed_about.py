@@ -36,9 +36,9 @@ def about(model: FakeModel) -> Starlette:
 def test_info_is_the_models_and_the_services(about: Starlette, model: FakeModel) -> None:
     """/info has each field of the model's info, and the service's version and limits."""
     reply = send(about, "GET", "/info")
-    own = {"version": __version__, "timeout_s": PATIENCE_S, "max_body_bytes": 10_000_000}
+    limits = {**model.info()["limits"], "timeout_s": PATIENCE_S, "max_body_bytes": 10_000_000}
     assert reply.status_code == 200
-    assert reply.json() == {**model.info(), **own}
+    assert reply.json() == {**model.info(), "version": __version__, "limits": limits}
     assert set(reply.json()) == set(ServiceInfo.model_fields)
 
 
@@ -86,7 +86,7 @@ def test_without_a_model_it_says_when_to_come_back() -> None:
 def test_the_service_has_it_at_its_root(client: TestClient) -> None:
     """The service has /info beside its typed endpoints, and its document describes it."""
     facts = ServiceInfo.model_validate_json(client.get("/info").content)
-    assert (facts.checkpoint, facts.max_body_bytes) == ("fake", 200_000)
+    assert (facts.checkpoint, facts.limits.max_body_bytes) == ("fake", 200_000)
     operation = client.get("/docs.json").json()["paths"]["/info"]["get"]
     schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/ServiceInfo"}

@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from florence.engine.config import EngineConfig
 from florence.errors import SettingsError
@@ -80,6 +80,13 @@ def test_variables_are_read_by_name_and_empty_ones_count_as_not_set(monkeypatch:
     assert (settings.model, settings.timeout_s, settings.threads) == ("demo", 1.5, 2)
     assert settings.revision is None
     assert settings.max_queue == 256
+
+
+def test_settings_without_secrets_are_otherwise_the_same() -> None:
+    """A secret never leaves the process with the settings; the other values stay."""
+    given = Settings(model="demo", max_queue=7, api_keys=SecretStr("ann:" + 32 * "k"))
+    assert "kkkk" not in given.without_secrets().model_dump_json()
+    assert given.without_secrets() == Settings(model="demo", max_queue=7, api_keys=None)
 
 
 def test_settings_are_frozen() -> None:

@@ -65,7 +65,7 @@ def test_all_pieces_come_before_the_answer(library: Florence2, picture: Path) ->
 @pytest.mark.parametrize(
     ("task", "options", "error", "message"),
     [
-        ("<CAPTION>", {"num_beams": 3}, OptionError, "a stream needs num_beams=1, this request has 3"),
+        ("<CAPTION>", {"num_beams": 3}, OptionError, "a stream needs num_beams=1, got 3"),
         ("<OD>", {}, TaskError, "<OD> does not answer in text"),
         ("<CAPTION>", {"num_beams": 0}, OptionError, "num_beams must be an integer from 1 to 8"),
         ("<CAPTION>", {"timeout_s": 1e-4}, DeadlineExceeded, "time"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from florence.errors import SettingsError, TaskError
-from florence.types.declared import PRESETS, DeclaredTask, declare, read_rows, ways_out
+from florence.types.declared import PRESETS, DeclaredTask, declare, find_declared, read_rows
 from florence.types.tasks import TASKS, Input, Kind, prompt_task
 
 
@@ -94,8 +94,10 @@ def test_presets_can_be_used_together() -> None:
     assert {"<ANALYZE>", "<GENERATE_PROMPT>", "<VQA>"} <= set(prompts)
     assert {task.kind for task in made if task.name == "generate_tags"} == {Kind.TAGS}
     assert all(task.no_repeat_ngram_size == 0 for task in made)
-    assert "FLORENCE_TASKS=promptgen has it), or wait" in ways_out(" <MIX_CAPTION>", "wait")
-    assert "(FLORENCE_TASKS)" in ways_out("<NONE>", "wait")
+    with pytest.raises(TaskError, match=r"\(FLORENCE_TASKS=promptgen has it\), or wait"):
+        find_declared(TASKS, " <MIX_CAPTION>", "wait")
+    with pytest.raises(TaskError, match=r"\(FLORENCE_TASKS\)"):
+        find_declared(TASKS, "<NONE>", "wait")
 
 
 def test_a_declared_token_without_brackets_may_stand_in_a_text() -> None:

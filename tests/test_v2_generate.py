@@ -16,7 +16,9 @@ from v2 import PICTURE, SERVED, picture, send
 from waiting import PATIENCE_S
 
 from florence.errors import FlorenceError
-from florence.server.v2.infer_body import build_event, build_generate_answer, parse_generate_request
+from florence.server.events import build_event
+from florence.server.replies import json_bytes
+from florence.server.v2.infer_body import build_generate_answer, parse_generate_request
 from florence.server.v2.tensors import InferAnswer, read_rows
 
 GENERATE = "/v2/models/florence2/generate"
@@ -137,6 +139,8 @@ def test_any_bytes_are_an_error_of_ours(body: bytes) -> None:
 @given(st.text())
 def test_an_event_holds_any_text_in_one_line(text: str) -> None:
     """An event has any text on one line, so line breaks don't end it."""
-    event = build_event(build_generate_answer(InferAnswer(SERVED, "", [json.dumps({"<OCR>": text})])))
+    event = build_event(
+        json_bytes(build_generate_answer(InferAnswer(SERVED, "", [json.dumps({"<OCR>": text})])))
+    )
     assert event.count(b"\n") == 2
     assert json.loads(json.loads(event[6:])["PARSED_JSON"]) == {"<OCR>": text}

@@ -28,7 +28,7 @@ from florence.runtime import loading
 from florence.verification import ours, proof, trials
 from florence.verification.checks import Rates
 from florence.verification.proof import Proof
-from florence.verification.theirs import Given, Transformers
+from florence.verification.theirs import GeneratedTokens, Transformers
 from florence.verification.trials import Part, Trial
 
 Verify = Callable[..., tuple[int, dict[str, Any], str]]
@@ -44,7 +44,7 @@ def models() -> dict[tuple[Any, ...], Any]:
 
 
 @pytest.fixture(scope="module")
-def remembered() -> dict[tuple[str, str], Given]:
+def remembered() -> dict[tuple[str, str], GeneratedTokens]:
     """transformers' answers by checkpoint and trial."""
     return {}
 
@@ -55,7 +55,7 @@ def verify(
     tmp_path: Path,
     florence: Callable[..., tuple[int, str, str]],
     models: dict[tuple[Any, ...], Any],
-    remembered: dict[tuple[str, str], Given],
+    remembered: dict[tuple[str, str], GeneratedTokens],
 ) -> Verify:
     """The command on one picture, with an eighth of its trials, and transformers' models and answers
     cached. Speeds are measured only on request."""
@@ -65,7 +65,7 @@ def verify(
         asked = make(*arguments)
         return [trial for part in Part for trial in [each for each in asked if each.part is part][::8]]
 
-    def remember(self: Transformers, trial: Trial) -> Given:
+    def remember(self: Transformers, trial: Trial) -> GeneratedTokens:
         weights = self.model.lm_head.weight.sum(), self.model.model.vision_tower.convs[0].conv.weight.shape
         key = repr(weights), repr((trial.picture.name, str(trial), trial.options))
         if key not in remembered:
@@ -105,7 +105,7 @@ def test_the_demo_checkpoint_is_verified(verify: Verify) -> None:
     status, report, table = verify("demo", "--dtype", "bfloat16", timed=True)
     assert (status, report["verified"], faults(report)) == (0, True, set())
     parts = [line["part"] for line in report["lines"]]
-    assert {*Part, "prompts", "pixels", "alone, and in a crowd", "bfloat16 against float32"} <= {*parts}
+    assert {*Part, "prompts", "pixels", "alone, and in a batch", "bfloat16 against float32"} <= {*parts}
     assert all(line["found"] in table for line in report["lines"])
     assert all(answer["verdict"] == "same" for answer in report["answers"])
 

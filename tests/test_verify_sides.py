@@ -28,7 +28,7 @@ from florence.images.preprocess import InputSize
 from florence.readers.picture import LocalReader
 from florence.verification.checks import pixel_line
 from florence.verification.reading import read_model, read_processor, read_tower, timm_name
-from florence.verification.theirs import Given, Transformers
+from florence.verification.theirs import GeneratedTokens, Transformers
 from florence.verification.trials import (
     PLAIN,
     Part,
@@ -82,7 +82,10 @@ def trial_of(options: GenerationOptions = OPTIONS) -> Trial:
     return Trial(Part.BEAMS, SAMPLE, PLAIN, options)
 
 
-OURS, THEIRS = Given((2, 0, 7, 2), (0.0, -1.0, -0.5)), Given((2, 0, 8, 2), (0.0, -1.1, -0.5))
+OURS, THEIRS = (
+    GeneratedTokens((2, 0, 7, 2), (0.0, -1.0, -0.5)),
+    GeneratedTokens((2, 0, 8, 2), (0.0, -1.1, -0.5)),
+)
 EARLY = replace(OPTIONS, early_stopping=False)
 
 
@@ -137,7 +140,7 @@ def test_the_difference_of_transformers_5_is_known(tmp_path: Path) -> None:
         for penalty in (0.5, 1.0, 2.0):
             trial = trial_of(GenerationOptions(2, 20, 0, 3, False, penalty))
             mine = generate_alone(model, Request(pixels, prompt, trial.options), RULES)
-            ours = Given(tuple(mine.token_ids), tuple(mine.token_logprobs))
+            ours = GeneratedTokens(tuple(mine.token_ids), tuple(mine.token_logprobs))
             found.append(compare(trial, ours, witness.answer(trial), witness).verdict)
     assert Verdict.KNOWN in found
     assert {*found} <= {Verdict.SAME, Verdict.KNOWN}

@@ -5,9 +5,9 @@ knows nothing about tokenizers, models or HTTP.
 """
 
 from florence.answers.answer import ParsedAnswer, parse_answer
+from florence.answers.files import PictureAnswer, read_answers
 from florence.answers.lexemes import Piece
 from florence.answers.original import post_process_sequence, post_process_text
-from florence.answers.reading import PictureAnswer, read_answers
 
 __all__ = [
     "ParsedAnswer",

@@ -1,5 +1,6 @@
 """Answers with the generated text: those of the library, those in the original's shape only, and those of
-`parse_answer`."""
+`parse_answer`. Knows nothing about how texts are generated.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from florence.types.bounds import WINDOWS, Sums
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ScoreParameters:
     """`share`: a window's width to each side as a share of the thing's size; `power`: exponent of the product
     of the masses."""
 
@@ -31,11 +31,12 @@ class Form:
     power: float
 
 
-BOX: Final = Form(0.13, 0.25)
-FINE: Final = Form(0.03, 0.04)
+BOX: Final = ScoreParameters(0.13, 0.25)
+FINE: Final = ScoreParameters(0.03, 0.04)
 """A second, narrower window for boxes: little more than a tie-break among boxes that are all very likely
 right; those with the most certain locations are the most accurate."""
-OUTLINE: Final = Form(0.26, 0.4)  # for a quad or a polygon; the share is multiplied by its thickness
+OUTLINE: Final = ScoreParameters(0.26, 0.4)
+"""For a quad or a polygon; the share is multiplied by its thickness."""
 
 
 def masses_of_box(bins: Sequence[int], sums: Sequence[Sums]) -> list[float]:

@@ -6,7 +6,7 @@ Overlaps are those of items' bounding boxes. Knows nothing about how answers are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,13 +32,14 @@ class Place:
 def keep_items(result: Result, wanted: ItemFilter) -> Result:
     """The result with only the wanted items."""
     kept = kept_items(items_of(result), wanted)
-    if isinstance(result, Detections):
-        return Detections(detections=[result.detections[index] for index in kept])
-    if isinstance(result, OcrRegions):
-        return OcrRegions(regions=[result.regions[index] for index in kept])
-    if isinstance(result, Segmentation):
-        return Segmentation(instances=[result.instances[index] for index in kept])
-    return result
+    return with_items(result, lambda items: [items[index] for index in kept])
+
+
+def with_items(result: Result, change: Callable[[list[Any]], list[Any]]) -> Result:
+    """The result with its items replaced by what `change` makes of them; a text is not changed."""
+    names = {Detections: "detections", OcrRegions: "regions", Segmentation: "instances"}
+    name = names.get(type(result))
+    return result.model_copy(update={name: change(getattr(result, name))}) if name else result
 
 
 def keep_original_items(answer: Mapping[str, Any], result: Result, wanted: ItemFilter) -> dict[str, Any]:
@@ -89,13 +90,13 @@ def _rank(item: Place) -> float:
     return 1.0 if item.score is None else -item.score
 
 
-def _suppressed(items: Sequence[Place], best: Sequence[int], most: float, *, agnostic: bool) -> list[int]:
-    """Greedy non-maximum suppression."""
+def _suppressed(items: Sequence[Place], best: Sequence[int], max_iou: float, *, agnostic: bool) -> list[int]:
+    """Greedy non-maximum suppression, as in R-CNN (Girshick et al., 2014)."""
     kept: list[int] = []
     for index in best:
         item = items[index]
         rivals = (items[each] for each in kept if agnostic or items[each].label == item.label)
-        if all(overlap(item.bounds, rival.bounds) <= most for rival in rivals):
+        if all(overlap(item.bounds, rival.bounds) <= max_iou for rival in rivals):
             kept.append(index)
     return kept
 

@@ -1,6 +1,6 @@
 """Reads a generated text as strict JSON, so that every value read can be written as JSON again.
 
-A model may write anything: NaN, half a surrogate pair, endless brackets.
+A model may write anything: NaN, half a surrogate pair, endless brackets. Knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import json
 import math
 from typing import Any, Final, NoReturn
 
-DEEPEST: Final = 64
+MAX_DEPTH: Final = 64
 """Deepest nesting of arrays and objects that is accepted; JSON writers have limits too."""
+_TOO_DEEP: Final = f"more than {MAX_DEPTH} arrays and objects stand inside one another"
 
 
 def read_json(text: str) -> tuple[Any, str | None]:
@@ -23,8 +24,8 @@ def read_json(text: str) -> tuple[Any, str | None]:
     except ValueError as error:
         return None, str(error)
     except RecursionError:
-        return None, _too_deep()
-    return (value, None) if _depth(value) <= DEEPEST else (None, _too_deep())
+        return None, _TOO_DEEP
+    return (value, None) if _depth(value) <= MAX_DEPTH else (None, _TOO_DEEP)
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -35,10 +36,6 @@ def _finite(number: str) -> float:
     if math.isinf(value := float(number)):
         raise ValueError(f"{number[:60]} is too large for a number")
     return value
-
-
-def _too_deep() -> str:
-    return f"more than {DEEPEST} arrays and objects stand inside one another"
 
 
 def _depth(value: Any) -> int:

@@ -35,8 +35,8 @@ _LABELLED_POLYGONS = re.compile(f"[^<]+({_POLYGON_TOKEN}{{4,}})?")
 _POLYGON = re.compile(rf"((?:{LOCATION})+)(<sep>|\Z)?")
 _LABEL_STOP = re.compile("<loc_|<poly>")
 _REST_OF_LOCATION = re.compile(r"loc_\d+>")
-_LARGEST_BIN = 2**63 - 1  # the original stores bins as 64-bit integers
-_LONGEST_BIN = 4300  # most digits that Python's `int` accepts by default
+_MAX_BIN = 2**63 - 1  # the original stores bins as 64-bit integers
+_MAX_DIGITS = 4300  # most digits that Python's `int` accepts by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +261,8 @@ def _pixels(bins: Sequence[int], image_size: PictureSize) -> list[float]:
 
 def _bin(location: re.Match[str]) -> int:
     digits = location.group()[len("<loc_") : -1]
-    value = int(digits) if len(digits) <= _LONGEST_BIN else _LARGEST_BIN + 1
-    if value > _LARGEST_BIN:
+    value = int(digits) if len(digits) <= _MAX_DIGITS else _MAX_BIN + 1
+    if value > _MAX_BIN:
         raise RequestError(
             f"<loc_{digits[:30]}...> is not a location; the model's locations end at <loc_{BINS - 1}>"
         )

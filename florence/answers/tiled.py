@@ -1,4 +1,5 @@
-"""Merges the results of a picture's tiles into one: each thing once, in pixels of the whole picture.
+"""Merges the results of a picture's tiles into one: each thing once, in pixels of the whole picture (sliced
+inference, as in Akyon et al., Slicing Aided Hyper Inference, 2022).
 
 `tiled_views` decides which items are views of one thing, `tiled_things` which things stay. If a view is not
 cut and nearly as large as the union of all views, it represents the thing: of several the one with the best
@@ -16,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from florence.answers.filtering import items_of
-from florence.answers.lines import lines_of
+from florence.answers.filtering import items_of, with_items
+from florence.answers.reading_order import lines_of
 from florence.answers.split_text import LinePart, join_parts
 from florence.answers.tiled_things import FoundThing, ItemT, without_parts
 from florence.answers.tiled_views import Key, Sighting, better_seen, group_views, reach_of
@@ -117,8 +118,8 @@ def _resolve(
     views: Sequence[Sighting], items: Mapping[Key, ItemT], join: Callable[[Sequence[ItemT]], ItemT]
 ) -> ItemT:
     """The item for a thing with these views."""
-    most = area(hull([view.bounds for view in views]))
-    clear = [view for view in views if not view.cut and area(view.bounds) >= _WHOLE * most]
+    union = area(hull([view.bounds for view in views]))
+    clear = [view for view in views if not view.cut and area(view.bounds) >= _WHOLE * union]
     if clear:
         whole = [view for view in views if view in clear or any(_reaches(view, one.bounds) for one in clear)]
         whole.sort(key=lambda view: (view.cut, -view.score, view.key))
@@ -209,16 +210,11 @@ def _moved(result: Result, right: float, down: float) -> Result:
     def shift(numbers: Sequence[float]) -> tuple[Any, ...]:
         return tuple(number + (down if index % 2 else right) for index, number in enumerate(numbers))
 
-    if isinstance(result, Detections):
-        boxes = [each.model_copy(update={"box": shift(each.box)}) for each in result.detections]
-        return Detections(detections=boxes)
-    if isinstance(result, OcrRegions):
-        quads = [each.model_copy(update={"quad": shift(each.quad)}) for each in result.regions]
-        return OcrRegions(regions=quads)
-    if isinstance(result, Segmentation):
-        outlines = [
-            each.model_copy(update={"polygons": [list(shift(one)) for one in each.polygons]})
-            for each in result.instances
-        ]
-        return Segmentation(instances=outlines)
-    return result
+    def moved(item: Detection | OcrRegion | Instance) -> Detection | OcrRegion | Instance:
+        if isinstance(item, Detection):
+            return item.model_copy(update={"box": shift(item.box)})
+        if isinstance(item, OcrRegion):
+            return item.model_copy(update={"quad": shift(item.quad)})
+        return item.model_copy(update={"polygons": [list(shift(one)) for one in item.polygons]})
+
+    return with_items(result, lambda items: list(map(moved, items)))

@@ -115,12 +115,12 @@ def _is_denied(thing: FoundThing[ItemT], other: FoundThing[ItemT], frames: Seque
     inside. For texts `_in_one_place` decides."""
     if thing is other or thing.is_text or other.rank <= thing.rank:
         return False
-    most = 0.5 * area(thing.bounds)
-    inside = thing.label == other.label and 0 < most <= area(meet(thing.bounds, other.bounds))
+    half = 0.5 * area(thing.bounds)
+    inside = thing.label == other.label and 0 < half <= area(meet(thing.bounds, other.bounds))
     if not inside and overlap(thing.bounds, other.bounds) < SAME:
         return False
     blind = (frame for tile, frame in enumerate(frames) if tile not in thing.tiles)
-    return any(area(meet(thing.bounds, frame)) >= most for frame in blind)
+    return any(area(meet(thing.bounds, frame)) >= half for frame in blind)
 
 
 def _in_one_place(thing: FoundThing[ItemT], other: FoundThing[ItemT]) -> bool:
@@ -129,7 +129,7 @@ def _in_one_place(thing: FoundThing[ItemT], other: FoundThing[ItemT]) -> bool:
     if not (isinstance(one, OcrRegion) and isinstance(another, OcrRegion)):
         return False
     doubtful = (one.score or 0.0) < _DOUBTFUL[0] * (another.score or 0.0)
-    most = (_DOUBTFUL[1] if doubtful else _OVERPRINT) * min(
+    max_shared = (_DOUBTFUL[1] if doubtful else _OVERPRINT) * min(
         polygon_area(one.quad), polygon_area(another.quad)
     )
-    return common_area(clockwise(one.quad), clockwise(another.quad)) > most
+    return common_area(clockwise(one.quad), clockwise(another.quad)) > max_shared

@@ -29,6 +29,7 @@ from florence.types.results import (
     Segmentation,
     Tags,
     Text,
+    split_tags,
 )
 from florence.types.tasks import Kind, Task
 
@@ -71,8 +72,7 @@ def parse_result(task: Task | None, text: str, image_size: PictureSize, scorer: 
 def _text_result(kind: Kind, text: str, scorer: Scorer) -> Text | Tags | JsonValue:
     text, score = _PADDING.sub("", text).strip(), scorer.score_text()
     if kind is Kind.TAGS:
-        tags = [tag for part in text.split(",") if (tag := part.strip())]
-        return Tags(tags=tags, text=text, score=score)
+        return Tags(tags=split_tags(text), text=text, score=score)
     if kind is Kind.JSON:
         value, error = read_json(text)
         return JsonValue(value=value, text=text, error=error, score=score)

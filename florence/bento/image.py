@@ -5,7 +5,8 @@ has it, with CUDA, and checks the hash of every file. The CPU variant leaves the
 take PyTorch's CPU build (UV_TORCH_BACKEND) at the locked version; the lock has no hashes of those files, so
 there PyTorch is pinned by its version alone.
 
-The variables that a variant needs are BentoML's `envs`: they become `ENV` lines of the Dockerfile.
+The variables that a variant needs are BentoML's `envs`: they become `ENV` lines of the Dockerfile. Knows
+nothing about checkpoints.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 `bentoml build` asks a service's model references what to pack. `CheckpointModel` answers by finding the
 checkpoint that FLORENCE_MODEL names (a download, if it is a hub id), copying its files into the store and
 giving the copy an alias. In a Bento built this way the alias leads to the copy, and nothing is downloaded.
+Knows nothing about the container image.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from florence.errors import CheckpointError
 from florence.settings import Settings
 
 ALIAS = "florence-packed-checkpoint"
-_LONGEST_NAME = 63  # characters in the name of a BentoML tag
+_MAX_NAME_CHARS = 63  # characters in the name of a BentoML tag
 
 
 class CheckpointModel(bentoml.models.BentoModel):  # type: ignore[misc]  # BentoML makes its types lazily
@@ -84,7 +85,7 @@ def _packed_directory() -> Path | None:
 def _store_name(name: str) -> str:
     """`Owner/Name` as a name that BentoML's store takes: `owner--name`."""
     plain = re.sub(r"[^a-z0-9._-]", "-", name.lower().replace("/", "--"))
-    return plain[:_LONGEST_NAME].strip("-._") or "checkpoint"
+    return plain[:_MAX_NAME_CHARS].strip("-._") or "checkpoint"
 
 
 def _digest(checkpoint: Checkpoint) -> str:

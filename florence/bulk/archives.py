@@ -25,7 +25,7 @@ from florence.images.pdf import MARK_WITHIN, is_pdf
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_NAMES: Final = 10**6
-"""Names that one with braces may stand for."""
+"""Most names that one name with braces may stand for."""
 _BRACES: Final = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
@@ -54,9 +54,9 @@ def expand_braces(name: str) -> list[str]:
     found = _BRACES.search(name)
     if found is None:
         return [name]
-    numbers = range(int(found[1]), int(found[2]) + 1)
-    written = [f"{number:0{len(found[1])}}" for number in numbers]
-    return [each for number in written for each in expand_braces(_put(name, found, number))]
+    head, width, tail = name[: found.start()], len(found[1]), name[found.end() :]
+    written = (f"{head}{number:0{width}}{tail}" for number in range(int(found[1]), int(found[2]) + 1))
+    return [each for one in written for each in expand_braces(one)]
 
 
 def archive_items(
@@ -92,7 +92,3 @@ def _item(name: str, member: tarfile.TarInfo, first: bytes, rest: IO[bytes], max
 
 def _refuse(max_bytes: int) -> bytes:
     raise too_large(max_bytes)
-
-
-def _put(name: str, found: re.Match[str], number: str) -> str:
-    return name[: found.start()] + number + name[found.end() :]

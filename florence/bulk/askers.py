@@ -8,7 +8,7 @@ answers go.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,6 +24,7 @@ from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.pdf import is_pdf
 from florence.images.seen import View
 from florence.types.analysis import MAX_TASKS, TaskFailure
+from florence.types.answer import TaskAnswer
 
 CallClient = Callable[[Callable[[Client], Any]], Any]
 """Calls a function with a client of the service; of several services, with one of the least busy."""
@@ -116,21 +117,21 @@ def _in_groups(
     return [outcomes[number] for number in range(len(questions))]
 
 
-def _groups(questions: Sequence[PictureQuestion]) -> Iterator[list[int]]:
+def _groups(questions: Sequence[PictureQuestion]) -> list[list[int]]:
     """Indices of the questions that go into each call."""
     found: list[tuple[object, list[int]]] = []
     for number, each in enumerate(questions):
         options = None if each.task.is_prompt else dict(each.options)
-        same = next((group for known, group in found if options is not None and known == options), None)
+        alike = (group for known, group in reversed(found) if options is not None and known == options)
+        same = next(alike, None)
         if same is None or len(same) == MAX_TASKS:
-            found.insert(0, (options, same := []))
+            found.append((options, same := []))
         same.append(number)
-    yield from (group for _, group in reversed(found))
+    return [group for _, group in found]
 
 
-def _outcome(future: Future[Any]) -> QuestionOutcome:
+def _outcome(future: Future[TaskAnswer[Any]]) -> QuestionOutcome:
     try:
-        answer: QuestionOutcome = future.result()
+        return future.result()
     except FlorenceError as error:
         return error
-    return answer

@@ -1,5 +1,6 @@
 """Replaces documents (PDFs, and TIFF files with several pages) by items for their pages. Other items are not
-changed."""
+changed. Knows nothing about tasks.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +10,14 @@ from pathlib import Path
 
 from florence.bulk.items import Pages, PictureItem
 from florence.errors import ImageError
-from florence.images.apart import count_pages_apart
-from florence.images.headers import read_header
+from florence.images.headers import format_of, read_header
 from florence.images.limits import DEFAULT_LIMITS
 from florence.images.pdf import MARK_WITHIN, is_pdf
+from florence.images.pdf_process import count_pages_isolated
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-
-def page_items(items: Iterable[PictureItem], pages: Pages, passed: Counter[str]) -> Iterator[PictureItem]:
-    """An item for each of `pages` of each document. `passed`: counts documents that have none of these pages.
+def page_items(items: Iterable[PictureItem], pages: Pages, skipped: Counter[str]) -> Iterator[PictureItem]:
+    """An item for each of `pages` of each document. `skipped`: counts documents with none of these pages.
 
     A document that can't be read stays one item, so that its failure is reported.
     """
@@ -32,7 +31,7 @@ def page_items(items: Iterable[PictureItem], pages: Pages, passed: Counter[str])
             continue
         numbers = pages.of(count)
         if not numbers:
-            passed["documents without the pages asked for"] += 1
+            skipped["documents without the pages asked for"] += 1
         yield from (item.at(page=number) for number in numbers)
 
 
@@ -40,12 +39,12 @@ def _count(item: PictureItem) -> int | None:
     """The number of pages; None if the item is not a document. Raises `ImageError`."""
     if isinstance(item.source, str):
         first = first_bytes(item.source)
-        if first is None or not (is_pdf(first) or first.startswith(_TIFF)):
+        if first is None or not (is_pdf(first) or format_of(first) == "TIFF"):
             return None
     data = item.read()
     if is_pdf(data):
-        return count_pages_apart(data, DEFAULT_LIMITS)
-    if data.startswith(_TIFF):
+        return count_pages_isolated(data, DEFAULT_LIMITS)
+    if format_of(data) == "TIFF":
         count = read_header(data, DEFAULT_LIMITS.max_frames).frames
         return count if count > 1 else None
     return None

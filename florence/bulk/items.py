@@ -26,7 +26,7 @@ from florence.images.seen import View
 _PLACE: Final = re.compile(r"(?s)(.+)#(page|frame)=([1-9][0-9]{0,5})")
 _PAGES: Final = re.compile(r"([1-9][0-9]{0,5})(-)?([1-9][0-9]{0,5})?")
 MAX_BYTES: Final = DEFAULT_LIMITS.max_bytes
-"""Most bytes of a picture, unless the service or model has another limit."""
+"""Bytes of a picture, unless the service or model has another limit."""
 Source = str | Callable[[], bytes]
 """A local path, or a function that returns the bytes."""
 

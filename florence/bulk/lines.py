@@ -1,7 +1,7 @@
 """Answers as JSON lines: one line for each answer, appended when it arrives, so that a run can resume.
 
 A line has the picture's name, its id if it has one, the question, and the answer. An incomplete last line,
-left by a killed run, is cut off.
+left by a killed run, is cut off. Knows nothing about models and services.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from florence.answers.reading import is_incomplete
+from florence.answers.files import is_incomplete
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion, TaskKey
 from florence.errors import FlorenceError, RequestError
@@ -102,7 +102,7 @@ class FailureFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._opened is not None:
-            with nullcontext() if error is None else suppress(OSError):  # once more, on a disk that is full
+            with nullcontext() if error is None else suppress(OSError):  # a full disk fails here again
                 self._opened.close()
         elif error is None:
             self._path.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def dumps(row: dict[str, Any]) -> str:
 def _read_row(file: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if isinstance(row, dict) and isinstance(row.get("picture"), str) and "task" in row:
         return row

@@ -121,7 +121,7 @@ def _lines(name: str, file: IO[bytes]) -> Iterator[ManifestRow]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"a line of {name} is not JSON: {error}: {quote(line)}") from None
         if not isinstance(row, dict):
             raise RequestError(f"a line of {name} is not a JSON object, got {quote(line)}")

@@ -2,7 +2,8 @@
 complete.
 
 A Parquet file can't be appended to, so answers are collected as lines beside it. A single file is rewritten
-with them at the end of a run; a directory gets a new part whenever enough have been collected.
+with them at the end of a run; a directory gets a new part whenever enough have been collected. Knows nothing
+about where answers come from.
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ def write_part(lines: Path, folder: Path) -> None:
     rows = _not_in(read_rows(lines), parts[-1]) if parts else read_rows(lines)
     first = next(iter(rows), None)
     if first is not None:
-        number, schema = next_part(folder), answer_schema()
-        new = folder / f".part-{number:06}.new"
+        schema = answer_schema()
+        new, part = part_paths(folder, next_part(folder))
         with ParquetWriter(new, schema, compression="zstd") as writer:
             _write(writer, itertools.chain([first], rows), schema)
-        new.replace(folder / part_name(number))
+        new.replace(part)
     lines.unlink(missing_ok=True)
 
 
@@ -81,9 +82,10 @@ def next_part(folder: Path) -> int:
     return int(parts[-1].stem.rpartition("-")[2]) + 1 if parts else 0
 
 
-def part_name(number: int) -> str:
-    """The name of a part; names sort in the order of parts."""
-    return f"part-{number:06}{SUFFIX}"
+def part_paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """Where a part is written, and where it is once it is complete; names sort in the order of parts."""
+    name = f"part-{number:06}"
+    return folder / f".{name}.new", folder / f"{name}{SUFFIX}"
 
 
 def _not_in(rows: Iterator[dict[str, Any]], out: Path) -> Iterator[dict[str, Any]]:

@@ -115,7 +115,7 @@ def parse_file(path: Path) -> Any:
     if path.suffix.lower() == ".json":
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{path} is not JSON: {error}") from None
     try:
         import yaml
@@ -123,8 +123,8 @@ def parse_file(path: Path) -> Any:
         raise MissingLibrary("a file in YAML", "pyyaml", "tasks") from error
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError(f"{path} is not YAML: {error}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from None  # on one line
 
 
 def _read_entry(entry: object, find: FindTask, options: Mapping[str, Any]) -> PictureQuestion:

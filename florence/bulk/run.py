@@ -66,12 +66,12 @@ _Done = tuple[int, Job, Sequence[QuestionOutcome] | BaseException]
 
 @dataclass
 class RunTally:
-    """Counts of what was not asked. `before`: questions answered by an earlier run. `again`: duplicate
-    pictures. `elsewhere`: pictures of other shards."""
+    """Counts of what was not asked. `answered`: questions answered by an earlier run. `duplicates`: duplicate
+    pictures. `other_shards`: pictures of other shards."""
 
-    before: int = 0
-    again: int = 0
-    elsewhere: int = 0
+    answered: int = 0
+    duplicates: int = 0
+    other_shards: int = 0
 
 
 def open_jobs(
@@ -89,15 +89,15 @@ def open_jobs(
     mine = AnsweredTasks()
     for item in items:
         if not shard.has(item.key):
-            tally.elsewhere += 1
+            tally.other_shards += 1
             continue
         asked = item.questions or questions
         if not asked:
             raise RequestError("no task given: use --task, --tasks or --prompt")
         fresh = [each for each in asked if mine.claim(item.key, each.key)]
-        tally.again += not fresh
+        tally.duplicates += not fresh
         open_ones = tuple(each for each in fresh if item.key not in answered.get(each.key, ()))
-        tally.before += len(fresh) - len(open_ones)
+        tally.answered += len(fresh) - len(open_ones)
         if open_ones:
             yield Job(item, open_ones)
 
@@ -105,9 +105,9 @@ def open_jobs(
 class Running:
     """Iterates over (job, outcomes), running `concurrency` jobs at a time, each in a thread.
 
-    `ordered`: yield in the order of the jobs, else as they finish. `stopped`: set when nothing more is asked,
-    for an `ask` that waits. Leaving the context early waits for the requests in flight; `drain` yields their
-    outcomes.
+    `ordered`: yield in the order of the jobs, else as they finish. `stopped`: is set when nothing more is
+    asked, so that an `ask` that waits can give up. Leaving the context early waits for the requests in
+    flight; `drain` yields their outcomes.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Running:
     def interrupt(self) -> None:
         """Make the iteration raise KeyboardInterrupt when it next waits for an outcome. For a signal handler:
         an exception at any other moment could lose the outcome that was just taken."""
-        self._done.put(None)  # the one method of a queue that may interrupt another one
+        self._done.put(None)  # SimpleQueue's `put` is reentrant
 
     def drain(self) -> Iterator[tuple[Job, Sequence[QuestionOutcome]]]:
         """Start no more requests, wait for those in flight, and yield their outcomes. Errors other than

@@ -1,8 +1,8 @@
 """Clients for many threads, and load balancing over several services: each request goes to the one with the
-fewest requests in flight.
+fewest requests in flight (least connections).
 
-A service that can't be reached, or is busy, is skipped for a while and then tried again; its requests go to
-the others. Knows nothing about what is asked.
+A service that can't be reached, or is busy, is skipped for a while and then tried again (exponential
+back-off); its requests go to the others. Knows nothing about what is asked.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from florence.client.errors import ConnectionLost, Unreachable
 from florence.errors import Unavailable
 
 T = TypeVar("T")
-FIRST_REST_S = 1.0
-LONGEST_REST_S = 30.0
+MIN_BACKOFF_S = 1.0
+MAX_BACKOFF_S = 30.0
 _LOOK_S = 0.5  # interval at which a waiting request checks whether to go on waiting
 
 
 class IdleClients:
     """Clients of one service. Each call has one for itself: threads that share a pool of connections wait for
-    its lock, which takes a quarter of a request's CPU time at 32 of them. There are as many as were ever used
-    at the same time, whatever threads come and go.
+    its lock, which takes a quarter of a request's CPU time at 32 of them. As many are kept as were ever used
+    at the same time.
 
     `make`: connects a client. Thread-safe.
     """
@@ -58,8 +58,8 @@ class _Service:
     url: str
     clients: IdleClients
     under_way: int = 0
-    rests_until: float = 0.0
-    dead: int = 0  # failed connections in a row
+    retry_at: float = 0.0
+    failures: int = 0  # connections that failed in a row
 
 
 class Services:
@@ -92,7 +92,7 @@ class Services:
                 reached += 1
             except (Unreachable, ConnectionLost) as error:
                 last = error
-                self.rest(service, error)
+                self.back_off(service, error)
         if not reached:
             raise last
 
@@ -106,11 +106,11 @@ class Services:
             try:
                 answer = service.clients.call(ask)
             except (Unavailable, ConnectionLost) as error:
-                self.rest(service, error)
+                self.back_off(service, error)
                 if self._clock() >= end or self._stopped.is_set():
                     raise
             else:
-                self._well(service)
+                self._mark_reached(service)
                 return answer
             finally:
                 with self._change:
@@ -128,34 +128,38 @@ class Services:
         with self._change:
             while True:
                 now = self._clock()
-                awake = [each for each in self.services if each.rests_until <= now]
-                awake = [each for each in awake if not (each.dead and each.under_way)]
-                if awake:
-                    chosen = min(awake, key=lambda each: (not each.dead, each.under_way))
+                available = [each for each in self.services if each.retry_at <= now]
+                available = [each for each in available if not (each.failures and each.under_way)]
+                if available:
+                    chosen = min(available, key=lambda each: (not each.failures, each.under_way))
                     chosen.under_way += 1
                     return chosen
-                waits = [each.rests_until - now for each in self.services if each.rests_until > now]
+                waits = [each.retry_at - now for each in self.services if each.retry_at > now]
                 if self._stopped.is_set():
                     raise Unavailable("the run was stopped before a service took the request")
                 self._change.wait(min([*waits, _LOOK_S]))
 
-    def rest(self, service: _Service, error: Unavailable | ConnectionLost) -> None:
+    def back_off(self, service: _Service, error: Unavailable | ConnectionLost) -> None:
+        """Skip the service for a while: the time that it asks for, or twice as long after each failed
+        connection."""
         with self._change:
-            gone = isinstance(error, Unreachable | ConnectionLost)
-            first = gone and not service.dead
+            unreachable = isinstance(error, Unreachable | ConnectionLost)
+            first = unreachable and not service.failures
             now = self._clock()
-            if gone and service.rests_until <= now:  # else another request at the same time has reported it
-                service.dead += 1
-            rest_s = min(FIRST_REST_S * 2 ** max(service.dead - 1, 0), LONGEST_REST_S)
-            if not gone and isinstance(error, Unavailable):
-                rest_s = error.retry_after_s
-            service.rests_until = max(service.rests_until, now + rest_s)
+            if (
+                unreachable and service.retry_at <= now
+            ):  # else another request at the same time has reported it
+                service.failures += 1
+            backoff_s = min(MIN_BACKOFF_S * 2 ** max(service.failures - 1, 0), MAX_BACKOFF_S)
+            if not unreachable and isinstance(error, Unavailable):
+                backoff_s = error.retry_after_s
+            service.retry_at = max(service.retry_at, now + backoff_s)
             self._change.notify_all()
         if first:
             self._tell(f"{service.url} is left out, and tried again: {error}")
 
-    def _well(self, service: _Service) -> None:
+    def _mark_reached(self, service: _Service) -> None:
         with self._change:
-            back, service.dead = service.dead > 0, 0
+            back, service.failures = service.failures > 0, 0
         if back:
             self._tell(f"{service.url} answers again")

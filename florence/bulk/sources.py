@@ -21,19 +21,16 @@ from florence.bulk.manifests import Manifest, is_manifest
 from florence.bulk.question import FindTask, PictureQuestion
 from florence.bulk.remote import is_folder, is_there, list_files, open_file, reader_of
 from florence.errors import RequestError
-from florence.images.headers import is_picture
+from florence.images.headers import SUFFIXES, is_picture
 from florence.images.pdf import is_pdf
 from florence.types.tasks import TASKS
 
-PICTURE_SUFFIXES: Final = (
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
-)  # fmt: skip
 APPLE_DOUBLE: Final = b"\0\x05\x16\x07"
 """The first bytes of AppleDouble files, which macOS writes beside files on foreign disks, named ._ and the
 file's name."""
 
 
-class PassedOver:
+class SkippedFiles:
     """Counts skipped files by reason. `kinds`: files that are not pictures, by suffix. `notes`: other
     messages, by subject."""
 
@@ -71,7 +68,7 @@ class Sources:
     find: FindTask = TASKS.read
     questions: tuple[PictureQuestion, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    passed: PassedOver = field(default_factory=PassedOver)
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
     archives: list[str] | None = None
     max_bytes: int = MAX_BYTES
 
@@ -88,8 +85,8 @@ class Sources:
 
     def items(self) -> Iterator[PictureItem]:
         """All pictures, in the order of the sources. Raises `RequestError` where a source has none."""
-        self.passed.kinds.clear()
-        self.passed.reasons.clear()
+        self.skipped.kinds.clear()
+        self.skipped.reasons.clear()
         if self.archives is not None:
             self.archives.clear()
         for name in self.names:
@@ -112,7 +109,7 @@ class Sources:
     def _items_of(self, name: str) -> Iterator[PictureItem]:
         for each in expand_braces(name):
             items = self._remote(each) if is_url(each) else self._local(each)
-            yield from items if self.pages is None else page_items(items, self.pages, self.passed.reasons)
+            yield from items if self.pages is None else page_items(items, self.pages, self.skipped.reasons)
 
     def _local(self, name: str) -> Iterator[PictureItem]:
         path = Path(name)
@@ -134,13 +131,13 @@ class Sources:
             return
         for each in list_files(url, recursive=self.recursive):
             suffix = Path(each).suffix.lower()
-            wanted = (*PICTURE_SUFFIXES, *([".pdf"] if self.pages else []))
+            wanted = (*SUFFIXES, *([".pdf"] if self.pages else []))
             if suffix in wanted:
                 yield self._object(each)
             elif not folder and (is_archive(each) or is_manifest(each) or suffix == ".txt"):
                 yield from self._file(each, self._object(each))
             else:
-                self._pass_over(suffix, document=suffix == ".pdf")
+                self._skip(suffix, document=suffix == ".pdf")
 
     def _file(self, name: str, item: PictureItem) -> Iterator[PictureItem]:
         """The items of a named file: those in a list, a manifest or an archive; else the file itself."""
@@ -154,7 +151,7 @@ class Sources:
             self.archives.append(name)
         elif is_archive(name):
             documents = self.pages is not None
-            yield from archive_items(name, self.passed.kinds, documents=documents, max_bytes=self.max_bytes)
+            yield from archive_items(name, self.skipped.kinds, documents=documents, max_bytes=self.max_bytes)
         else:
             yield item
 
@@ -178,20 +175,20 @@ class Sources:
         if first is None:
             return True
         document = is_pdf(first)
-        named = suffix in PICTURE_SUFFIXES and not first.startswith(APPLE_DOUBLE)
+        named = suffix in SUFFIXES and not first.startswith(APPLE_DOUBLE)
         wanted = self.pages is not None if document else named or is_picture(first)
         if not wanted:
-            self._pass_over(suffix, document=document)
+            self._skip(suffix, document=document)
         return wanted
 
-    def _pass_over(self, suffix: str, *, document: bool) -> None:
+    def _skip(self, suffix: str, *, document: bool) -> None:
         if document:
-            self.passed.reasons["PDFs; --pages asks about their pages"] += 1
+            self.skipped.reasons["PDFs; --pages asks about their pages"] += 1
         else:
-            self.passed.kinds[suffix] += 1
+            self.skipped.kinds[suffix] += 1
 
     def _ignore(self, name: str, columns: list[str]) -> None:
-        self.passed.notes[name] = f"{name} has columns without a meaning here: {', '.join(columns)}"
+        self.skipped.notes[name] = f"{name} has columns without a meaning here: {', '.join(columns)}"
 
 
 def _matches(pattern: Path) -> list[Path]:

@@ -102,7 +102,7 @@ class Store:
     ) -> None:
         try:
             self._close()
-        except OSError:  # once more, on a disk that is full
+        except OSError:  # a full disk fails here again
             if error is None:
                 raise
         if self.packed and error is None and self.lines.exists():

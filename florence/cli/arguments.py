@@ -14,6 +14,7 @@ from florence.cli.bulk_arguments import (
     EXPORT,
     add_bulk,
     add_export,
+    add_model,
     add_prompt,
     add_ray,
     add_results,
@@ -218,9 +219,7 @@ def _add_serve(commands: Commands) -> None:
         default=8000,
         help="port (default: 8000)",
     )
-    parser.add_argument(
-        "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
-    )
+    add_model(parser)
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
@@ -282,9 +281,7 @@ def _add_where(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
         )
     else:
         where.add_argument("--url", metavar="URL", help="ask this service (default: load the model here)")
-    where.add_argument(
-        "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
-    )
+    add_model(where)
 
 
 def _whole(text: str, maximum: int) -> int:

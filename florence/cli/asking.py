@@ -15,7 +15,7 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.bulk.askers import ModelAsker, ServiceAsker
 from florence.bulk.items import PictureItem
 from florence.bulk.lines import answer_json
@@ -26,9 +26,9 @@ from florence.cli.telling import tell_lines
 from florence.client import Client
 from florence.errors import FlorenceError, TaskError, quote
 from florence.images.limits import DEFAULT_LIMITS, PDF_DPI, ImageLimits
-from florence.types.declared import ways_out
+from florence.types.declared import find_declared
 from florence.types.options import RequestParameters, read_request_parameters
-from florence.types.tasks import TASKS, Input, Kind, Task, prompt_task
+from florence.types.tasks import TASKS, Input, Kind, Task, one_input, prompt_task
 
 if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
@@ -125,10 +125,7 @@ def find_task(arguments: argparse.Namespace) -> Task:
     if known := TASKS.match(arguments.task):
         return known
     tasks = TASKS.extended(_own_tasks(arguments))
-    try:
-        return tasks.read(arguments.task)
-    except TaskError as error:
-        raise TaskError(f"{error}{ways_out(arguments.task, 'ask it with --prompt')}") from None
+    return tasks.match(arguments.task) or find_declared(tasks, arguments.task, "ask it with --prompt")
 
 
 def _own_tasks(arguments: argparse.Namespace) -> list[Task]:
@@ -162,8 +159,7 @@ def read_question(arguments: argparse.Namespace) -> PictureQuestion:
     task = find_task(arguments)
     text, region = arguments.text, arguments.region
     options = question_options(arguments)
-    if text is not None and region is not None:
-        raise TaskError("both a text and a region are given; a task takes one of them")
+    one_input(text, region)
     if task.input is Input.REGION:
         return PictureQuestion(task, None, region or text, options)
     if region is not None:
@@ -188,8 +184,9 @@ def load_model(arguments: argparse.Namespace) -> Florence2:
     from florence import Florence2  # torch comes with it
 
     settings = model_settings(arguments)
-    device = settings.device.partition(",")[0]  # a list names a device for each worker of a service
-    return Florence2.from_settings(settings, device, pdf_dpi=getattr(arguments, "dpi", PDF_DPI))
+    return Florence2.from_settings(
+        settings, settings.first_device, pdf_dpi=getattr(arguments, "dpi", PDF_DPI)
+    )
 
 
 def model_settings(arguments: argparse.Namespace) -> Settings:

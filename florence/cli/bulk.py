@@ -219,12 +219,12 @@ def _tell_others(store: Store, answered: AnsweredTasks, questions: Sequence[Pict
 
 
 def _tell_end(made: int, tally: RunTally, failed: int, failures: Path, sources: Sources) -> None:
-    passed = sources.passed
-    if tally.again:
-        passed.reasons["named or asked twice"] = tally.again
-    if tally.elsewhere:
-        passed.reasons["of other shards"] = tally.elsewhere
-    tell_lines(passed.lines())
-    before = f", {tally.before} were there before" if tally.before else ""
+    skipped = sources.skipped
+    if tally.duplicates:
+        skipped.reasons["named or asked twice"] = tally.duplicates
+    if tally.other_shards:
+        skipped.reasons["of other shards"] = tally.other_shards
+    tell_lines(skipped.lines())
+    before = f", {tally.answered} were there before" if tally.answered else ""
     why = f", {failed} failed: see {failures}" if failed else ""
     tell_lines([f"{made} answered{before}{why}"])

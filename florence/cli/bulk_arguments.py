@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from florence.client.tasks import CONCURRENCY
 from florence.types.tasks import Kind
 
 FORMATS: Final = ("coco", "yolo", "voc", "labelstudio", "txt", "drawn")
@@ -127,14 +128,21 @@ def add_prompt(parser: argparse.ArgumentParser, asked: argparse._MutuallyExclusi
     )
 
 
+def add_model(parser: argparse._ActionsContainer) -> None:
+    """Add the name of a checkpoint."""
+    parser.add_argument(
+        "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
+    )
+
+
 def add_pace(parser: argparse.ArgumentParser, whole: Callable[[str], int], what: str) -> None:
     """Add how many of `what` are asked at once, and whether a bar is shown."""
     parser.add_argument(
         "--concurrency",
         metavar="N",
         type=whole,
-        default=32,
-        help=f"maximum number of {what} in flight (default: 32)",
+        default=CONCURRENCY,
+        help=f"maximum number of {what} in flight (default: {CONCURRENCY})",
     )
     parser.add_argument(
         "--no-progress", action="store_true", help="show no progress bar (it is only shown on a terminal)"

@@ -86,8 +86,7 @@ def ask_on_ray(
 
 def actor_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `FlorenceActor`: it loads the model of this process's settings, wherever it runs."""
-    settings = model_settings(arguments).model_copy(update={"api_keys": None})  # only the service uses them
-    return {"settings": settings, "pdf_dpi": arguments.dpi}
+    return {"settings": model_settings(arguments).without_secrets(), "pdf_dpi": arguments.dpi}
 
 
 def _keep(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from florence.answers.reading import PictureAnswer, read_each
+from florence.answers.files import PictureAnswer, read_each
 from florence.bulk.items import item_named
 from florence.cli.telling import SOME_FAILED, tell_lines
 from florence.errors import FlorenceError, RequestError

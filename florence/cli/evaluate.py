@@ -34,10 +34,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """`florence evaluate`; returns 0, or 3 where some questions have no answer."""
     from florence.cli.sides import read_sides, side_task
     from florence.evaluation.libraries import EVALUATORS, evaluator
-    from florence.evaluation.subjects import SUBJECTS, Files
 
     for module in EVALUATORS:
-        evaluator(module)  # a missing library is an error before anything is asked
+        evaluator(module)  # a missing library is an error before anything is asked, or needs numpy
+    from florence.evaluation.subjects import SUBJECTS, Files
+
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     subject, sides = SUBJECTS[arguments.subject], read_sides(arguments)

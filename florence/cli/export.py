@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from florence.answers.reading import PictureAnswer, read_each
+from florence.answers.files import PictureAnswer, read_each
 from florence.bulk.items import item_named
 from florence.bulk.question import parse_file
 from florence.cli.bulk_arguments import FORMATS

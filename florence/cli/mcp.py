@@ -19,11 +19,12 @@ from florence.client import Client, ImageUrl
 from florence.errors import MissingLibrary, SettingsError
 from florence.images.limits import PDF_DPI
 from florence.types.answer import TaskAnswer
+from florence.types.environment import CLIENT_KEY
 
 MCP: Final = (
     "serve tools about pictures to agents over the Model Context Protocol",
     "Speaks over standard input and output, for agents that start it; with --http over streamable\n"
-    "HTTP, at /mcp. The API key for a service is read from FLORENCE_API_KEY.",
+    f"HTTP, at /mcp. The API key for a service is read from {CLIENT_KEY}.",
 )
 """The command's summary, and what its help ends with."""
 _HOST: Final = "127.0.0.1"

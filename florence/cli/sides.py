@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from florence.answers.reading import read_answers
+from florence.answers.files import read_answers
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Ask
@@ -186,7 +186,10 @@ def check_same(out: Path, asked: Mapping[str, Any]) -> None:
     """Write what is asked to the file `out`. Raises RequestError where the file already says something
     else."""
     if out.exists():
-        before = json.loads(out.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(out.read_text(encoding="utf-8"))
+        except ValueError:  # of a run that was killed while it wrote this
+            raise RequestError(f"{out} is damaged: remove it, or name another --out") from None
         if before != asked:
             other = next(name for name in {**before, **asked} if before.get(name) != asked.get(name))
             raise RequestError(

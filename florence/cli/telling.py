@@ -25,5 +25,5 @@ def list_pictures(names: Sequence[str]) -> list[str]:
     """
     sources = Sources(names)
     found = dict.fromkeys(item.picture for item in sources.items())
-    tell_lines(sources.passed.lines())
+    tell_lines(sources.skipped.lines())
     return list(found)

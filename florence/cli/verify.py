@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from florence.cli.bulk_arguments import add_model
 from florence.cli.telling import list_pictures
 from florence.types.precision import PRECISIONS
 
@@ -24,22 +25,22 @@ VERIFY: Final = (
 
 def verify(arguments: argparse.Namespace) -> int:
     """`florence verify`; returns 0 where only known differences were found, else 1."""
+    from florence.cli.asking import model_settings
     from florence.runtime.florence2 import Florence2
-    from florence.settings import read_settings
     from florence.verification.proof import verify as compare
     from florence.verification.trials import bundled_pictures, own_pictures
 
-    changes = {
-        name: getattr(arguments, name) for name in ("model", "device", "dtype") if getattr(arguments, name)
+    given = {name: getattr(arguments, name) for name in ("device", "dtype") if getattr(arguments, name)}
+    # Other ways to read pictures give other pixels. Adapters that requests name don't change a request that
+    # names none.
+    plain: dict[str, Any] = {
+        "fast_jpeg": False,
+        "pictures": "original",
+        "adapters": None,
+        "adapters_file": None,
     }
-    if arguments.model:
-        changes["revision"] = None
-    # `max_latency_ms` limits the wait of a service's clients; other ways to read pictures give other pixels.
-    # Adapters that requests name don't change a request that names none.
-    plain: dict[str, Any] = {"max_latency_ms": None, "fast_jpeg": False, "pictures": "original"}
-    plain |= {"adapters": None, "adapters_file": None}
-    settings = read_settings().model_copy(update=plain | changes)
-    device = settings.device.partition(",")[0]  # a list names a device for each worker of a service
+    settings = model_settings(arguments).model_copy(update=plain | given)
+    device = settings.first_device
     pictures = own_pictures(list_pictures([arguments.pictures])) if arguments.pictures else bundled_pictures()
 
     if arguments.json is not None:
@@ -69,9 +70,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
-    parser.add_argument(
-        "--model", metavar="NAME", help="a hub id, a directory or demo (default: as FLORENCE_MODEL says)"
-    )
+    add_model(parser)
     parser.add_argument(
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: as FLORENCE_DEVICE says)"
     )

@@ -33,6 +33,7 @@ from florence.client.tasks import CONCURRENCY, TaskMethods
 from florence.errors import SettingsError
 from florence.types.analysis import Analysis, TaskFailure
 from florence.types.answer import TaskAnswer
+from florence.types.environment import CLIENT_KEY
 from florence.types.info import ServiceInfo
 from florence.types.results import Detections, JsonValue, OcrRegions, Result, Segmentation, Tags, Text
 from florence.types.tasks import TaskSpec
@@ -42,7 +43,6 @@ RETRIES = 4
 
 TransportT = TypeVar("TransportT")
 
-API_KEY = "FLORENCE_API_KEY"
 _READY = "v2/health/ready"
 _METADATA = "v2"
 _INFO = "info"
@@ -73,7 +73,7 @@ class _Connected(Generic[TransportT]):
         if retries < 0:
             raise SettingsError(f"retries must be 0 or more, got {retries}")
         self._timeout_s, self._retries = timeout_s, retries
-        key = api_key or os.environ.get(API_KEY)
+        key = api_key or os.environ.get(CLIENT_KEY)
         headers = ({"Authorization": f"Bearer {key}"} if key else {}) | dict(headers or {})
         # As many connections as calls: `map` and the caller's threads limit those.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=CONCURRENCY)

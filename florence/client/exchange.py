@@ -41,7 +41,8 @@ from florence.errors import (
 )
 from florence.types.analysis import Analysis
 from florence.types.answer import TaskAnswer, answer_type
-from florence.types.options import RequestKeywords
+from florence.types.invalid import reason_of
+from florence.types.options import TEXT_FIELDS, RequestKeywords, check_timeout
 from florence.types.regions import Region
 from florence.types.results import Result
 from florence.types.tasks import TASKS, TASKS_PATH, AnswerAs, Input, Kind, Task, TaskSpec, task_pairs
@@ -155,8 +156,7 @@ def _call(
     given |= {name: value for name, value in options.items() if name != "timeout_s"}
     fields = {name: _field(name, value) for name, value in given.items() if value is not None}
     timeout_s = options.get("timeout_s")
-    if timeout_s is not None and not 0 < timeout_s < math.inf:
-        raise RequestError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
+    check_timeout(timeout_s)
     sent = picture if isinstance(picture, ImageUrl) else picture_bytes(picture)
     return ServiceCall(path, sent, fields, answer, timeout_s)
 
@@ -190,10 +190,9 @@ def read_outcome(outcome: AttemptOutcome, answer: type[AnswerT], timeout_s: floa
         try:
             return answer.model_validate_json(outcome.content)
         except ValidationError as error:
-            detail = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in detail["loc"]) or "the whole body"
+            reason = reason_of(dict(error.errors()[0]), whole="the whole body")
             raise UnexpectedReply(
-                f"{outcome.url} answered 200 without an answer to this request: {place}: {detail['msg']}; "
+                f"{outcome.url} answered 200 without an answer to this request: {reason}; "
                 f"it begins {quote(outcome.text, _LONGEST_QUOTE)}",
                 outcome.status_code,
             ) from None
@@ -281,7 +280,7 @@ def _plain_region(region: Region | None) -> list[float] | str | None:
 def _field(name: str, value: object) -> str:
     """A form's field: text as it is, all else as JSON. Raises RequestError for what has no such form."""
     try:
-        if name in ("text", "prompt"):
+        if name in TEXT_FIELDS:
             if not isinstance(value, str):
                 raise TypeError(f"expected a str, got {value!r}")
             value.encode()  # half of a surrogate pair has no bytes

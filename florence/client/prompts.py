@@ -31,62 +31,32 @@ class PromptMethods(ABC, Generic[TextT, TagsT, JsonT, BoxesT, QuadsT, PolygonsT,
 
     @overload
     def prompt(
-        self,
-        image: Picture,
-        prompt: str,
-        *,
-        answer_as: Literal["text"] = ...,
-        **options: Unpack[CallOptions],
+        self, image: Picture, prompt: str, *, answer_as: Literal["text"] = ..., **options: Unpack[CallOptions]
     ) -> TextT: ...
 
     @overload
     def prompt(
-        self,
-        image: Picture,
-        prompt: str,
-        *,
-        answer_as: Literal["tags"],
-        **options: Unpack[CallOptions],
+        self, image: Picture, prompt: str, *, answer_as: Literal["tags"], **options: Unpack[CallOptions]
     ) -> TagsT: ...
 
     @overload
     def prompt(
-        self,
-        image: Picture,
-        prompt: str,
-        *,
-        answer_as: Literal["json"],
-        **options: Unpack[CallOptions],
+        self, image: Picture, prompt: str, *, answer_as: Literal["json"], **options: Unpack[CallOptions]
     ) -> JsonT: ...
 
     @overload
     def prompt(
-        self,
-        image: Picture,
-        prompt: str,
-        *,
-        answer_as: Literal["boxes"],
-        **options: Unpack[CallOptions],
+        self, image: Picture, prompt: str, *, answer_as: Literal["boxes"], **options: Unpack[CallOptions]
     ) -> BoxesT: ...
 
     @overload
     def prompt(
-        self,
-        image: Picture,
-        prompt: str,
-        *,
-        answer_as: Literal["quads"],
-        **options: Unpack[CallOptions],
+        self, image: Picture, prompt: str, *, answer_as: Literal["quads"], **options: Unpack[CallOptions]
     ) -> QuadsT: ...
 
     @overload
     def prompt(
-        self,
-        image: Picture,
-        prompt: str,
-        *,
-        answer_as: Literal["polygons"],
-        **options: Unpack[CallOptions],
+        self, image: Picture, prompt: str, *, answer_as: Literal["polygons"], **options: Unpack[CallOptions]
     ) -> PolygonsT: ...
 
     @overload

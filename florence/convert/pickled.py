@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import atexit
 import gc
-import resource
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from florence.images.isolated import limit, limit_memory
+
 
 def main() -> None:
     """Write the tensors of all files into one; if that fails, exit with one line on stderr."""
     atexit.register(gc.freeze)  # or Python's end looks through all that torch has loaded
     out, memory, *files = sys.argv[1:]
-    limit_process(int(memory))
+    limit_memory(int(memory))
+    limit(fsize=int(memory), core=0)
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -34,14 +35,6 @@ def main() -> None:
             if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
                 sys.exit(f"{file} takes more than the {memory} bytes of memory allowed; see --memory-gib")
             sys.exit(f"{file} can't be read as tensors and nothing else: {shortened(error)}")
-
-
-def limit_process(memory: int) -> None:
-    """Limit the memory that this process may allocate from now on, and the size of files that it writes."""
-    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_DATA, (used + memory, used + memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def named_tensors(content: Any) -> dict[str, Tensor]:

@@ -49,16 +49,16 @@ def command_parser(description: str | None, count: int) -> argparse.ArgumentPars
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=count, help="scenes")
-    parser.add_argument("--things", type=int, nargs=2, default=(1, 4), metavar=("FEWEST", "MOST"))
+    parser.add_argument("--things", type=int, nargs=2, default=(1, 4), metavar=("MIN", "MAX"))
     return parser
 
 
 def read_things(parser: argparse.ArgumentParser, arguments: argparse.Namespace, room: int) -> tuple[int, int]:
-    """The fewest and the most things in a scene; invalid values end the command."""
-    fewest, most = arguments.things
-    if not 1 <= fewest <= most <= room:
+    """The minimum and maximum number of things in a scene; invalid values end the command."""
+    min_things, max_things = arguments.things
+    if not 1 <= min_things <= max_things <= room:
         parser.error(f"--things must lie between 1 and {room}, the lesser first")
-    return fewest, most
+    return min_things, max_things
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="scene", help="how the files' names begin")
     parser.add_argument(
-        "--side", type=int, nargs=2, default=(160, 320), help="square root of the area, least and most"
+        "--side", type=int, nargs=2, default=(160, 320), help="square root of the area, minimum and maximum"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="size of things over the usual")
     parser.add_argument(

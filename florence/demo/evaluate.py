@@ -140,9 +140,9 @@ def run(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace, 
 
 def scenes_of(arguments: argparse.Namespace) -> str:
     """A description of the scenes that were used."""
-    fewest, most = arguments.things
+    things = "{} to {} things".format(*arguments.things)
     hard = "hard " if arguments.hard else ""
-    return f"{arguments.count} {hard}scenes of {fewest} to {most} things, held-out seed {arguments.seed}"
+    return f"{arguments.count} {hard}scenes of {things}, held-out seed {arguments.seed}"
 
 
 def write_json(arguments: argparse.Namespace, report: dict[str, object]) -> None:

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from florence.checkpoint.files import TOKENIZER, WEIGHTS
 from florence.demo.training.batches import Batch, Batches
 from florence.demo.training.config import TRAINING, TrainingConfig
 from florence.demo.training.files import load_state, save_state, write_checkpoint
@@ -33,8 +34,10 @@ from florence.demo.world.tokenizer import make_tokenizer
 from florence.model.devices import keep_freed_memory, pick_dtype
 from florence.types.regions import BINS
 
+STATE, CHECKPOINT = "state.pt", "checkpoint"
+"""Names in the directory of a run: the state to resume from, and the checkpoint's directory."""
 _SAVE_EVERY: Final = 500  # steps
-_TELL_EVERY: Final = 50
+_LOG_EVERY: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,8 @@ class Trainer:
     def save(self, directory: Path) -> None:
         """Write the state to resume from, and the current checkpoint."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(directory / "checkpoint", self.model, self.tokenizer, self.plan.sizes.side)
-        save_state(directory / "state.pt", self.modules, self.optimizer, self.step)
+        write_checkpoint(directory / CHECKPOINT, self.model, self.tokenizer, self.plan.sizes.side)
+        save_state(directory / STATE, self.modules, self.optimizer, self.step)
 
     @classmethod
     def resume(
@@ -112,13 +115,13 @@ class Trainer:
 
         A start only has the network's weights: the optimizer and the plain head are initialised.
         """
-        state = directory / "state.pt"
+        state = directory / STATE
         if state.is_file():
-            trainer = cls(plan, device, Tokenizer.from_file(str(directory / "checkpoint" / "tokenizer.json")))
+            trainer = cls(plan, device, Tokenizer.from_file(str(directory / CHECKPOINT / TOKENIZER)))
             trainer.step = load_state(state, trainer.modules, trainer.optimizer)
         elif start is not None:
-            trainer = cls(plan, device, Tokenizer.from_file(str(start.checkpoint / "tokenizer.json")))
-            load_model(trainer.model, start.checkpoint / "model.safetensors")
+            trainer = cls(plan, device, Tokenizer.from_file(str(start.checkpoint / TOKENIZER)))
+            load_model(trainer.model, start.checkpoint / WEIGHTS)
             trainer.step = plan.first_step(start.stage)
         else:
             trainer = cls(plan, device, make_tokenizer())
@@ -128,7 +131,7 @@ class Trainer:
 def batches_from(trainer: Trainer, workers: int) -> Iterator[Batch]:
     """The batches of the remaining steps, prefetched by other processes."""
 
-    def settle(worker: int) -> None:
+    def init_worker(worker: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C and ends its workers
         torch.set_num_threads(1)
@@ -137,7 +140,7 @@ def batches_from(trainer: Trainer, workers: int) -> Iterator[Batch]:
     return iter(DataLoader(
         Batches(trainer.plan, trainer.tokenizer), batch_size=None,
         sampler=range(trainer.step, trainer.plan.steps),
-        num_workers=workers, prefetch_factor=16, worker_init_fn=settle,
+        num_workers=workers, prefetch_factor=16, worker_init_fn=init_worker,
     ))  # fmt: skip
 
 
@@ -163,10 +166,10 @@ def train(
         means = {name: 0.98 * means.get(name, value) + 0.02 * value for name, value in losses.items()}
         if not math.isfinite(sum(losses.values())):
             raise ArithmeticError(f"the loss is not finite at step {trainer.step}: {losses}")
-        if trainer.step % _TELL_EVERY == 0:
-            pace = (time.monotonic() - last) / _TELL_EVERY / plan.batch * 1e3
+        if trainer.step % _LOG_EVERY == 0:
+            pace = (time.monotonic() - last) / _LOG_EVERY / plan.batch * 1e3
             last = time.monotonic()
-            _tell(trainer, means, pace, (last - began) / 60)
+            _log(trainer, means, pace, (last - began) / 60)
         if trainer.step % _SAVE_EVERY == 0:
             trainer.save(directory)
         if asked_to_stop or time.monotonic() - began > minutes * 60:
@@ -178,7 +181,7 @@ def train(
     print(f"stopped at step {trainer.step} of {plan.steps}, {steps} steps in this run", flush=True)
 
 
-def _tell(trainer: Trainer, means: dict[str, float], pace: float, minutes: float) -> None:
+def _log(trainer: Trainer, means: dict[str, float], pace: float, minutes: float) -> None:
     stage, _ = trainer.plan.stage_at(trainer.step - 1)
     losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
     print(f"{stage.name} step {trainer.step}/{trainer.plan.steps} {losses} "
@@ -203,7 +206,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if (arguments.start is None) != (arguments.stage is None):
         parser.error("--start and --stage go together: a checkpoint, and the stage to begin with from it")
-    if arguments.start is not None and (arguments.state / "state.pt").exists():
+    if arguments.start is not None and (arguments.state / STATE).exists():
         state = arguments.state
         parser.error(f"{state} holds a state to go on from; leave out --start, or name another folder")
     start = None if arguments.start is None else Start(arguments.start, arguments.stage)

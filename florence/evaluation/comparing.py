@@ -1,7 +1,9 @@
-"""Compares two answerers on the same questions: the difference of each figure, with a bootstrap interval.
+"""Compares two sets of answers to the same questions: the difference of each figure, with a bootstrap
+interval.
 
-Both use the same pictures, drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap,
-1993; paired as in Koehn, Statistical Significance Tests for Machine Translation Evaluation, 2004).
+Both are measured on the same pictures, drawn with replacement (Efron and Tibshirani, An Introduction to the
+Bootstrap, 1993; paired as in Koehn, Statistical Significance Tests for Machine Translation Evaluation, 2004).
+Knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ def compare(a: Evaluation, b: Evaluation, *, resamples: int) -> list[Difference]
 
     `resamples`: number of bootstrap samples.
     """
-    dice, count = np.random.default_rng(0), a.pictures
+    rng, count = np.random.default_rng(0), a.pictures
     first, second = a.figures(), b.figures()
     changes = np.full((resamples, len(first)), np.nan)
     for number in range(resamples):
-        repeats = dice.multinomial(count, np.full(count, 1 / count))
+        repeats = rng.multinomial(count, np.full(count, 1 / count))
         one, two = a.figures(repeats), b.figures(repeats)
         changes[number] = [two[name] - one[name] for name in first]
     tail = (1 - LEVEL) / 2

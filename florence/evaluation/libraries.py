@@ -1,4 +1,4 @@
-"""Imports the packages of the extra "evaluate" on demand."""
+"""Imports the packages of the extra "evaluate" on demand. Knows nothing about measures."""
 
 from __future__ import annotations
 

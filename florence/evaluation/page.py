@@ -24,7 +24,7 @@ from florence.export.drawing import Colours, Drawing
 from florence.export.geometry import box_polygon
 from florence.types.results import Detections
 
-SIDE: Final = 560  # most pixels of a drawn picture's longer side
+MAX_SIDE: Final = 560  # most pixels of a drawn picture's longer side
 _QUALITY: Final = 80
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE: Final = """
@@ -43,7 +43,7 @@ p { margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One answerer's evaluation, with its name."""
+    """The evaluation of one set of answers, with the name of what answered."""
 
     name: str
     evaluation: Evaluation
@@ -63,7 +63,7 @@ def _known(quality: float) -> float:
 
 
 def html_page(title: str, lines: Sequence[str], answers: Sequence[Shown], rows: Sequence[int]) -> str:
-    """The page. `lines`: text at the top. `answers`: one or two answerers of the same questions. `rows`:
+    """The page. `lines`: text at the top. `answers`: one or two sets, to the same questions. `rows`:
     indices of the rows to show."""
     sections = "\n".join(_section(number, answers) for number in rows)
     return f"""<!doctype html>
@@ -104,7 +104,7 @@ def _figure(name: str, example: Example, places: Sequence[Annotation], text: str
         drawn = Drawing(colours=colours).draw(example.path, places, "")
     except ImageError as error:
         return f"<figure><figcaption>{escape(name)}</figcaption><p>{escape(str(error))}</p></figure>"
-    drawn.thumbnail((SIDE, SIDE))
+    drawn.thumbnail((MAX_SIDE, MAX_SIDE))
     stream = BytesIO()
     drawn.save(stream, "JPEG", quality=_QUALITY)
     data = base64.b64encode(stream.getvalue()).decode("ascii")

@@ -12,7 +12,7 @@ from typing import Any
 
 from florence.evaluation.comparing import Difference
 from florence.evaluation.measures.calibration import (
-    HOTTEST,
+    MAX_TEMPERATURE,
     Judged,
     area_under_curve,
     expected_calibration_error,
@@ -56,7 +56,7 @@ def calibration(judged: Sequence[Judged], temperature: float | None) -> dict[str
     }
     if fitted is not None and temperature is not None:
         report |= {
-            "temperature": min(temperature * fitted.value, HOTTEST),
+            "temperature": min(temperature * fitted.value, MAX_TEMPERATURE),
             "ECE_held_out": fitted.after,
         }
     return report

@@ -91,12 +91,18 @@ def _check_pictures(questions: Sequence[Example], images: Path) -> None:
         )
 
 
-def _coco(ask: Callable[[CocoQuestions, Task], Iterator[Example]]) -> Callable[..., Iterator[Example]]:
+def _coco_by_task(
+    ask: Callable[[CocoQuestions, Task], Iterator[Example]],
+) -> Callable[[Files, Task], Iterator[Example]]:
     def asked(files: Files, task: Task) -> Iterator[Example]:
         truth = CocoTruth(files.coco or Path())
         return ask(CocoQuestions(truth, files.images, files.all_classes), task)
 
     return asked
+
+
+def _coco(ask: Callable[[CocoQuestions], Iterator[Example]]) -> Callable[[Files, Task], Iterator[Example]]:
+    return _coco_by_task(lambda coco, task: ask(coco))
 
 
 def _classes(coco: CocoQuestions, task: Task) -> Iterator[Example]:
@@ -114,64 +120,44 @@ _BOXES: Final = (Kind.BOXES, Kind.BOXES_OR_POLYGONS)
 
 _ALL: Final = (
     Subject(
-        "captions",
-        "caption",
-        "coco",
-        _coco(lambda coco, task: coco.captions()),
-        {Kind.TEXT: measure_captions},
+        "captions", "caption", "coco", _coco(CocoQuestions.captions), {Kind.TEXT: measure_captions}
     ),
-    Subject("detection", "object_detection", "coco", _coco(_classes), dict.fromkeys(_BOXES, measure_boxes)),
     Subject(
-        "dense-captions",
-        "dense_region_caption",
-        "coco",
-        _coco(lambda coco, task: coco.phrases()),
+        "detection", "object_detection", "coco", _coco_by_task(_classes),
+        dict.fromkeys(_BOXES, measure_boxes),
+    ),
+    Subject(
+        "dense-captions", "dense_region_caption", "coco", _coco(CocoQuestions.phrases),
         dict.fromkeys(_BOXES, measure_dense),
     ),
     Subject(
-        "open-vocabulary",
-        "open_vocabulary_detection",
-        "coco",
-        _coco(lambda coco, task: coco.by_class()),
+        "open-vocabulary", "open_vocabulary_detection", "coco", _coco(CocoQuestions.by_class),
         dict.fromkeys((*_BOXES, Kind.POLYGONS), measure_open_vocabulary),
     ),
     Subject(
-        "segmentation",
-        "region_to_segmentation",
-        "coco",
-        _coco(lambda coco, task: coco.regions()),
+        "segmentation", "region_to_segmentation", "coco", _coco(CocoQuestions.regions),
         {Kind.POLYGONS: measure_regions},
     ),
     Subject(
-        "grounding",
-        "caption_to_phrase_grounding",
-        "coco",
-        _coco(lambda coco, task: coco.grounding()),
+        "grounding", "caption_to_phrase_grounding", "coco", _coco(CocoQuestions.grounding),
         dict.fromkeys(_BOXES, measure_grounding),
     ),
     Subject(
-        "referring",
-        "referring_expression_segmentation",
-        "coco",
-        _coco(lambda coco, task: coco.expressions(outlined=task.kind is Kind.POLYGONS)),
+        "referring", "referring_expression_segmentation", "coco",
+        _coco_by_task(lambda coco, task: coco.expressions(outlined=task.kind is Kind.POLYGONS)),
         {Kind.POLYGONS: measure_outlines} | dict.fromkeys(_BOXES, measure_expressions),
     ),
     Subject(
-        "ocr",
-        "ocr_with_region",
-        "coco",
-        _coco(lambda coco, task: coco.writing()),
+        "ocr", "ocr_with_region", "coco", _coco(CocoQuestions.writing),
         {Kind.QUADS: measure_writing, Kind.TEXT: measure_reading},
     ),
     Subject("vqa", None, "questions", _vqa, {Kind.TEXT: measure_answers}),
     Subject(
-        "prompts",
-        None,
-        "rows",
+        "prompts", None, "rows",
         lambda files, task: prompt_rows(files.rows or Path(), files.images, in_words=task.kind is Kind.TEXT),
         {Kind.TEXT: measure_exact, Kind.TAGS: measure_values, Kind.JSON: measure_values},
     ),
-)
+)  # fmt: skip
 
 SUBJECTS: Final[Mapping[str, Subject]] = MappingProxyType({each.name: each for each in _ALL})
 """The subjects of `florence evaluate`, by name."""

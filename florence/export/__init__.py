@@ -1,1 +1,3 @@
-"""Draws answers on their picture, and exports them as COCO, as supervision's detections, and as data sets."""
+"""Draws answers on their picture, and exports them as COCO, as supervision's detections, and as data sets.
+Knows nothing about models.
+"""

@@ -128,7 +128,7 @@ class DrawableAnswer(Drawable):
     """An answer, drawn and exported like its result; it knows the picture's size."""
 
     if TYPE_CHECKING:
-        result: Any  # a Drawable; typed by the answer
+        result: Drawable  # its kind is the answer's
         image_size: Any
 
     @property
@@ -136,9 +136,7 @@ class DrawableAnswer(Drawable):
         return self.image_size.width, self.image_size.height
 
     def annotations(self) -> list[Annotation]:
-        annotations: list[Annotation] = self.result.annotations()
-        return annotations
+        return self.result.annotations()
 
     def caption(self) -> str:
-        text: str = self.result.caption()
-        return text
+        return self.result.caption()

@@ -3,7 +3,7 @@
 Boxes are COCO's x, y, width, height in pixels. Scores are kept, as in COCO's result files. Unlike YOLO and
 Pascal VOC (`datasets`), COCO is not written by supervision: its `DetectionDataset.as_coco` (0.31) writes no
 score and no text, numbers categories from 1 whatever the label map says, identifies pictures by the last part
-of their paths, and traces outlines again from masks.
+of their paths, and traces outlines again from masks. Knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from florence.errors import RequestError, quote
 from florence.export.annotation import Annotation, Drawable
-from florence.export.geometry import area, polygon_area
+from florence.export.geometry import area, coco_box, polygon_area
 
 UNNAMED: Final = "object"  # the category of things without a label
 _FORMS: Final = "ids by name ({'car': 1, 'tree': 2}), names in a list, or the categories of a COCO file"
@@ -123,7 +123,6 @@ def coco_annotations(
     """
     records: list[dict[str, Any]] = []
     for number, annotation in enumerate(annotations, start=first_id):
-        left, top, right, bottom = annotation.bounds
         polygons = [] if annotation.shape == "box" else [list(polygon) for polygon in annotation.polygons]
         covered = sum(map(polygon_area, polygons)) if polygons else area(annotation.bounds)
         record: dict[str, Any] = {
@@ -131,7 +130,7 @@ def coco_annotations(
             "image_id": image_id,
             "category_id": category_id(annotation, categories),
             "category_name": category_name(annotation),
-            "bbox": [left, top, right - left, bottom - top],
+            "bbox": coco_box(annotation.bounds),
             "area": covered,
             "segmentation": polygons,
             "iscrowd": 0,

@@ -1,6 +1,7 @@
 """Converts annotations to `supervision.Detections`, for its annotators, trackers, zones and metrics.
 
-The only module that imports the library supervision, which comes with the extra "supervision".
+The only module that imports the library supervision, which comes with the extra "supervision". Knows nothing
+about tasks.
 """
 
 from __future__ import annotations

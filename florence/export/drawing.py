@@ -1,7 +1,7 @@
 """Draws annotations on a picture, or on a transparent layer, so that they can be read on any background.
 
 Every line has a dark outline, every label a plate in the colour of its annotation; sizes scale with the
-picture. Equal labels have equal colours. `plates` decides where plates go.
+picture. Equal labels have equal colours. `plates` decides where plates go. Knows nothing about tasks.
 """
 
 from __future__ import annotations

@@ -19,6 +19,12 @@ def box_polygon(box: Box) -> list[float]:
     return [x1, y1, x2, y1, x2, y2, x1, y2]
 
 
+def coco_box(box: Box) -> list[float]:
+    """COCO's x, y, width, height of a box; sizes are 0 where corners are in the wrong order."""
+    x1, y1, x2, y2 = box
+    return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
+
+
 def corners_of(numbers: Sequence[float]) -> list[Corner]:
     """x, y, x, y, ... as points."""
     return list(zip(numbers[0::2], numbers[1::2], strict=True))

@@ -2,6 +2,7 @@
 them.
 
 The format is what Label Studio documents for pre-annotated data, with coordinates in percent of the picture.
+Knows nothing about models.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ def _least_hiding(
 ) -> tuple[Box | None, float]:
     """The best place next to the thing, None if there is none, and the hidden shares of things that don't
     contain the thing."""
-    beside = [each for each in _beside(thing, plate, picture) if not _covers(each, [thing, *taken])]
+    places, full = _beside(thing, plate, picture), [thing, *taken]
+    beside = [each for each in places if not any(_common(each, other) for other in full)]
     if not beside:
         return None, 0
     others = [other for other in near if _common(thing, other) < _common(thing, thing)]
@@ -133,10 +134,6 @@ def _grown(thing: Box, plate: Size) -> Box:
 
 def _within(start: float, length: float, whole: float) -> float:
     return max(min(start, whole - length), 0)
-
-
-def _covers(place: Box, others: Sequence[Box]) -> bool:
-    return any(_common(place, other) > 0 for other in others)
 
 
 def _hidden(place: Box, things: Sequence[Box]) -> float:

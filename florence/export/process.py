@@ -26,13 +26,13 @@ from florence.images.isolated import limit
 from florence.images.limits import ImageLimits
 from florence.images.seen import SEEN, View, to_srgb
 
-LONGEST_SIDE: Final = 2048
-"""Most pixels of a drawn picture's longer side; larger pictures are scaled down."""
+MAX_SIDE: Final = 2048
+"""Pixels of a drawn picture's longer side; larger pictures are scaled down."""
 REFUSED: Final = 3
 """The exit status if the picture can't be read; the reason is on standard error."""
 _LENGTH: Final = struct.Struct("<Q")
 _CPU_S: Final = 60
-_SLACK_BYTES: Final = 512 * 2**20  # for drawing at `LONGEST_SIDE`, and for Python
+_SLACK_BYTES: Final = 512 * 2**20  # for drawing at `MAX_SIDE`, and for Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ def draw(job: DrawJob, picture: bytes) -> bytes:
     background = SEEN.background if job.background is None else ImageColor.getrgb(job.background)[:3]
     view = View(background=background, frame=job.frame, page=job.page)
     header = inspect(picture, job.limits, view)
-    decoded, (width, height) = decode(header, view, (LONGEST_SIDE, LONGEST_SIDE))
+    decoded, (width, height) = decode(header, view, (MAX_SIDE, MAX_SIDE))
     image = to_srgb(decoded, header.profile)
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)
     scale = image.width / width, image.height / height
     drawn = Drawing().draw(image, [_scaled(each, scale) for each in job.annotations], job.caption)
     file = BytesIO()

@@ -2,7 +2,8 @@
 
 The format is recognised by the bytes. Limits on bytes, pixels and frames are checked against the header
 before a pixel is decoded. A `seen.View` says which frame of an animation or page of a document is decoded,
-and how other modes become RGB. PDF pages are rendered by `apart`.
+and how other modes become RGB. PDF pages are rendered by
+`pdf_process`.
 
 No setting of Pillow is changed, and no warning of Pillow's is emitted, in any thread.
 
@@ -19,12 +20,12 @@ from io import BytesIO
 from PIL import Image, UnidentifiedImageError
 
 from florence.errors import ImageError, ImageTooLarge
-from florence.images.apart import render_page_apart
 from florence.images.files import read_file
 from florence.images.header import HEIF_FORMATS, Header
 from florence.images.headers import read_header
 from florence.images.limits import DEFAULT_LIMITS, ImageLimits
 from florence.images.pdf import is_pdf
+from florence.images.pdf_process import render_page_isolated
 from florence.images.seen import ORIGINAL, Values, View, flatten, orientation_of, to_srgb, values_of
 
 # The transposition for each EXIF orientation (CIPA DC-008, tag 0x0112); 1 is "as stored".
@@ -65,7 +66,7 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, view: View = O
 
 
 def as_picture(
-    data: bytes, limits: ImageLimits, view: View, render: RenderPage = render_page_apart
+    data: bytes, limits: ImageLimits, view: View, render: RenderPage = render_page_isolated
 ) -> tuple[bytes, View]:
     """The same bytes and view; for a PDF, the page that the view names, rendered, and a view of that.
 
@@ -201,7 +202,7 @@ def _open(header: Header) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise ImageError(
-            "HEIC pictures are read where pillow-heif is installed: pip install 'florence2-server[heic]'"
+            "HEIC pictures are read where pillow-heif is installed: pip install pillow-heif"
         ) from None
     made: Image.Image = HeifImageFile(BytesIO(header.data))  # type: ignore[no-untyped-call]
     return made

@@ -15,7 +15,7 @@ def read_file(path: str, max_bytes: int | None = None) -> bytes:
         with Path(path).open("rb") as file:
             return file.read() if max_bytes is None else read_bounded(file, max_bytes)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason: object = error
+        reason: object = (isinstance(error, OSError) and error.strerror) or error
         if "://" in path:
             reason = (
                 "it is a URL; download it, or let a service fetch it (image_url, in the client ImageUrl(url))"

@@ -25,6 +25,9 @@ from florence.images.heif import read_heif
 from florence.images.tiff import exif_orientation, read_tiff
 
 FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
+SUFFIXES: Final = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
 FIRST_BYTES: Final = 16
 """How many bytes are enough to recognise the format."""
 # Far more blocks than any encoder writes; walking them costs up to 1 µs each.
@@ -58,9 +61,15 @@ def read_header(data: bytes, max_frames: int, number: int = 1) -> Header:
     )
 
 
+def format_of(first_bytes: bytes) -> str | None:
+    """The format of a file that begins with these `FIRST_BYTES` bytes ("HEIF" for AVIF too); None if it is in
+    none of `FORMATS`."""
+    return next((name for name, pattern, _ in _FORMATS if pattern.match(first_bytes)), None)
+
+
 def is_picture(first_bytes: bytes) -> bool:
     """Whether a file that begins with these `FIRST_BYTES` bytes is in one of `FORMATS`."""
-    return any(pattern.match(first_bytes) for _, pattern, _ in _FORMATS)
+    return format_of(first_bytes) is not None
 
 
 def _png(data: bytes, max_frames: int, number: int) -> Header:

@@ -20,7 +20,7 @@ from florence.images.header import MAX_PROFILE, Header
 HeifBox = tuple[bytes, memoryview]
 """A box's kind and body."""
 AVIF_BRANDS: Final = frozenset((b"avif", b"avis"))
-_FOLDERS: Final = frozenset((b"meta", b"iprp"))
+_CONTAINERS: Final = frozenset((b"meta", b"iprp"))
 _MAX_BOXES: Final = 10_000
 _MAX_PARTS: Final = 50_000  # parts of grids and overlays; each costs a look-up
 _MAX_DEPTH: Final = 8
@@ -128,7 +128,7 @@ def _brands(data: bytes) -> set[bytes]:
 def _boxes(data: memoryview) -> Iterator[HeifBox]:
     """(kind, body) of each box, also of those nested in the containers that describe pictures."""
     for kind, body in _inside(data):
-        if kind in _FOLDERS:
+        if kind in _CONTAINERS:
             yield from _boxes(body[4:] if kind == b"meta" else body)  # skip its version and flags
         else:
             yield kind, body

@@ -5,6 +5,7 @@ Knows modules and numbers; knows nothing about pictures.
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -43,3 +44,9 @@ def limit(**limits: int) -> None:
         kind = getattr(resource, f"RLIMIT_{name.upper()}")
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def limit_memory(more: int) -> None:
+    """Limit this process's private memory to `more` bytes above what it uses now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])  # private, writable: what is limited
+    limit(data=pages * mmap.PAGESIZE + more)

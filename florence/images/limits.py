@@ -49,9 +49,11 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            least = 0 if each.name == "pdf_dpi" else 1
-            if getattr(self, each.name) < least:
-                raise SettingsError(f"{each.name} must be at least {least}, not {getattr(self, each.name)}")
+            minimum = 0 if each.name == "pdf_dpi" else 1
+            if getattr(self, each.name) < minimum:
+                raise SettingsError(
+                    f"{each.name} must be at minimum {minimum}, not {getattr(self, each.name)}"
+                )
         if self.max_pixels > PILLOW_MAX_PIXELS:
             raise SettingsError(f"max_pixels must be at most {PILLOW_MAX_PIXELS}, not {self.max_pixels}")
         if self.pdf_dpi > MAX_PDF_DPI:

@@ -1,7 +1,7 @@
 """Renders a PDF page as a picture by pypdfium2 (PDFium), which comes with the extra "pdf".
 
-PDFium is not thread-safe, and parses untrusted files in C++: `apart` calls this module in a process of its
-own, and reader processes call it directly. Knows nothing about tasks or HTTP.
+PDFium is not thread-safe, and parses untrusted files in C++: `pdf_process` calls this module in a
+process of its own, and reader processes call it directly. Knows nothing about tasks or HTTP.
 """
 
 from __future__ import annotations

@@ -1,1 +1,3 @@
-"""A server of the Model Context Protocol: tools about pictures for agents, by the official SDK."""
+"""A server of the Model Context Protocol: tools about pictures for agents, by the official SDK. Knows nothing
+about models.
+"""

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from florence.errors import ImageError, RequestError, quote
+from florence.errors import ImageError, RequestError
 from florence.mcp.roots import Roots
+from florence.types.invalid import reason_of
 from florence.types.options import MAX_TEXT_CHARS
 from florence.types.tiling import OFF
 
@@ -128,8 +129,9 @@ def read_arguments(kind: type[PictureArguments], sent: Mapping[str, Any] | None)
     try:
         return kind.model_validate(sent or {})
     except ValidationError as error:
-        reasons = dict.fromkeys(_reason(dict(detail), kind) for detail in error.errors(include_url=False))
-        raise RequestError("; ".join(reasons)) from None
+        known = kind.model_fields
+        reasons = (reason_of(dict(each), known, "argument", "the arguments") for each in error.errors())
+        raise RequestError("; ".join(dict.fromkeys(reasons))) from None
 
 
 def schema_of(kind: type[PictureArguments], ways: Collection[str]) -> dict[str, Any]:
@@ -139,16 +141,6 @@ def schema_of(kind: type[PictureArguments], ways: Collection[str]) -> dict[str, 
     for name in set(PICTURE).difference(ways):
         del schema["properties"][name]
     return {name: value for name, value in schema.items() if name != "description"}
-
-
-def _reason(detail: dict[str, Any], kind: type[PictureArguments]) -> str:
-    name = str(detail["loc"][0])[:60] if detail["loc"] else "the arguments"
-    if detail["type"] == "extra_forbidden":
-        return f"unknown argument {name!r}; there are {', '.join(kind.model_fields)}"
-    if detail["type"] == "missing":
-        return f"{name} is missing"
-    message = detail["msg"]
-    return f"{name}: {message[0].lower()}{message[1:]}, got {quote(detail['input'], 60)}"
 
 
 def _slim(schema: Any) -> Any:

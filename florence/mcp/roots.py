@@ -14,8 +14,9 @@ from typing import Final
 from urllib.parse import quote as percent_encoded
 from urllib.parse import unquote, urlsplit
 
-from florence.bulk.sources import PICTURE_SUFFIXES
-from florence.errors import ImageError, ImageTooLarge, SettingsError, quote
+from florence.errors import ImageError, SettingsError, quote
+from florence.images.files import read_bounded
+from florence.images.headers import SUFFIXES
 from florence.images.limits import DEFAULT_LIMITS
 
 SCHEME: Final = "picture"
@@ -75,17 +76,14 @@ class Roots:
         try:
             real = path.resolve(strict=True)
             inside = any(real.is_relative_to(folder) for folder in self._folders)
-            size = real.stat().st_size if inside and real.is_file() else None
+            allowed = inside and real.is_file()
         except (OSError, ValueError, RuntimeError):  # also for a null character, and a loop of links
-            size = None
-        if size is None:  # the same message whether or not the file exists
+            allowed = False
+        if not allowed:  # the same message whether or not the file exists
             raise ImageError(f"{quote(said)} is not a file in the folders that --root allows")
-        if size > DEFAULT_LIMITS.max_bytes:
-            raise ImageTooLarge(
-                f"{quote(said)} has {size} bytes; up to {DEFAULT_LIMITS.max_bytes} are allowed"
-            )
         try:
-            return real.read_bytes()
+            with real.open("rb") as file:
+                return read_bounded(file, DEFAULT_LIMITS.max_bytes)
         except OSError as error:
             raise ImageError(f"{quote(said)} can't be read: {error.strerror}") from None
 
@@ -100,5 +98,5 @@ def _pictures(folder: Path) -> Iterator[Path]:
         if seen > _MAX_SEEN:
             return
         for name in sorted(files):
-            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield Path(place, name)

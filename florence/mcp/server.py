@@ -27,7 +27,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from florence import __version__
-from florence.answers.told import describe
+from florence.answers.description import describe
 from florence.bulk.items import PictureItem
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Ask
@@ -44,7 +44,7 @@ logger = logging.getLogger("florence.mcp")
 
 AskUrl = Callable[[str, PictureQuestion], TaskAnswer[Any]]
 """Answers a question about the picture at a URL. Raises FlorenceError."""
-LONGEST_SIDE: Final = 1024
+MAX_SIDE: Final = 1024
 """Pixels of a drawn picture's longer side: agents pay by the pixel."""
 MAX_BODY_BYTES: Final = 64 * 2**20
 MAX_CALLS: Final = 32
@@ -187,9 +187,9 @@ def serve_http(server: PictureServer, host: str, port: int) -> None:
 
 
 def _draw(answer: TaskAnswer[Any], picture: bytes) -> bytes:
-    """A PNG of the picture with the answer drawn on it, then scaled down to `LONGEST_SIDE`."""
+    """A PNG of the picture with the answer drawn on it, then scaled down to `MAX_SIDE`."""
     drawn = answer.draw(open_image(picture, DEFAULT_LIMITS, SEEN))
-    drawn.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    drawn.thumbnail((MAX_SIDE, MAX_SIDE))
     file = BytesIO()
     drawn.save(file, "PNG")
     return file.getvalue()

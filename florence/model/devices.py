@@ -32,10 +32,10 @@ VNNI_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-MALLOC_OPTIONS = {  # number of a mallopt option (malloc.h) -> value
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: keep free memory at the end of the heap
-    -3: 2**31 - 1,  # M_MMAP_THRESHOLD: take large blocks from the heap too
-    -8: 1,  # M_ARENA_MAX: one heap for all threads: arenas of threads can't hold large blocks
+MALLOC_OPTIONS = {  # glibc's variable -> number of the mallopt option (malloc.h), and its value
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),  # keep free memory at the end of the heap
+    "MALLOC_MMAP_THRESHOLD_": (-3, 2**31 - 1),  # take large blocks from the heap too
+    "MALLOC_ARENA_MAX": (-8, 1),  # one heap for all threads: arenas of threads can't hold large blocks
 }
 
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "1"}
@@ -132,12 +132,14 @@ def keep_freed_memory() -> None:
 
     By default glibc returns each large block to the system, which zeroes every page before it is used again:
     writing a tensor of 150 MB then takes four times as long. The process's memory stays at its peak.
+    glibc's own variables take precedence.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    for option, value in MALLOC_OPTIONS.items():
-        mallopt(option, value)
+    for variable, (option, value) in MALLOC_OPTIONS.items():
+        if variable not in os.environ:
+            mallopt(option, value)
 
 
 def bound_kernel_caches() -> None:

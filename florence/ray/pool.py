@@ -16,10 +16,10 @@ from ray.data import ActorPoolStrategy, DataContext
 from florence.errors import RequestError, Unavailable, quote
 
 LOCAL: Final = "local"
-CALLS: Final = 3
+MAX_CALLS: Final = 3
 """Batches that an actor processes at a time: the engine stays full while one ends and another begins."""
-IN_FLIGHT: Final = 4
-"""Batches in flight to an actor: one more, which waits there."""
+MAX_IN_FLIGHT: Final = 4
+"""Batches sent to an actor: those that it processes, and one that waits there."""
 BLOCK_BYTES: Final = 16 * 2**20
 """Bytes of a block of an archive's pictures: less than Ray's 128 MiB, so that one archive makes several
 blocks."""
@@ -60,8 +60,8 @@ class ActorPool:
         return ActorPoolStrategy(
             min_size=self.min_size,
             max_size=self.max_size,
-            max_tasks_in_flight_per_actor=IN_FLIGHT,
-            max_concurrent_calls_per_actor=CALLS,
+            max_tasks_in_flight_per_actor=MAX_IN_FLIGHT,
+            max_concurrent_calls_per_actor=MAX_CALLS,
             enable_true_multi_threading=True,
         )
 
@@ -91,7 +91,7 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def context(*, ordered: bool, bars: bool) -> Iterator[None]:
+def data_context(*, ordered: bool, bars: bool) -> Iterator[None]:
     """Ray Data's settings during a run: whether rows keep their order, and whether progress bars are
     shown."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)

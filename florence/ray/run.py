@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from florence.errors import FlorenceError, Unavailable
 from florence.ray.actor import CONCURRENCY, FlorenceActor
-from florence.ray.pool import ActorPool, context
+from florence.ray.pool import ActorPool, data_context
 from florence.ray.sink import PartResult, PartSink
 from florence.ray.source import JobSource
 
@@ -46,7 +46,7 @@ class RayRun:
 
     def lines(self, source: JobSource) -> Iterator[dict[str, str | None]]:
         """Rows of `rows.LINES`, as they are computed. Raises the error that ended the run on the cluster."""
-        with context(ordered=self.ordered, bars=False), _own_errors():
+        with data_context(ordered=self.ordered, bars=False), _own_errors():
             blocks: Iterable[Any] = self.dataset(source, lines=True).iter_batches(
                 batch_size=None, batch_format="pyarrow"
             )
@@ -57,7 +57,7 @@ class RayRun:
         """Write the answers on the nodes, into a directory that all nodes share. `rows`: of a part. `bars`:
         whether Ray shows progress bars. Raises `RequestError` where the directory is not shared."""
         sink = PartSink(out, rows)
-        with context(ordered=self.ordered, bars=bars), _own_errors():
+        with data_context(ordered=self.ordered, bars=bars), _own_errors():
             self.dataset(source, lines=False).write_datasink(
                 sink, ray_remote_args={"num_cpus": 0}, concurrency=self.pool.max_size + 1
             )

@@ -18,7 +18,7 @@ from ray.data.datasource import Datasink
 
 from florence.answers.columns import answer_schema
 from florence.bulk.lines import failure_line
-from florence.bulk.parquet import next_part, part_name
+from florence.bulk.parquet import next_part, part_paths
 from florence.errors import RequestError
 
 
@@ -55,11 +55,10 @@ class PartSink(Datasink[PartResult]):
         rows = table.filter(failed).select(["picture", "id", "task", "error"]).to_pylist()
         answers = table.filter(compute.invert(failed)).select(answer_schema().names).cast(answer_schema())
         if answers.num_rows:
-            number = self._first + ctx.task_idx
-            new = self._out / f".part-{number:06}.new"
+            new, part = part_paths(self._out, self._first + ctx.task_idx)
             write_table(answers, new, compression="zstd")
             self._check_mark()
-            new.replace(self._out / part_name(number))
+            new.replace(part)
         lines = [failure_line(row["picture"], row["task"], row["error"], row["id"]) for row in rows]
         return PartResult(answers.num_rows, lines)
 

@@ -2,7 +2,7 @@
 
 Listed jobs are put into the object store directly, without read tasks. Pictures in files and at URLs are read
 by the actor that asks about them; only their names go through Ray. Archives are read by read tasks, each one
-from its beginning to its end, and their pictures go through Ray.
+from its beginning to its end, and their pictures go through Ray. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ray.data.datasource import Datasource, ReadTask
 from florence.bulk.items import PictureItem, is_url
 from florence.bulk.question import PictureQuestion
 from florence.bulk.run import Job, RunTally, Shard, open_jobs
-from florence.bulk.sources import PassedOver, Sources
+from florence.bulk.sources import SkippedFiles, Sources
 from florence.bulk.store import AnsweredTasks
 from florence.errors import FlorenceError, ImageError
 from florence.ray.pool import BLOCK_BYTES
@@ -111,7 +111,7 @@ def in_archives(sources: Sources) -> Sources:
         pages=sources.pages,
         frame=sources.frame,
         find=TASKS.read,
-        passed=PassedOver(),
+        skipped=SkippedFiles(),
         max_bytes=sources.max_bytes,
     )
 

@@ -1,4 +1,6 @@
-"""How many cores this process may use, and how many readers suit them. Linux; reads the cgroup's limits."""
+"""How many cores this process may use, and how many readers suit them. Linux; reads the cgroup's limits.
+Knows nothing about pictures.
+"""
 
 from __future__ import annotations
 

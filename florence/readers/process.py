@@ -37,16 +37,16 @@ picture."""
 _ATTEMPTS: Final = 3
 _START_S: Final = 60.0
 _STDERR_BYTES: Final = 2000  # at most, at the end of what goes into a log
-_LATE: Final = "it took too long"
+_TIMED_OUT: Final = "it took too long"
 
 
 class _Ended(Exception):
-    """The process ended, or must be ended. `begun`: it had begun to read the picture. `late`: it did not
+    """The process ended, or must be ended. `begun`: it had begun to read the picture. `timed_out`: it did not
     answer in time."""
 
-    def __init__(self, *, begun: bool, late: bool) -> None:
+    def __init__(self, *, begun: bool, timed_out: bool) -> None:
         super().__init__()
-        self.begun, self.late = begun, late
+        self.begun, self.timed_out = begun, timed_out
 
 
 class ProcessReader:
@@ -60,7 +60,7 @@ class ProcessReader:
         self,
         size: InputSize,
         limits: ImageLimits,
-        costs: wire.ProcessLimits,
+        process_limits: wire.ProcessLimits,
         memory: PixelMemory,
         budget: DecodeBudget,
     ) -> None:
@@ -69,7 +69,7 @@ class ProcessReader:
             raise ValueError("each reader needs a slot of its own")
         self._slot, self._memory, self._budget = slot, memory, budget
         self._local = LocalReader(size, limits)
-        self._job = wire.ReadJob(memory.fd, memory.slot_bytes, size, limits, costs)
+        self._job = wire.ReadJob(memory.fd, memory.slot_bytes, size, limits, process_limits)
         self._stopped = False
         self._start()
 
@@ -110,10 +110,12 @@ class ProcessReader:
                 return self._exchange(kind, payload, view)
             except _Ended as error:
                 ended = error
-            status, noise = self._replace(late=ended.late)
+            status, stderr_text = self._replace(timed_out=ended.timed_out)
             if ended.begun:
-                raise self._blame(status)
-        raise EngineError(f"processes that read pictures end at their start ({status}); stderr: {noise}")
+                raise self._error_of(status)
+        raise EngineError(
+            f"processes that read pictures end at their start ({status}); stderr: {stderr_text}"
+        )
 
     def _exchange(self, kind: int, payload: bytes, view: View) -> ReadPicture:
         begun = False
@@ -125,16 +127,16 @@ class ProcessReader:
             self._socket.sendall(payload)
             self._receive(len(wire.BEGUN))
             begun = True
-            self._socket.settimeout(self._job.costs.wall_s)
+            self._socket.settimeout(self._job.process_limits.wall_s)
             (needed,) = wire.NEEDED.unpack(self._receive(wire.NEEDED.size))
             with self._budget.hold(min(needed, self._budget.total)):
                 if needed:
                     self._socket.sendall(wire.GO)
                 picture = self._receive_picture(view)
         except OSError as error:  # closed by the other end, or a timeout
-            raise _Ended(begun=begun, late=isinstance(error, TimeoutError)) from error
-        if noise := self._noise():
-            log.debug("while reading a picture: %s", noise)
+            raise _Ended(begun=begun, timed_out=isinstance(error, TimeoutError)) from error
+        if stderr_text := self._read_stderr():
+            log.debug("while reading a picture: %s", stderr_text)
         return picture
 
     def _receive_picture(self, view: View) -> ReadPicture:
@@ -149,7 +151,7 @@ class ProcessReader:
     def _receive_tile(self) -> tuple[tuple[int, int], tuple[NDArray[np.uint8], bytes]]:
         """Receive a tile: the size of the whole picture; the tile's pixels and digest."""
         status, width, height, digest, length = wire.REPLY.unpack(self._receive(wire.REPLY.size))
-        text = self._receive(min(length, wire.LONGEST_TEXT)).decode(errors="replace")
+        text = self._receive(min(length, wire.MAX_TEXT_BYTES)).decode(errors="replace")
         if status != wire.READ:
             raise (ImageTooLarge if status == wire.TOO_LARGE else ImageError)(text)
         try:
@@ -178,9 +180,9 @@ class ProcessReader:
 
     def _start(self) -> None:
         self._socket, theirs = socket.socketpair()
-        noise, stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # what does not fit is lost
-        self._stderr = os.fdopen(noise, "rb", buffering=0)
-        with theirs, os.fdopen(stderr, "wb", buffering=0) as errors:
+        read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # what does not fit is lost
+        self._stderr = os.fdopen(read_end, "rb", buffering=0)
+        with theirs, os.fdopen(write_end, "wb", buffering=0) as errors:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
                 command("florence.readers.worker", self._job.pack()),
                 stdin=theirs.fileno(),
@@ -193,18 +195,18 @@ class ProcessReader:
         if self._stopped:  # `stop` was called meanwhile
             self._process.kill()
 
-    def _replace(self, *, late: bool) -> tuple[str, str]:
+    def _replace(self, *, timed_out: bool) -> tuple[str, str]:
         """Start a new process in place of one that ended; returns how that ended, and the last of its stderr.
         Raises Closed after `stop`."""
-        if late:
+        if timed_out:
             self._process.kill()
-        status, noise = self._end()
-        status = _LATE if late else status
+        status, stderr_text = self._end()
+        status = _TIMED_OUT if timed_out else status
         if self._stopped:
             raise Closed("this model was closed before the picture was read")
-        log.warning("a reader of pictures ended (%s) and is replaced; stderr: %s", status, noise)
+        log.warning("a reader of pictures ended (%s) and is replaced; stderr: %s", status, stderr_text)
         self._start()
-        return status, noise
+        return status, stderr_text
 
     def _end(self) -> tuple[str, str]:
         """Wait for the process to end; returns how it ended, and the last of its stderr."""
@@ -213,23 +215,23 @@ class ProcessReader:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        noise = self._noise()
+        stderr_text = self._read_stderr()
         self._socket.close()
         self._stderr.close()
-        return _status(code), noise
+        return _status(code), stderr_text
 
-    def _noise(self) -> str:
+    def _read_stderr(self) -> str:
         """What the process wrote to its standard error since the last time, in one line, for a log."""
         written = None if self._stderr.closed else self._stderr.read(1 << 16)  # None: there is nothing
         return quote(written[-_STDERR_BYTES:].decode(errors="replace"), _STDERR_BYTES) if written else ""
 
-    def _blame(self, status: str) -> ImageError:
+    def _error_of(self, status: str) -> ImageError:
         if status == "SIGXCPU":
             return ImageTooLarge(
-                f"the picture takes more than {self._job.costs.cpu_s} s of CPU time to decode"
+                f"the picture takes more than {self._job.process_limits.cpu_s} s of CPU time to decode"
             )
-        if status == _LATE:
-            return ImageError(f"the picture was not read within {self._job.costs.wall_s:g} s")
+        if status == _TIMED_OUT:
+            return ImageError(f"the picture was not read within {self._job.process_limits.wall_s:g} s")
         return ImageError(f"the picture can't be decoded: its reader ended ({status})")
 
 

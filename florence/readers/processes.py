@@ -1,4 +1,6 @@
-"""Reads pictures in processes of their own, so that a crash or a bomb in a decoder fails one request."""
+"""Reads pictures in processes of their own, so that a crash or a bomb in a decoder fails one request. Knows
+nothing about tasks.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ class ProcessReaders(Readers):
         process_limits: ProcessLimits | None = None,
     ) -> None:
         self.memory = PixelMemory(size.height, size.width, count + spare_slots, on_memory)
-        self._nbytes = self.memory.buffer.nbytes
+        self.nbytes = self.memory.buffer.nbytes
         bounds = process_limits or ProcessLimits()
         budget = DecodeBudget(limits.decode_bytes)
         self._processes = [ProcessReader(size, limits, bounds, self.memory, budget) for _ in range(count)]
@@ -41,10 +43,6 @@ class ProcessReaders(Readers):
     def pids(self) -> list[int]:
         """The ids of the current reader processes."""
         return [process.pid for process in self._processes]
-
-    @property
-    def nbytes(self) -> int:
-        return self._nbytes
 
     def close(self, drain_s: float | None = None) -> None:
         """As `Readers.close`. Pixels that were read stay valid."""

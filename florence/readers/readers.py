@@ -43,8 +43,10 @@ class Readers:
     """Reads pictures beside the engine. The queue has no limit: the dispatcher limits how many pictures wait.
 
     `on_read` is called with the seconds that each picture took, its time in the queue excluded; it must be
-    quick and not raise.
+    quick and not raise. `nbytes`: bytes of memory shared with reader processes.
     """
+
+    nbytes = 0
 
     def __init__(self, readers: Sequence[Reader], on_read: Callable[[float], None] | None = None) -> None:
         self._readers = readers
@@ -63,11 +65,6 @@ class Readers:
         ]
         for thread in self._threads:
             thread.start()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory shared with reader processes."""
-        return 0
 
     def __len__(self) -> int:
         """How many pictures are read at a time."""

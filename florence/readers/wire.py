@@ -36,7 +36,7 @@ READ: Final = 0
 REFUSED: Final = 1  # ImageError
 TOO_LARGE: Final = 2  # ImageTooLarge
 
-LONGEST_TEXT: Final = 4096  # bytes
+MAX_TEXT_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class ReadJob:
     slot_bytes: int
     size: InputSize
     limits: ImageLimits
-    costs: ProcessLimits
+    process_limits: ProcessLimits
 
     def pack(self) -> str:
         """The job as text."""
@@ -72,7 +72,9 @@ class ReadJob:
         """The job from `pack`."""
         fields = json.loads(text)
         size, limits = InputSize(**fields.pop("size")), ImageLimits(**fields.pop("limits"))
-        return cls(size=size, limits=limits, costs=ProcessLimits(**fields.pop("costs")), **fields)
+        return cls(
+            size=size, limits=limits, process_limits=ProcessLimits(**fields.pop("process_limits")), **fields
+        )
 
 
 def pack_tiling(tiling: Tiling | None) -> bytes:

@@ -3,7 +3,7 @@
 It ends when the other end of the socket is closed, and so together with the process that started it. The
 kernel kills it when a picture takes more CPU time than allowed; more memory than computed from the picture's
 header is a MemoryError. Its standard error, where C libraries write, is read and bounded by the process that
-started it. Imports as little as it can: there may be one for each core.
+started it. Imports as little as it can: there may be one for each core. Knows nothing about tasks and models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import AvifImagePlugin, Image
 
 from florence.errors import ImageError, ImageTooLarge
 from florence.images.decode import as_picture, encoded, inspect
-from florence.images.isolated import limit
+from florence.images.isolated import limit, limit_memory
 from florence.images.limits import ImageLimits
 from florence.images.pdf import render_page
 from florence.images.preprocess import memory_to_read, read_tiles
@@ -47,7 +47,7 @@ def main() -> None:
         tiling = wire.read_tiling(_receive(wire.TILING.size))
         payload = bytes(_receive(length))
         _send(wire.BEGUN)
-        _limit_cpu(job.costs.cpu_s)
+        _limit_cpu(job.process_limits.cpu_s)
         view = View(original, (red, green, blue), frame or None, page or None, tiling)
         reader.read(kind, payload, view, slot)
 
@@ -87,7 +87,7 @@ class _SlotWriter:
             text = "decoding the picture takes far more memory than its header lets expect"
         if not told:
             _send(wire.NEEDED.pack(0))
-        raw = text.encode(errors="replace")[: wire.LONGEST_TEXT]
+        raw = text.encode(errors="replace")[: wire.MAX_TEXT_BYTES]
         _send(wire.REPLY.pack(status, 0, 0, b"", len(raw)) + raw)
 
     def _render(self, document: bytes, page: int, limits: ImageLimits) -> bytes:
@@ -103,9 +103,7 @@ class _SlotWriter:
         return sha256(pixels).digest()
 
     def _limit_memory(self, more: int) -> None:
-        """Limit private memory to `more` bytes, and the slack, above what is used now."""
-        pages = int(Path("/proc/self/statm").read_text().split()[5])  # private, writable: what is limited
-        limit(data=pages * mmap.PAGESIZE + more + self._job.costs.slack_bytes)
+        limit_memory(more + self._job.process_limits.slack_bytes)
 
 
 def _receive(count: int) -> bytearray:

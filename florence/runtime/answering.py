@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 from florence.answers import Piece, parse_answer
@@ -56,12 +56,7 @@ def original_answer(
 
 def last_of(generations: Sequence[Generation]) -> Generation:
     """The generation that took longest, among requests submitted together."""
-
-    def seconds(generation: Generation) -> float:
-        timings = generation.timings
-        return timings.queue_s + timings.encode_s + timings.decode_s
-
-    return max(generations, key=seconds)
+    return max(generations, key=lambda each: sum(astuple(each.timings)))
 
 
 def _kept(pipeline: Pipeline, prepared: Prepared, generations: Sequence[Generation]) -> Result:

@@ -20,12 +20,12 @@ from florence.model.config import GenerationDefaults
 from florence.readers.picture import ReadPicture
 from florence.runtime.adapters import Adapters
 from florence.runtime.gathering import OnTile
-from florence.runtime.streaming import OnText
+from florence.runtime.streaming import OnText, check_streamed
 from florence.types.declared import DeclaredTask
 from florence.types.filters import ItemFilter
-from florence.types.options import GenerationParameters, RequestParameters
+from florence.types.options import GenerationParameters, RequestParameters, check_timeout
 from florence.types.regions import region_text
-from florence.types.tasks import Input, Task, TaskTable
+from florence.types.tasks import Input, Task, TaskTable, one_input
 from florence.types.tiling import TileOptions
 
 TaskText = str | Sequence[float] | None
@@ -116,18 +116,15 @@ class Pipeline:
 
     def check(self, request: TaskRequest) -> CheckedTask:
         """All checks that need no picture. Raises `TaskError` and `OptionError`."""
-        if request.text is not None and request.region is not None:
-            raise TaskError("both text and region are given; a task takes one of them")
-        if request.timeout_s is not None and not 0 < request.timeout_s < float("inf"):
-            raise OptionError(f"timeout_s must be a number of seconds above 0, got {request.timeout_s!r}")
+        given = one_input(request.text, request.region)
+        check_timeout(request.timeout_s)
         task = self.tasks.resolve(request.task)
         options = self.options(request.parameters, task)
-        given = request.text if request.region is None else request.region
         self.tasks.check_input(task, given)
         if request.on_text is not None:
-            _check_streamed(task, options)
+            check_streamed(task, options.num_beams, tiled=request.parameters.tiled)
         if request.parameters.tiled:
-            self._check_tiled(task, request.parameters, streamed=request.on_text is not None)
+            self._check_tiled(task, request.parameters)
         adapter = self.adapters.find(request.parameters.adapter, task)
         return CheckedTask(task, given, options, request.parameters, adapter)
 
@@ -187,25 +184,13 @@ class Pipeline:
         asked = parameters.with_seed().model_dump(include=set(names), exclude_none=True)
         return GenerationOptions(**{**own, **asked, **tokens})
 
-    def _check_tiled(self, task: Task, asked: TileOptions, *, streamed: bool) -> None:
+    def _check_tiled(self, task: Task, asked: TileOptions) -> None:
         if not task.in_tiles:
             able = ", ".join(each.token for each in self.tasks.values() if each.in_tiles)
             raise TaskError(f"{task.token} can't be asked in tiles; leave tiles out, or ask one of {able}")
-        if streamed:
-            raise OptionError("an answer of tiles is merged when all are done, so it can't be streamed")
         columns, rows = asked.grid or (1, 1)
         if columns * rows > self.max_tiles:
             raise OptionError(
                 f"tiles={asked.tiles} are {columns * rows} tiles; up to {self.max_tiles} are allowed "
                 "(FLORENCE_MAX_TILES)"
             )
-
-
-def _check_streamed(task: Task, options: GenerationOptions) -> None:
-    if not task.kind.is_text:
-        raise TaskError(f"{task.token} does not answer in text, so there is nothing to stream")
-    if options.num_beams != 1:
-        raise OptionError(
-            f"a stream needs num_beams=1, this request has {options.num_beams}: beams compete until the last "
-            "token, so no part of the answer is final before all of it is"
-        )

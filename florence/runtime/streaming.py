@@ -13,12 +13,27 @@ from queue import SimpleQueue
 
 from florence.answers.answer import Answer
 from florence.checkpoint.tokenizer import IncrementalDetokenizer
+from florence.errors import OptionError, TaskError
+from florence.types.tasks import Task
 
 log = logging.getLogger(__name__)
 
 OnText = Callable[[str], None]
 """Called with the next piece of an answer's text. Pieces come in order, all of them before the answer. It
 must be quick, since other answers wait for it."""
+
+
+def check_streamed(task: Task, beams: int, *, tiled: bool) -> None:
+    """Raise `TaskError` or `OptionError`, which say why, where an answer can't be streamed."""
+    if not task.kind.is_text:
+        raise TaskError(f"{task.token} does not answer in text, so there is nothing to stream")
+    if tiled:
+        raise OptionError("an answer of tiles is merged when all are done, so it can't be streamed")
+    if beams != 1:
+        raise OptionError(
+            f"a stream needs num_beams=1, got {beams}: beams compete until the last token, so no part of the "
+            "answer is final before all of it is"
+        )
 
 
 class TextStreamer:

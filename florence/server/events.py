@@ -21,6 +21,11 @@ _Queue = asyncio.Queue[bytes | None]
 """An event for each piece of text as it is generated; None after the last."""
 
 
+def build_event(data: bytes) -> bytes:
+    """One server-sent event. `data`: its text, one line."""
+    return b"data: %b\n\n" % data
+
+
 async def reply_in_events(
     ask: Callable[[OnText], Coroutine[Any, Any, Response]], event: Callable[[str], bytes]
 ) -> Response:
@@ -65,7 +70,7 @@ class _Events(Response):
                 await send({"type": "http.response.body", "body": event, "more_body": True})
                 event = await self._events.get()
             reply = await reply_or_error(self._work)
-            last = bytes(reply.body) if reply.status_code == 200 else b"data: %b\n\n" % bytes(reply.body)
+            last = bytes(reply.body) if reply.status_code == 200 else build_event(bytes(reply.body))
             await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             self._work.cancel()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from florence.server.events import EVENTS
+from florence.server.replies import JSON
 
-JSON: Final = "application/json"
 REFERENCE: Final = "#/components/schemas/{model}"
 EVENT_STREAM: Final = {
     EVENTS: {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import re
 import threading
 import time
@@ -19,8 +18,7 @@ from typing import Final
 
 from florence.checkpoint.files import version_of
 from florence.errors import SettingsError, Unauthorized
-
-logger = logging.getLogger("florence.service")
+from florence.server.log import logger
 
 MIN_CHARS: Final = 32
 CHECK_S: Final = 2.0

@@ -7,7 +7,6 @@ Requests that are not finished then, or when the time is up, are cancelled.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
@@ -15,10 +14,9 @@ from typing import Any, Final, TypeVar
 from florence.answers.answer import Answer, OriginalAnswer
 from florence.errors import Closed, DeadlineExceeded, FlorenceError
 from florence.server.keys import caller
+from florence.server.log import logger
 from florence.server.observability.json_log import FIELDS
 from florence.server.observability.request_ids import call_facts
-
-logger = logging.getLogger("florence.service")
 
 SPARE_S: Final = 0.1
 """Seconds added to the model's own time limit, whose error says more. This one takes effect if the model

@@ -18,13 +18,12 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from florence.errors import ImageError, ProtocolError
-from florence.images.headers import FORMATS
+from florence.images.headers import FIRST_BYTES, FORMATS, SUFFIXES, is_picture
 from florence.server.long_strings import LongString
 
 _WHITE_SPACE = b" \t\r\n"
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
-_FIRST_BYTES = re.compile(rb"\x89PNG|\xff\xd8|GIF8|RIFF....WEBP|BM|II[*+]\0|MM\0[*+]|....ftyp", re.DOTALL)
-_PATH = re.compile(r"[^\r\n]{0,250}\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|hei[cf])", re.IGNORECASE)
+_PATH = re.compile(rf"[^\r\n]{{0,250}}({'|'.join(map(re.escape, SUFFIXES))})", re.IGNORECASE)
 _URL = re.compile(r"(https?|ftp|file|s3|gs)://|blob:", re.IGNORECASE)
 _NOT_AS_IMAGE = (
     "what is sent as image is the picture itself and is not fetched from a URL; send an http or https URL as "
@@ -32,7 +31,8 @@ _NOT_AS_IMAGE = (
 )
 _REPR = re.compile(r"b['\"]")
 _FOREIGN = re.compile(rb"[^A-Za-z0-9+/=_-]")
-_PIECE = 2**20
+PIECE = 2**20
+"""Bytes that are copied at a time, so that no copy holds the interpreter's lock for long."""
 
 Base64Text = str | bytes | bytearray | memoryview | LongString
 """Base64, as it comes from JSON or in a tensor."""
@@ -89,8 +89,8 @@ def _pieces(text: Base64Text) -> Iterator[str]:
     if isinstance(text, LongString):
         yield from text.pieces()
         return
-    for start in range(0, len(text), _PIECE):
-        piece = text[start : start + _PIECE]
+    for start in range(0, len(text), PIECE):
+        piece = text[start : start + PIECE]
         yield piece if isinstance(piece, str) else str(piece, "latin-1")
 
 
@@ -113,7 +113,7 @@ def _reason(first: str, encoded: bytearray) -> str:
             "whole text, with its padding"
         )
     try:
-        binascii.a2b_base64(encoded[:_PIECE], strict_mode=True)
+        binascii.a2b_base64(encoded[:PIECE], strict_mode=True)
     except binascii.Error as error:
         return str(error)
     return "it holds padding (=) before its end"
@@ -125,12 +125,12 @@ def decode_picture(data: bytes | memoryview) -> bytes:
     The first bytes distinguish the two: base64 text that begins like a picture's file decodes to no picture.
     Raises ImageError as `decode_base64`.
     """
-    if _FIRST_BYTES.match(data):
+    if is_picture(bytes(data[:FIRST_BYTES])):
         return cast("bytes", data)  # a memoryview will do: copying takes long
     try:
         return decode_base64(data)
     except ImageError:
-        if bytes(data[:_PIECE]).isascii():
+        if bytes(data[:PIECE]).isascii():
             raise
         raise ImageError(
             f"the picture is neither base64 nor a file in {FORMATS} "

@@ -8,7 +8,6 @@ log only. An error's reply over HTTP has its status and the body {"error": "..."
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -23,9 +22,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from florence.errors import ClientLeft, DeadlineExceeded, FlorenceError, Unavailable, UnknownEncoding
+from florence.server.log import logger
 from florence.server.v2.compression import ENCODINGS
-
-logger = logging.getLogger("florence.service")
 
 INTERNAL_ERROR: Final = "internal error: the server's log says more"
 
@@ -47,6 +45,7 @@ GRPC_CODES: Mapping[int, str] = MappingProxyType(
 )
 """The gRPC status code for each HTTP status of an error."""
 
+JSON: Final = "application/json"
 CHECKPOINT_HEADER = "florence-checkpoint"
 MAX_INLINE = 256 * 1024  # bytes; above this, parsing takes the event loop longer than a thread's start
 T = TypeVar("T")
@@ -129,8 +128,12 @@ def error_reply(error: Exception, headers: Mapping[str, str] | None = None) -> R
 
 def json_reply(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON in ASCII, so that a lone surrogate in a quoted value can't break the reply."""
-    body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-    return Response(body, status, headers, "application/json")
+    return Response(json_bytes(content), status, headers, JSON)
+
+
+def json_bytes(content: object) -> bytes:
+    """JSON without white space."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def checkpoint_header(checkpoint: str) -> dict[str, str]:

@@ -33,6 +33,7 @@ from florence.server.http.paths import HEALTH, OPEN_PATHS
 from florence.server.http.routing import known_paths, middleware_of
 from florence.server.keys import ApiKeys, keys_of
 from florence.server.loading import count_gpus, fetch_checkpoint, load_model
+from florence.server.log import logger
 from florence.server.observability.access_log import guard_log
 from florence.server.observability.gpu_metrics import gpu_metrics
 from florence.server.observability.http_metrics import CountRequests, metrics_endpoint
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
     from florence.runtime.florence2 import Florence2
     from florence.server.v2.grpc_server import GrpcServer
 
-logger = logging.getLogger("florence.service")
 
 Load = Callable[[Settings, str, Observer], "Florence2"]
 Fetch = Callable[[Settings], None]

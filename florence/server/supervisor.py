@@ -16,16 +16,14 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Final
 
 import bentoml
 
-from florence.server.observability.metric_files import DIRECTORY
-
-logger = logging.getLogger("florence.service")
+from florence.server.log import logger
+from florence.server.observability.metric_files import metrics_folder
 
 FAILED: Final = signal.SIGUSR1
 """The signal from a worker to its supervisor when it can't start: other workers could not either."""
@@ -119,18 +117,15 @@ def leave(status: int) -> None:
 
 def a_sibling_serves() -> bool:
     """In a worker: whether another live one of the same service has its model loaded."""
-    return any(_lives(int(mark.name.removeprefix(_MARK))) for mark in _marks())
+    folder = metrics_folder()
+    marks = folder.glob(f"{_MARK}[0-9]*") if folder else ()
+    return any(_lives(int(mark.name.removeprefix(_MARK))) for mark in marks)
 
 
 def mark_loaded() -> None:
     """In a worker: mark that it has its model loaded, for `a_sibling_serves` in the others."""
-    if folder := os.environ.get(DIRECTORY):
-        Path(folder, f"{_MARK}{os.getpid()}").touch()
-
-
-def _marks() -> list[Path]:
-    folder = os.environ.get(DIRECTORY)
-    return list(Path(folder).glob(f"{_MARK}[0-9]*")) if folder else []
+    if folder := metrics_folder():
+        (folder / f"{_MARK}{os.getpid()}").touch()
 
 
 def _lives(pid: int) -> bool:

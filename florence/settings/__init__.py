@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from florence.errors import SettingsError
 from florence.settings.declared import Settings
-from florence.settings.names import CLIENT_KEY, PREFIX, is_foreign, suggest
+from florence.settings.names import is_foreign, suggest
+from florence.types.environment import PREFIX
 
-__all__ = ["CLIENT_KEY", "PREFIX", "Settings", "read_settings"]
+__all__ = ["Settings", "read_settings"]
 
 
 def read_settings(make: Callable[[type[Settings]], Settings] = lambda settings: settings()) -> Settings:

@@ -25,7 +25,8 @@ from florence.engine.config import EncodeStreamChoice, EngineConfig, KernelChoic
 from florence.errors import SettingsError
 from florence.images.limits import ImageLimits
 from florence.images.tiles import MAX_TILES
-from florence.settings.names import PREFIX, explain
+from florence.settings.names import explain
+from florence.types.environment import PREFIX
 from florence.types.pictures import Pictures
 from florence.types.precision import Precision
 
@@ -290,6 +291,11 @@ class Settings(BaseSettings):
         values = ((name, getattr(self, name)) for name in names)
         return ", ".join(f"{PREFIX}{name.upper()}={value}" for name, value in values if value)[:300]
 
+    @property
+    def first_device(self) -> str:
+        """The device of a program that loads one model: the first of a list."""
+        return self.device.partition(",")[0]
+
     def devices(self, gpus: int) -> list[str]:
         """The device of each worker, on a machine with `gpus` GPUs. Raises SettingsError if one does not
         exist."""
@@ -310,6 +316,10 @@ class Settings(BaseSettings):
         names = {each.name for each in fields(EngineConfig)} & type(self).model_fields.keys()
         values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return EngineConfig.for_device(kind, reserved=reserved, **values)
+
+    def without_secrets(self) -> Settings:
+        """The same settings without secrets, which only a service needs."""
+        return self.model_copy(update={name: None for name, value in self if isinstance(value, SecretStr)})
 
     @property
     def body_budget_bytes(self) -> int:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from florence.errors import quote
-
-PREFIX = "FLORENCE_"
-CLIENT_KEY = "FLORENCE_API_KEY"  # of the client, which may run in the same environment
+from florence.types.environment import CLIENT_KEY, PREFIX
+from florence.types.invalid import message_of
 
 # Kubernetes puts the address of a Service called `florence` into each pod's environment under these names.
 _KUBERNETES = re.compile(r"FLORENCE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
@@ -40,8 +39,7 @@ def explain(detail: Mapping[str, Any], known: Iterable[str]) -> str:
     name = str(detail["loc"][0]) if detail["loc"] else ""
     if detail["type"] == "extra_forbidden":
         return suggest(name, known)
-    message = _KINDS.get(detail["type"]) or str(detail["msg"])
-    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    message = _KINDS.get(detail["type"]) or message_of(detail).removeprefix("input should be ")
     return f"{PREFIX}{name.upper()}: {message}, got {quote(detail['input'])}"
 
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from florence.errors import TaskError
 from florence.types.answer import TaskAnswer
 from florence.types.options import MAX_TEXT_CHARS
+from florence.types.regions import REGION_FORMS, Region
 from florence.types.results import Result, Text
+from florence.types.tasks import one_input
 
 MAX_TASKS = 64
 """Most tasks of one call."""
@@ -37,17 +38,13 @@ class AnalysisTask(BaseModel):
         default=None, max_length=MAX_TEXT_CHARS, description="For a task that takes a text."
     )
     region: SentRegion | None = Field(
-        default=None,
-        description="For a task that takes a region: x1, y1, x2, y2 in pixels of the picture after EXIF "
-        "rotation, or as text <loc_x1><loc_y1><loc_x2><loc_y2> in thousandths of it.",
+        default=None, description=f"For a task that takes a region: {REGION_FORMS}"
     )
 
     @property
-    def given(self) -> str | list[float] | None:
+    def given(self) -> Region | None:
         """The text or the region. Raises `TaskError` if both are given."""
-        if self.text is not None and self.region is not None:
-            raise TaskError(f"{self.task[:60]} has both text and region; a task takes one of them")
-        return self.text if self.region is None else self.region
+        return one_input(self.text, self.region, f"{self.task[:60]}: ")
 
 
 class TaskFailure(BaseModel):

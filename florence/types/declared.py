@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from florence.errors import SettingsError, quote
+from florence.errors import SettingsError, TaskError, quote
 from florence.types.bounds import MAX_NGRAM
+from florence.types.invalid import reason_of
 from florence.types.regions import LOCATIONS_EXAMPLE
-from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task
+from florence.types.tasks import INPUT_SLOT, TASKS, Input, Kind, Task, TaskTable
 
 TASKS_FILE: Final = "florence_tasks.json"
 """The file's name in a checkpoint's directory."""
@@ -47,10 +48,7 @@ class DeclaredTask(BaseModel):
     input: Input = Field(default=Input.NONE, description="Its input besides the picture.")
     kind: Kind = Field(default=Kind.TEXT, description="The kind of its result.")
     no_repeat_ngram_size: int | None = Field(
-        default=0,
-        ge=0,
-        le=MAX_NGRAM,
-        description="For requests without one; null: the checkpoint's.",
+        default=0, ge=0, le=MAX_NGRAM, description="For requests without one; null: the checkpoint's."
     )
     summary: str = Field(default="", description="One sentence, for the API's pages.")
     example: str | None = Field(default=None, description="An example of its input, for errors and pages.")
@@ -104,24 +102,14 @@ def declare(rows: Iterable[TaskRow]) -> list[Task]:
 
 
 def _read_row(row: object) -> Task:
+    if not isinstance(row, Mapping):
+        raise SettingsError(f"a row is an object with token, name and more, got {quote(row)}")
     try:
         return DeclaredTask.model_validate(row).task()
     except ValidationError as error:
-        named = f"{quote(row['token'])}: " if isinstance(row, Mapping) and row.get("token") else ""
-        raise SettingsError(
-            named + ", ".join(_explain(dict(detail)) for detail in error.errors(include_url=False))
-        ) from None
-
-
-def _explain(detail: dict[str, Any]) -> str:
-    name, message = str(detail["loc"][0]) if detail["loc"] else "the row", detail["msg"]
-    if detail["type"] == "extra_forbidden":
-        return f"unknown field {name[:60]!r}; the fields are {', '.join(DeclaredTask.model_fields)}"
-    if detail["type"] == "missing":
-        return f"{name} is missing"
-    if not detail["loc"]:
-        return f"a row is an object with token, name and more, got {quote(detail['input'])}"
-    return f"{name}: {message[0].lower()}{message[1:]}, got {quote(detail['input'])}"
+        named = f"{quote(row['token'])}: " if row.get("token") else ""
+        reasons = (reason_of(dict(detail), DeclaredTask.model_fields) for detail in error.errors())
+        raise SettingsError(named + ", ".join(reasons)) from None
 
 
 def _plain(*tokens: str, kind: Kind = Kind.TEXT) -> list[dict[str, Any]]:
@@ -152,9 +140,13 @@ PRESETS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = MappingProxyType(
 """Rows for known families of fine-tunes, by their name in FLORENCE_TASKS."""
 
 
-def ways_out(wanted: str, other: str) -> str:
-    """The end of an error message about a prompt that is not a task: how to declare it, or `other`."""
-    presets = (name for name, rows in PRESETS.items() if any(row["token"] == wanted.strip() for row in rows))
-    preset = next(presets, None)
-    how = "FLORENCE_TASKS" if preset is None else f"FLORENCE_TASKS={preset} has it"
-    return f"; for a custom prompt, declare a task ({how}), or {other}"
+def find_declared(tasks: TaskTable, wanted: str, other: str) -> Task:
+    """As `tasks.resolve`. The error also says what to do with a custom prompt: declare it, or `other`."""
+    try:
+        return tasks.resolve(wanted)
+    except TaskError as error:
+        token = wanted.strip()
+        presets = (name for name, rows in PRESETS.items() if any(row["token"] == token for row in rows))
+        preset = next(presets, None)
+        how = "FLORENCE_TASKS" if preset is None else f"FLORENCE_TASKS={preset} has it"
+        raise TaskError(f"{error}; for a custom prompt, declare a task ({how}), or {other}") from None

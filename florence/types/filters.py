@@ -42,10 +42,7 @@ class ItemFilter(BaseModel):
         default=None, description="Whether nms_iou also compares items with different labels."
     )
     min_size: float | None = Field(
-        default=None,
-        ge=0,
-        le=LARGEST_SIZE,
-        description="Minimum width and height of a box, in pixels.",
+        default=None, ge=0, le=LARGEST_SIZE, description="Minimum width and height of a box, in pixels."
     )
     max_items: int | None = Field(
         default=None, ge=1, le=MAX_ITEMS, description="Maximum number of items; the best are kept."

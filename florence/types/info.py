@@ -37,6 +37,8 @@ _EXAMPLE = {
         "max_queue": 256,
         "max_latency_ms": None,
         "encode_budget_ms": 250.0,
+        "timeout_s": 300.0,
+        "max_body_bytes": 67_108_864,
     },
     "generation": {
         "num_beams": 3,
@@ -57,8 +59,6 @@ _EXAMPLE = {
     "tasks": ["<CAPTION>", "<OD>"],
     "declared_tasks": [],
     "version": "0.1.0",
-    "timeout_s": 300.0,
-    "max_body_bytes": 67_108_864,
 }
 
 
@@ -85,6 +85,13 @@ class RequestLimits(BaseModel):
     encode_budget_ms: float = Field(
         description="How long an encode may delay the next decode step, milliseconds."
     )
+
+
+class ServiceLimits(RequestLimits):
+    """The same, and what a service limits besides."""
+
+    timeout_s: float = Field(description="Time limit of a request, seconds.")
+    max_body_bytes: int = Field(description="Maximum size of a request's body in bytes.")
 
 
 class GenerationSettings(GenerationParameters):
@@ -146,10 +153,9 @@ class ModelInfo(BaseModel):
 
 
 class ServiceInfo(ModelInfo):
-    """What `GET /info` answers: the model of the worker that answers, and the service's own limits."""
+    """What `GET /info` answers: the model of the worker that answers, with the service's limits."""
 
     model_config = config_with_example(_EXAMPLE)
 
+    limits: ServiceLimits
     version: str = Field(description="The version of florence.")
-    timeout_s: float = Field(description="Time limit of a request, seconds.")
-    max_body_bytes: int = Field(description="Maximum size of a request's body in bytes.")

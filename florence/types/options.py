@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from functools import cache
@@ -22,6 +23,7 @@ from florence.types.bounds import (
     MIN_FACTOR,
 )
 from florence.types.filters import ItemFilter
+from florence.types.invalid import reason_of
 from florence.types.pictures import PictureOptions, Pictures
 from florence.types.tiling import TileOptions
 
@@ -29,6 +31,9 @@ MAX_TEXT_CHARS = 65_536
 """Most characters of a text, in every interface: a bound on the tokenizer's work. Whether a prompt fits is
 decided by the limit on its tokens, which a text of this length always exceeds: in English it has about
 10,000."""
+
+TEXT_FIELDS: Final = ("text", "prompt")
+"""Fields of a form that are text as it is; all others are JSON."""
 
 OF_SAMPLING: Final = ("temperature", "top_k", "top_p", "seed")
 """The options that only have a meaning with `do_sample`."""
@@ -194,6 +199,12 @@ class RequestParameters(AdapterOption, ItemFilter, TileOptions, PictureOptions, 
     )
 
 
+def check_timeout(timeout_s: float | None) -> None:
+    """Raise `OptionError` unless a request's time limit is None, for none, or finite seconds above 0."""
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise OptionError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
+
+
 def read_request_parameters(options: Mapping[str, object]) -> RequestParameters:
     """Validate the options. Raises `OptionError`, which names the option, its allowed values and the given
     value."""
@@ -210,14 +221,14 @@ def explain_option(detail: Mapping[str, Any]) -> str:
     """A pydantic error of `RequestParameters` as a message that says what to change."""
     if not detail["loc"]:
         return str(detail["ctx"]["error"])
-    name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
-        return f"unknown option {name[:60]!r}; the options are {', '.join(RequestParameters.model_fields)}"
+        return reason_of(detail, RequestParameters.model_fields, "option")
+    name = str(detail["loc"][0])
     return f"{name} must be {allowed_values(name)}, got {quote(detail['input'])}"
 
 
 @cache
-def _schemas() -> dict[str, Any]:
+def option_schemas() -> dict[str, Any]:
     """The JSON schema of each option."""
     made: dict[str, Any] = RequestParameters.model_json_schema()["properties"]
     return made
@@ -225,7 +236,7 @@ def _schemas() -> dict[str, Any]:
 
 def allowed_values(name: str) -> str:
     """An option's allowed values, in words."""
-    schema, *others = _schemas()[name]["anyOf"]
+    schema, *others = option_schemas()[name]["anyOf"]
     if "enum" in schema:
         return " or ".join(schema["enum"])
     if "pattern" in schema:

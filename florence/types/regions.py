@@ -30,6 +30,11 @@ REGION_EXAMPLES: Final = (
     f"x1, y1, x2, y2 in pixels, for example '{str(PIXELS_EXAMPLE).strip('()')}', or four locations, in "
     f"thousandths of the picture's width and height, for example '{LOCATIONS_EXAMPLE}'"
 )
+REGION_FORMS: Final = (
+    "x1, y1, x2, y2 in pixels of the picture after EXIF rotation, or as text <loc_x1><loc_y1><loc_x2>"
+    "<loc_y2> in thousandths of it."
+)
+"""For descriptions of a request's region."""
 _TINY = 16  # pixels: in smaller pictures, the first pixel may be a region
 _LONGEST_TEXT = 1000  # characters; four numbers need far fewer
 

@@ -162,6 +162,11 @@ class Text(Wording, BaseModel):
     score: TextScore = None
 
 
+def split_tags(text: str) -> list[str]:
+    """The tags in a text with commas, without white space around them; empty ones are left out."""
+    return [tag for part in text.split(",") if (tag := part.strip())]
+
+
 class Tags(Wording, BaseModel):
     """The parts of a text that is a list: what stands between its commas."""
 

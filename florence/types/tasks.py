@@ -110,12 +110,24 @@ def prompt_task(prompt: str, answer_as: Kind | AnswerAs = Kind.TEXT) -> Task:
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise TaskError(f"a prompt is a text that is not blank, got {quote(prompt)}")
-    if answer_as not in list(Kind):
-        raise TaskError(f"answer_as must be one of {', '.join(Kind)}, got {quote(answer_as)}")
-    return Task(
-        prompt, _PROMPT, prompt, Input.NONE, Kind(answer_as), "A custom prompt.",
-        no_repeat_ngram_size=0,
-    )  # fmt: skip
+    kind = read_kind(answer_as)
+    return Task(prompt, _PROMPT, prompt, Input.NONE, kind, "A custom prompt.", no_repeat_ngram_size=0)
+
+
+def read_kind(answer_as: object) -> Kind:
+    """How the answer to a prompt is read. Raises `TaskError` for an unknown kind."""
+    for kind in Kind:
+        if kind == answer_as:
+            return kind
+    raise TaskError(f"answer_as must be one of {', '.join(Kind)}, got {quote(answer_as)}")
+
+
+def one_input(text: Region | None, region: Region | None, about: str = "") -> Region | None:
+    """A task's text or region; None without either. Raises `TaskError`, which begins with `about`, for
+    both."""
+    if text is not None and region is not None:
+        raise TaskError(f"{about}both text and region are given; a task takes one of them")
+    return text if region is None else region
 
 
 TaskSpec = str | Task | tuple[str | Task, Region | None]

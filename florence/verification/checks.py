@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from florence.verification.report import Line
-from florence.verification.theirs import Given
+from florence.verification.theirs import GeneratedTokens
 from florence.verification.trials import Part
 from florence.verification.verdict import TOLERANCE, Compared, Verdict, largest_difference
 
-TOWER_LIMIT: Final = 1e-3
+TOWER_TOLERANCE: Final = 1e-3
 """Largest accepted difference between two towers, in standard deviations of the features."""
-PIXEL_LIMIT: Final = 1e-5
+PIXEL_TOLERANCE: Final = 1e-5
 WORSE, SPARE = 2.0, 0.01
 """A dtype may change this package's log-probabilities by up to `WORSE` times as much as transformers', plus
 `SPARE`."""
@@ -50,7 +50,7 @@ def pixel_line(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Line:
     """The line about normalised pixels."""
     apart = _apart(ours, theirs)
     return Line(
-        "pixels", apart <= PIXEL_LIMIT, f"differ by {apart:.1e} at most from transformers' processor's"
+        "pixels", apart <= PIXEL_TOLERANCE, f"differ by {apart:.1e} at most from transformers' processor's"
     )
 
 
@@ -61,8 +61,9 @@ def tower_lines(ours: Sequence[Tensor], native: Sequence[Tensor], timm: Sequence
     found = {"timm's DaViT": _apart(ours, timm), "transformers'": _apart(ours, native)}
     others = _apart(native, timm)
     for name, apart in found.items():
-        yield Line(f"tower, {name}", apart <= TOWER_LIMIT * spread, f"differs by {apart:.1e}; {_of(spread)}")
-    if others > TOWER_LIMIT * spread:
+        text = f"differs by {apart:.1e}; the features' standard deviation is {spread:.1e}"
+        yield Line(f"tower, {name}", apart <= TOWER_TOLERANCE * spread, text)
+    if others > TOWER_TOLERANCE * spread:
         yield Line(
             "the other side",
             False,
@@ -85,7 +86,7 @@ def answer_line(part: Part, compared: Sequence[Compared]) -> Line:
     return Line(part.value, not verdicts[Verdict.FAULT], "; ".join(words))
 
 
-def crowd_line(together: Sequence[Given], alone: Sequence[Given], excused: int) -> Line:
+def batch_line(together: Sequence[GeneratedTokens], alone: Sequence[GeneratedTokens], excused: int) -> Line:
     """The line about answers alone against answers in a batch. `excused`: answers that differ only because of
     rounding."""
     pairs = list(zip(together, alone, strict=True))
@@ -94,10 +95,12 @@ def crowd_line(together: Sequence[Given], alone: Sequence[Given], excused: int) 
         (largest_difference(one.token_logprobs, other.token_logprobs) for one, other in same), default=0.0
     )
     found = f"{len(same)} of {len(pairs)} identical; log-probabilities differ by {apart:.1e} at most"
-    return Line("alone, and in a crowd", len(same) + excused == len(pairs) and apart <= TOLERANCE, found)
+    return Line("alone, and in a batch", len(same) + excused == len(pairs) and apart <= TOLERANCE, found)
 
 
-def dtype_line(dtype: str, exact: Sequence[Given], served: Sequence[Given], theirs: float | None) -> Line:
+def dtype_line(
+    dtype: str, exact: Sequence[GeneratedTokens], served: Sequence[GeneratedTokens], theirs: float | None
+) -> Line:
     """The line about the served dtype against float32. `theirs`: mean change of transformers'
     log-probabilities by this dtype; None if transformers does not support it."""
     same = sum(one.token_ids == other.token_ids for one, other in zip(exact, served, strict=True))
@@ -111,7 +114,7 @@ def dtype_line(dtype: str, exact: Sequence[Given], served: Sequence[Given], thei
     return Line(f"{dtype} against float32", ok, ", ".join(words))
 
 
-def mean_move(exact: Sequence[Given], other: Sequence[Given]) -> float:
+def mean_move(exact: Sequence[GeneratedTokens], other: Sequence[GeneratedTokens]) -> float:
     """The mean difference of log-probabilities over the common first tokens of two answers to each trial."""
     moves = [
         abs(first - second)
@@ -135,11 +138,7 @@ def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
 
 
-def _of(spread: float) -> str:
-    return f"the features' standard deviation is {spread:.1e}"
-
-
-def _common(one: Given, other: Given) -> Iterator[tuple[float, float]]:
+def _common(one: GeneratedTokens, other: GeneratedTokens) -> Iterator[tuple[float, float]]:
     """Pairs of log-probabilities of the tokens before the first that differs."""
     tokens = zip(one.token_ids[1:], other.token_ids[1:], strict=False)
     for (first, second), pair in zip(

@@ -26,7 +26,7 @@ from florence.model.vision import Normalize
 from florence.readers.picture import LocalReader
 from florence.runtime.florence2 import Florence2
 from florence.types.options import GenerationParameters
-from florence.verification.theirs import Given
+from florence.verification.theirs import GeneratedTokens
 from florence.verification.trials import Sample, Trial
 
 
@@ -82,7 +82,7 @@ def read_inputs(subject: Deployment, device: torch.device, pictures: Sequence[Sa
     return Inputs(tokenizer, pixels, features, TokenRules.of(config), config.text.pad_id, tower_s)
 
 
-def ask_at_once(model: Florence2, trials: Sequence[Trial]) -> Iterator[Given]:
+def ask_at_once(model: Florence2, trials: Sequence[Trial]) -> Iterator[GeneratedTokens]:
     """Run all trials together, as many at a time as the queue takes. Answers are in the order of the
     trials."""
     room = model.info()["limits"]["max_queue"]
@@ -95,7 +95,7 @@ def ask_at_once(model: Florence2, trials: Sequence[Trial]) -> Iterator[Given]:
             yield _given(future.result())
 
 
-def ask_alone(model: Florence2, trial: Trial) -> Given:
+def ask_alone(model: Florence2, trial: Trial) -> GeneratedTokens:
     """Run one trial alone."""
     return next(ask_at_once(model, [trial]))
 
@@ -104,5 +104,5 @@ def _parameters(trial: Trial) -> GenerationParameters:
     return GenerationParameters(**asdict(trial.options))
 
 
-def _given(answer: Answer) -> Given:
-    return Given(tuple(answer.token_ids), tuple(answer.token_logprobs))
+def _given(answer: Answer) -> GeneratedTokens:
+    return GeneratedTokens(tuple(answer.token_ids), tuple(answer.token_logprobs))

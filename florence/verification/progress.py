@@ -1,4 +1,6 @@
-"""Reports progress on standard error: the current step, how far it is, and the estimated time left."""
+"""Reports progress on standard error: the current step, how far it is, and the estimated time left. Knows
+nothing about the steps.
+"""
 
 from __future__ import annotations
 

@@ -26,11 +26,11 @@ from florence.verification.ours import Deployment, Inputs, ask_alone, ask_at_onc
 from florence.verification.progress import Progress, duration
 from florence.verification.reading import quiet_libraries, read_model, read_processor, read_tower
 from florence.verification.report import Line, Report
-from florence.verification.theirs import Given, Transformers
+from florence.verification.theirs import GeneratedTokens, Transformers
 from florence.verification.trials import (
     BEAMS,
-    LONGEST,
-    LONGEST_QUICK,
+    MAX_NEW_TOKENS,
+    MAX_NEW_TOKENS_QUICK,
     PLAIN,
     Part,
     Sample,
@@ -54,9 +54,9 @@ class Ours:
     served dtype, all at once (None if that is float32)."""
 
     inputs: Inputs
-    together: list[Given]
-    alone: list[Given]
-    served: list[Given] | None
+    together: list[GeneratedTokens]
+    alone: list[GeneratedTokens]
+    served: list[GeneratedTokens] | None
     rates: dict[str, Rates]
 
 
@@ -108,8 +108,10 @@ class Proof:
         served = None
         with self.load(FLOAT32) as model:
             info = model.info()
-            longest = min(LONGEST_QUICK if self.quick else LONGEST, info["limits"]["max_new_tokens"])
-            trials = make_trials(self.pictures, info["generation"], longest)
+            max_new_tokens = min(
+                MAX_NEW_TOKENS_QUICK if self.quick else MAX_NEW_TOKENS, info["limits"]["max_new_tokens"]
+            )
+            trials = make_trials(self.pictures, info["generation"], max_new_tokens)
             self._say_expected(len(trials), inputs)
             count = len(trials)
             all_at_once = ask_at_once(model, trials)
@@ -142,7 +144,7 @@ class Proof:
         lines += [
             checks.answer_line(part, [each for each in compared if each.trial.part is part]) for part in Part
         ]
-        lines.append(checks.crowd_line(ours.together, ours.alone, self._excused(compared, ours, theirs)))
+        lines.append(checks.batch_line(ours.together, ours.alone, self._excused(compared, ours, theirs)))
         rates = {FLOAT32: self._rates("transformers", trials, theirs.generate)}
         if ours.served is not None:
             moved = None
@@ -195,7 +197,7 @@ class Proof:
         greedy = [each for each in compared if each.trial.part is Part.GREEDY]
         what = f"transformers, {self.served}, its answers again"
         scored = (
-            Given(each.theirs.token_ids, tuple(theirs.logprobs(each.trial, each.theirs.token_ids)))
+            GeneratedTokens(each.theirs.token_ids, tuple(theirs.logprobs(each.trial, each.theirs.token_ids)))
             for each in greedy
         )
         return checks.mean_move(

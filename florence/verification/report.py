@@ -1,4 +1,6 @@
-"""The report of `florence verify`: as a table for people, and as JSON for programs."""
+"""The report of `florence verify`: as a table for people, and as JSON for programs. Knows nothing about how
+answers are compared.
+"""
 
 from __future__ import annotations
 

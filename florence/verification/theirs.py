@@ -23,7 +23,7 @@ from florence.verification.trials import Sample, Trial
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GeneratedTokens:
     """One side's answer: the sequence with its start token and without padding, and the log-probability of
     each token after the first, 0 for forced ones."""
 
@@ -69,7 +69,7 @@ class Transformers:
         found: Tensor = self.model.model.vision_tower(values).last_hidden_state
         return found.float().cpu()
 
-    def answer(self, trial: Trial) -> Given:
+    def answer(self, trial: Trial) -> GeneratedTokens:
         """The answer by transformers' own `generate`."""
         found = self.generate([trial], return_dict_in_generate=True, output_scores=True)
         greedy = trial.options.num_beams == 1
@@ -79,7 +79,7 @@ class Transformers:
         )
         ids, eos = found.sequences[0].tolist(), self.rules.eos_id
         length = ids.index(eos, 1) + 1 if eos in ids[1:] else len(ids)
-        return Given(tuple(ids[:length]), tuple(logprobs[0].tolist()[: length - 1]))
+        return GeneratedTokens(tuple(ids[:length]), tuple(logprobs[0].tolist()[: length - 1]))
 
     @torch.inference_mode()
     def generate(self, trials: Sequence[Trial], **outputs: bool) -> Any:
@@ -126,7 +126,7 @@ class Transformers:
         `noise`: random change of each logit, roughly this large; where rounding decides, other seeds give
         other answers.
         """
-        dice = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         moved: dict[tuple[int, ...], Tensor] = {}
         beams: list[tuple[int, ...]] = []
 
@@ -137,7 +137,7 @@ class Transformers:
             for beam in beams:
                 if beam not in moved:
                     logits = self._next_logits(trial, beam)
-                    moved[beam] = logits + noise * torch.randn(logits.shape, generator=dice)
+                    moved[beam] = logits + noise * torch.randn(logits.shape, generator=generator)
             return torch.stack([moved[beam] for beam in beams])
 
         return tuple(generate(advance, trial.options, self.rules).token_ids)
@@ -183,11 +183,13 @@ class Transformers:
         """The logits processors that `generate` applies at each step, in order."""
         from transformers.generation import logits_process as rules
 
-        size, fewest, device = options.no_repeat_ngram_size, options.min_new_tokens, self._device
+        size, min_new_tokens, device = options.no_repeat_ngram_size, options.min_new_tokens, self._device
         bos, eos = self.rules.forced_bos_id, self.rules.forced_eos_id
         made: list[Any] = [rules.NoRepeatNGramLogitsProcessor(size)] if size else []
-        if fewest:
-            made.append(rules.MinNewTokensLengthLogitsProcessor(1, fewest, self.rules.eos_id, device=device))
+        if min_new_tokens:
+            made.append(
+                rules.MinNewTokensLengthLogitsProcessor(1, min_new_tokens, self.rules.eos_id, device=device)
+            )
         if bos is not None:
             made.append(rules.ForcedBOSTokenLogitsProcessor(bos))
         if eos is not None:

@@ -19,7 +19,7 @@ from florence.engine.request import GenerationOptions
 from florence.types.tasks import TASKS, Input, Kind, Task
 
 BEAMS: Final = (1, 3)
-LONGEST, LONGEST_QUICK = 256, 48
+MAX_NEW_TOKENS, MAX_NEW_TOKENS_QUICK = 256, 48
 _FORCED_LENGTH: Final = 24  # least tokens of these answers: enough for the n-gram rule to matter
 _SEARCHES: Final[tuple[dict[str, Any], ...]] = (
     {"num_beams": 1, "min_new_tokens": _FORCED_LENGTH},
@@ -81,14 +81,14 @@ class Trial:
         return ", ".join(words)
 
 
-def make_trials(pictures: Sequence[Sample], own: Mapping[str, Any], longest: int) -> list[Trial]:
+def make_trials(pictures: Sequence[Sample], own: Mapping[str, Any], max_new_tokens: int) -> list[Trial]:
     """The fifteen tasks on each picture with 1 and 3 beams, and other searches on the first one.
 
-    `own`: the checkpoint's settings, by the names of `GenerationOptions`; `longest`: most tokens of an
+    `own`: the checkpoint's settings, by the names of `GenerationOptions`; `max_new_tokens`: most tokens of an
     answer.
     """
     usual = {
-        "max_new_tokens": longest,
+        "max_new_tokens": max_new_tokens,
         "min_new_tokens": 0,
         "no_repeat_ngram_size": own["no_repeat_ngram_size"],
         "early_stopping": own["early_stopping"],
@@ -101,7 +101,7 @@ def make_trials(pictures: Sequence[Sample], own: Mapping[str, Any], longest: int
         for picture in pictures
         for task in TASKS.values()
     ]
-    short = usual | {"max_new_tokens": min(longest, 2 * _FORCED_LENGTH)}
+    short = usual | {"max_new_tokens": min(max_new_tokens, 2 * _FORCED_LENGTH)}
     for changes in _SEARCHES:
         options = short | changes
         options["min_new_tokens"] = min(options["min_new_tokens"], options["max_new_tokens"])

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from florence.engine.request import GenerationOptions
-from florence.verification.theirs import Given
+from florence.verification.theirs import GeneratedTokens
 from florence.verification.trials import Trial
 
 TOLERANCE: Final = 1e-3
@@ -45,8 +45,8 @@ class Compared:
     trial: Trial
     verdict: Verdict
     largest: float
-    ours: Given
-    theirs: Given
+    ours: GeneratedTokens
+    theirs: GeneratedTokens
     why: str = ""
 
     @property
@@ -54,7 +54,7 @@ class Compared:
         return self.ours.token_ids == self.theirs.token_ids
 
 
-class Witness(Protocol):
+class ReferenceModel(Protocol):
     """The part of `theirs.Transformers` that examines an answer that differs."""
 
     def logprobs(self, trial: Trial, token_ids: Sequence[int]) -> list[float]: ...
@@ -62,17 +62,23 @@ class Witness(Protocol):
     def searched(self, trial: Trial, noise: float = 0.0, seed: int = 0) -> tuple[int, ...]: ...
 
 
-def compare(trial: Trial, ours: Given, theirs: Given, witness: Witness) -> Compared:
+def compare(
+    trial: Trial, ours: GeneratedTokens, theirs: GeneratedTokens, reference: ReferenceModel
+) -> Compared:
     """The verdict on one trial."""
     same = ours.token_ids == theirs.token_ids
-    numbers = theirs.token_logprobs if same else witness.logprobs(trial, ours.token_ids)
+    numbers = theirs.token_logprobs if same else reference.logprobs(trial, ours.token_ids)
     largest = largest_difference(ours.token_logprobs, numbers)
     if not largest <= TOLERANCE:
-        reason = f"log-probabilities differ by {largest:.1e}" if same else _forbidden(largest)
+        reason = f"log-probabilities differ by {largest:.1e}"
+        if not same and math.isinf(largest):
+            reason = "the answer has a token that transformers' rules forbid there"
+        elif not same:
+            reason = f"other token ids; for these, {reason}"
         return Compared(trial, Verdict.FAULT, largest, ours, theirs, reason)
     if same:
         return Compared(trial, Verdict.SAME, largest, ours, theirs)
-    verdict, why = _judge(trial, ours, theirs, witness, max(_NOISE, 4 * largest))
+    verdict, why = _judge(trial, ours, theirs, reference, max(_NOISE, 4 * largest))
     return Compared(trial, verdict, largest, ours, theirs, why)
 
 
@@ -89,19 +95,15 @@ def has_known_difference(options: GenerationOptions) -> bool:
     return options.num_beams > 1 and options.early_stopping is False and options.length_penalty > 0
 
 
-def _judge(trial: Trial, ours: Given, theirs: Given, witness: Witness, noise: float) -> tuple[Verdict, str]:
+def _judge(
+    trial: Trial, ours: GeneratedTokens, theirs: GeneratedTokens, reference: ReferenceModel, noise: float
+) -> tuple[Verdict, str]:
     """The verdict on different answers whose log-probabilities agree, and the explanation."""
-    if has_known_difference(trial.options) and witness.searched(trial) == ours.token_ids:
+    if has_known_difference(trial.options) and reference.searched(trial) == ours.token_ids:
         return Verdict.KNOWN, "transformers 5 ends this search earlier than the original"
     found = set()
     for seed in range(_TRIES):
-        found.add(witness.searched(trial, noise, seed))
+        found.add(reference.searched(trial, noise, seed))
         if {ours.token_ids, theirs.token_ids} <= found:
             return Verdict.ROUNDING, f"a change of the logits by {noise:.0e} decides between the two"
     return Verdict.FAULT, "the numbers agree, the search does not"
-
-
-def _forbidden(largest: float) -> str:
-    if largest == float("inf"):
-        return "the answer has a token that transformers' rules forbid there"
-    return f"other token ids; for these, log-probabilities differ by {largest:.1e}"

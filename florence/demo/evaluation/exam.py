@@ -13,6 +13,7 @@ from typing import Final
 from PIL import Image
 
 from florence.answers.answer import Answer
+from florence.answers.filtering import with_items
 from florence.client import Client
 from florence.demo.evaluation.grading import Grade, Graded, grade
 from florence.demo.world.drawing import held_out
@@ -24,8 +25,8 @@ from florence.types.tasks import TASKS, Input
 
 ExamItem = tuple[Image.Image, str, str | None]  # picture, task, its text or region (as `<loc_n>`)
 
-_AT_ONCE: Final = 4  # requests to a service
-_PATIENCE_S: Final = 120.0
+_CONCURRENCY: Final = 4  # requests to a service
+_TIMEOUT_S: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,9 @@ def ask_model(model: Florence2, items: Sequence[ExamItem]) -> list[Answer]:
 
 def by_original_score(result: Result) -> Result:
     """The result with the original's scores in place of the calibrated ones; a text has only one score."""
-    for name in ("detections", "regions", "instances"):
-        if hasattr(result, name):
-            items = [item.model_copy(update={"score": item.original_score}) for item in getattr(result, name)]
-            return result.model_copy(update={name: items})
-    return result
+    return with_items(
+        result, lambda items: [each.model_copy(update={"score": each.original_score}) for each in items]
+    )
 
 
 def ask_service(url: str, items: Sequence[ExamItem]) -> list[Result]:
@@ -81,5 +80,5 @@ def ask_service(url: str, items: Sequence[ExamItem]) -> list[Result]:
         text, region = (None, given) if TASKS.resolve(task).input is Input.REGION else (given, None)
         return client.run(image, task, text, region=region).result
 
-    with Client(url, timeout_s=_PATIENCE_S, retries=0) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with Client(url, timeout_s=_TIMEOUT_S, retries=0) as client, ThreadPoolExecutor(_CONCURRENCY) as pool:
         return list(pool.map(ask, items))

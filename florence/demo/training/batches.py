@@ -16,21 +16,21 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from florence.demo.training.config import TrainingConfig, TrainingStage
-from florence.demo.world.drawing import draw_lots, draw_scene
+from florence.demo.training.config import TOKEN_IDS, TrainingConfig, TrainingStage
+from florence.demo.world.drawing import draw_scene, random_scene
 from florence.demo.world.ground_truth import Question, questions
 from florence.demo.world.scenes import Scene, Split, Thing, scene_rng
 from florence.demo.world.shapes import MAX_CORNERS
 from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORD, WORDS
+from florence.model.config import STRIDE
 from florence.types.regions import BINS
 from florence.types.tasks import TASKS
 
-PAD: Final = 1
-START: Final = 2  # the decoder's first input, </s>
+PAD: Final = TOKEN_IDS["pad_token_id"]
+START: Final = TOKEN_IDS["decoder_start_token_id"]
 IGNORED: Final = -100
 _GROUPS: Final = 3
-STRIDE: Final = 32  # pixels of a picture token
 
 
 class AnswerGroup(NamedTuple):
@@ -82,7 +82,7 @@ class Batches(Dataset[Batch]):
         pixels, grounds, things, outlines, asked = [], [], [], [], []
         for owner in range(self._plan.batch):
             rng = scene_rng(Split.TRAIN, self._plan.seed, step * self._plan.batch + owner)
-            scene = draw_lots(rng, self._typeface, stage.limits)
+            scene = random_scene(rng, self._typeface, stage.limits)
             side = self._plan.sizes.side
             image = draw_scene(scene, self._typeface).resize((side, side), Image.Resampling.BICUBIC)
             pixels.append(torch.from_numpy(np.array(image)))

@@ -12,6 +12,11 @@ from typing import Final
 
 from florence.demo.world.scenes import Limits
 
+TOKEN_IDS: Final[Mapping[str, int]] = MappingProxyType(
+    {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+)
+"""Special tokens, with BART's ids."""
+
 SHARES: Final[Mapping[str, float]] = MappingProxyType({
     "<CAPTION>": 4.0, "<DETAILED_CAPTION>": 1.6, "<MORE_DETAILED_CAPTION>": 1.2,
     "<CAPTION_TO_PHRASE_GROUNDING>": 2.5, "<OD>": 5.0, "<DENSE_REGION_CAPTION>": 2.0,

@@ -18,15 +18,17 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration
 
-from florence.demo.training.batches import STRIDE
+from florence.checkpoint.files import CONFIG, GENERATION_CONFIG, PREPROCESSOR, WEIGHTS
+from florence.demo.training.config import TOKEN_IDS
 from florence.demo.training.losses import MEAN, STD
 from florence.demo.world.tokenizer import save_tokenizer
+from florence.model.config import STRIDE
 
 # Florence-2's own; transformers does not put them into a model's config, but the original reads them from
 # text_config.
 _GENERATION: Final = {
-    "num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 3, "forced_bos_token_id": 0,
-    "forced_eos_token_id": 2,
+    "num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 3,
+    "forced_bos_token_id": TOKEN_IDS["bos_token_id"], "forced_eos_token_id": TOKEN_IDS["eos_token_id"],
 }  # fmt: skip
 
 
@@ -58,10 +60,7 @@ def write_checkpoint(
     config["architectures"] = ["Florence2ForConditionalGeneration"]
     config["dtype"] = "float16"
     config["text_config"] |= _GENERATION
-    generation = _GENERATION | {
-        "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
-        "max_length": 1025,
-    }  # fmt: skip
+    generation = {**_GENERATION, **TOKEN_IDS, "max_length": 1025}
     square = {"height": side, "width": side}
     preprocessor = {
         "do_convert_rgb": None, "do_normalize": True, "do_rescale": True, "do_resize": True,
@@ -71,16 +70,16 @@ def write_checkpoint(
         "processor_class": "Florence2Processor", "resample": 3, "size": square, "crop_size": square,
     }  # fmt: skip
     files: dict[str, dict[str, Any]] = {
-        "config": config, "generation_config": generation, "preprocessor_config": preprocessor,
+        CONFIG: config, GENERATION_CONFIG: generation, PREPROCESSOR: preprocessor,
     }  # fmt: skip
     for name, content in files.items():
         text = json.dumps(content, indent=2, sort_keys=True)
-        (directory / f"{name}.json").write_text(text + "\n")
+        (directory / name).write_text(text + "\n")
     save_tokenizer(tokenizer, directory)
     tensors: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict().items():
         tensors.setdefault(tensor.data_ptr(), (name, tensor.detach().to("cpu", torch.float16).contiguous()))
-    with _replacing(directory / "model.safetensors") as unfinished:
+    with _replacing(directory / WEIGHTS) as unfinished:
         save_file(dict(tensors.values()), unfinished, {"format": "pt"})
 
 

@@ -57,7 +57,8 @@ def answer_loss(
 
 
 def blur_table(width: float, device: torch.device) -> Tensor:
-    """float32 [1000, 1000]; row n is a Gaussian of this width in bins around n, summing to one."""
+    """float32 [1000, 1000]; row n is a Gaussian of this width in bins around n, summing to one (as in Imani
+    and White, Improving Regression Performance with Distributional Losses, 2018)."""
     bins = torch.arange(BINS, device=device, dtype=torch.float32)
     return functional.softmax(-((bins[:, None] - bins) ** 2) / (2 * width**2), dim=1)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
-from florence.demo.training.config import Sizes
+from florence.demo.training.config import TOKEN_IDS, Sizes
 from florence.demo.world.shapes import MAX_CORNERS
 from florence.demo.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES, TONES, WORDS
 from florence.types.regions import BINS
@@ -32,7 +32,7 @@ def make_config(sizes: Sizes, vocab_size: int) -> Florence2Config:
         "max_position_embeddings": 1024,
         "activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": True,
         "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
-        "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+        **TOKEN_IDS,
     }  # fmt: skip
     vision: dict[str, Any] = {
         "embed_dim": list(sizes.dims), "num_heads": list(sizes.heads), "num_groups": list(sizes.heads),
@@ -105,13 +105,11 @@ class PlainHead(nn.Module):
 
     def forward(self, cells: Tensor) -> tuple[Tensor, ...]:
         """cells [N, width] -> logits of presence [N, 1], shape, colour, size and word [N, each]."""
-        parts: tuple[Tensor, ...] = self.names(cells).split(self.counts, dim=1)
-        return parts
+        return tuple(self.names(cells).split(self.counts, dim=1))
 
     def ground_logits(self, means: Tensor) -> tuple[Tensor, ...]:
         """means [B, width] -> logits of tone [B, 2] and texture [B, 7] of the background."""
-        parts: tuple[Tensor, ...] = self.ground(means).split((len(TONES), len(TEXTURES)), dim=1)
-        return parts
+        return tuple(self.ground(means).split((len(TONES), len(TEXTURES)), dim=1))
 
     def location_logits(self, cells: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
         """cells [N, width], locations [1000, width], their embeddings -> of the box [N, 4, 1000], of up to

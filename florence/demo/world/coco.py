@@ -15,7 +15,7 @@ import numpy as np
 from florence.demo.world.ground_truth import caption, full
 from florence.demo.world.scenes import Scene, Thing
 from florence.demo.world.vocabulary import SHAPES, WORD
-from florence.export.geometry import polygon_area
+from florence.export.geometry import coco_box, polygon_area
 
 CATEGORIES = (*SHAPES, WORD)
 
@@ -53,7 +53,6 @@ def coco_head(scenes: Scenes) -> dict[str, Any]:
 
 
 def _annotation(thing: Thing) -> dict[str, Any]:
-    x1, y1, x2, y2 = thing.box
     outline = thing.outline
     if thing.shape == "ring":
         # Around the outer edge, in to the hole, around it in the opposite direction, and back: COCO's
@@ -63,7 +62,7 @@ def _annotation(thing: Thing) -> dict[str, Any]:
     polygon = outline.ravel().tolist()
     return {
         "category_id": CATEGORIES.index(thing.shape) + 1,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "bbox": coco_box(thing.box),
         "segmentation": [polygon],
         "area": polygon_area(polygon),
         "iscrowd": 0,

@@ -1,19 +1,21 @@
 """The questions of single tasks as COCO data sets, in the layouts that `florence evaluate` reads.
 
 They have a phrase for each annotation (grounding, referring), a region to ask about (segmentation), or the
-classes that are present or known to be absent (open vocabulary: each phrase is a class).
+classes that are present or known to be absent (open vocabulary: each phrase is a class). Knows nothing about
+how scenes are drawn.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 from florence.demo.world.coco import coco_head
 from florence.demo.world.ground_truth import Question
 from florence.demo.world.scenes import Scene, Thing
+from florence.export.geometry import coco_box
 from florence.types.regions import locations_to_pixels
 
 AskedScene = tuple[str, Scene, Sequence[Question]]
@@ -45,9 +47,8 @@ def _data_set(scenes: Sequence[AskedScene], task: str, note: _Note) -> dict[str,
 
 
 def _place(thing: Thing) -> dict[str, Any]:
-    x1, y1, x2, y2 = thing.box
     return {
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "bbox": coco_box(thing.box),
         "segmentation": [thing.outline.ravel().tolist()],
         "iscrowd": 0,
     }
@@ -57,22 +58,16 @@ _Note = Callable[[dict[str, Any], Question, Scene, dict[str, int]], Iterable[dic
 """Adds a question's fields to its picture, and returns the additional fields of each thing's annotation."""
 
 
-def _grounding(
-    image: dict[str, Any], question: Question, scene: Scene, phrases: dict[str, int]
-) -> list[dict[str, Any]]:
+def _grounding(image: dict[str, Any], question: Question, *_: object) -> list[dict[str, Any]]:
     image["caption"] = question.text
     return [{"phrase": phrase} for phrase in _LOCATIONS.split(question.answer)[:-1]]
 
 
-def _referring(
-    image: dict[str, Any], question: Question, scene: Scene, phrases: dict[str, int]
-) -> list[dict[str, Any]]:
+def _referring(_: object, question: Question, *__: object) -> list[dict[str, Any]]:
     return [{"phrase": question.text}]
 
 
-def _region(
-    image: dict[str, Any], question: Question, scene: Scene, phrases: dict[str, int]
-) -> list[dict[str, Any]]:
+def _region(_: object, question: Question, scene: Scene, phrases: dict[str, int]) -> list[dict[str, Any]]:
     bins = [int(number) for number in _LOCATION.findall(question.text or "")]
     x1, y1, x2, y2 = locations_to_pixels(bins, (scene.width, scene.height))
     shapes = [scene.things[index].shape for index in question.things]
@@ -89,7 +84,7 @@ def _named(
     return [{"category_id": number} for _ in question.things]
 
 
-TASK_FILES: Final = MappingProxyType(
+TASK_FILES: Final[Mapping[str, tuple[str, _Note]]] = MappingProxyType(
     {
         "grounding": ("<CAPTION_TO_PHRASE_GROUNDING>", _grounding),
         "referring": ("<REFERRING_EXPRESSION_SEGMENTATION>", _referring),

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from florence.demo.world.backgrounds import background
-from florence.demo.world.ground_truth import Question, questions, sayable
+from florence.demo.world.ground_truth import Question, is_answerable, questions
 from florence.demo.world.scenes import MAX_THINGS, Limits, Scene, Split, Thing, make_scene, scene_rng
 from florence.demo.world.shapes import Points
 from florence.demo.world.typeface import Typeface
@@ -22,9 +22,9 @@ from florence.demo.world.typeface import Typeface
 _FINE: Final = 3  # shapes are drawn this many times larger and then reduced, for smooth edges
 
 
-def draw_lots(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> Scene:
+def random_scene(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> Scene:
     """A random scene with at least one thing, of which every answer can be generated."""
-    while not sayable(scene := make_scene(rng, typeface, limits)):
+    while not is_answerable(scene := make_scene(rng, typeface, limits)):
         pass
     return scene
 
@@ -32,7 +32,9 @@ def draw_lots(rng: np.random.Generator, typeface: Typeface, limits: Limits) -> S
 def held_out(seed: int, count: int, limits: Limits) -> Iterator[tuple[Scene, Image.Image, list[Question]]]:
     """Scenes 0 to `count` - 1 of a held-out seed, with pictures and questions."""
     typeface = Typeface()
-    draw = draw_lots if limits.things[1] <= MAX_THINGS else make_scene  # a crowded scene is seldom sayable
+    draw = (
+        random_scene if limits.things[1] <= MAX_THINGS else make_scene
+    )  # a crowded scene is seldom is_answerable
     for index in range(count):
         rng = scene_rng(Split.HELD_OUT, seed, index)
         scene = draw(rng, typeface, limits)

@@ -3,7 +3,7 @@
 Things are always named from left to right. Knows nothing about pixels, tokens or prompts.
 
 No answer may repeat an n-gram of three tokens, since the checkpoint's no_repeat_ngram_size of 3 forbids it.
-`sayable` checks a scene for that; other scenes are drawn again.
+`is_answerable` checks a scene for that; other scenes are drawn again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return [Question(task, *asked) for task, ask in _ASK.items() if (asked := ask(scene, rng)) is not None]
 
 
-def sayable(scene: Scene) -> bool:
+def is_answerable(scene: Scene) -> bool:
     """Whether no answer about the whole scene repeats a run of three tokens."""
     if not scene.things:
         return False

@@ -17,7 +17,7 @@ COLUMNS: Final = 5
 LINES: Final = 12
 LETTERS: Final = (24, 40)
 """Range of the height of a word's letters, in pixels."""
-LONGEST: Final = 192
+MAX_WORD_WIDTH: Final = 192
 """Width of the widest word at the largest height, in pixels."""
 _CELL: Final = (300, 150)  # width and height of a word's cell, in pixels
 _OFF: Final = 6.0  # most pixels by which a word is above or below the middle of its line

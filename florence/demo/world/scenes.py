@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from florence.demo.world.hardship import CUT_SHARE, Camera, across_the_edge, clip
+from florence.demo.world.hard_scenes import CUT_SHARE, Camera, across_the_edge, clip
 from florence.demo.world.shapes import (
     RING_HOLE,
     TURN,
@@ -212,8 +212,8 @@ def _shape(rng: np.random.Generator, size: tuple[int, int], base: Rgb, limits: L
     size_name = str(rng.choice(list(SIZES)))
     scale = _scale(rng, limits) if size_name == "small" else limits.scale
     diameter = rng.uniform(*SIZES[size_name]) * scale * math.sqrt(size[0] * size[1])
-    most = TURN.get(shape, 180.0)
-    turn = float(rng.uniform(-most, most))
+    max_turn = TURN.get(shape, 180.0)
+    turn = float(rng.uniform(-max_turn, max_turn))
     outline = turned(unit_outline(shape), turn)
     outline *= diameter / np.ptp(outline, axis=0).max()
     colour, rgb = colour_upon(rng, base)

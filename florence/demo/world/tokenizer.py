@@ -13,6 +13,7 @@ from typing import Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from florence.checkpoint.files import TOKENIZER
 from florence.checkpoint.tokenizer import ADDED_TOKENS, IMAGE
 from florence.demo.world.ground_truth import questions
 from florence.demo.world.scenes import Limits, Split, make_scene, scene_rng
@@ -20,7 +21,7 @@ from florence.demo.world.typeface import Typeface
 from florence.demo.world.vocabulary import COLOURS, NUMBERS, SHAPES, SIZES, WORDS
 from florence.types.tasks import TASKS
 
-_LARGEST_BASE: Final = 1400
+_MAX_LEARNED: Final = 1400
 _SCENES: Final = 400
 
 
@@ -30,7 +31,7 @@ def make_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_LARGEST_BASE, special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        vocab_size=_MAX_LEARNED, special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
         show_progress=False, min_frequency=2, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     tokenizer.train_from_iterator(_texts(), trainer)
@@ -42,7 +43,7 @@ def make_tokenizer() -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
-    tokenizer.save(str(directory / "tokenizer.json"))
+    tokenizer.save(str(directory / TOKENIZER))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1024,
         "clean_up_tokenization_spaces": False,

@@ -1,4 +1,4 @@
-"""Questions, true answers, and given answers.
+"""Questions with their true answers, and the answers to evaluate.
 
 Knows nothing about files or figures.
 """

@@ -11,7 +11,8 @@ from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from florence.errors import RequestError, quote
+from florence.errors import RequestError
+from florence.types.invalid import reason_of
 
 FormT = TypeVar("FormT")
 
@@ -61,16 +62,4 @@ def _check(place: str, value: Any, form: type[FormT]) -> FormT:
     try:
         return TypeAdapter(form).validate_python(value)
     except ValidationError as error:
-        raise RequestError(f"{place}: {_explain(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem, with its location, such as annotations[3].bbox."""
-    detail = error.errors(include_url=False)[0]
-    field = ""
-    for part in detail["loc"]:
-        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
-    if detail["type"] == "missing":
-        return f"{field} is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{field or 'it'}: {message[0].lower()}{message[1:]}, got {quote(detail['input'])}"
+        raise RequestError(f"{place}: {reason_of(dict(error.errors()[0]))}") from None

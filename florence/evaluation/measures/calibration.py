@@ -14,8 +14,8 @@ from typing import Final
 from florence.evaluation.libraries import evaluator
 
 GROUPS: Final = 10
-COLDEST: Final = 0.01
-HOTTEST: Final = 100.0  # the largest value of FLORENCE_SCORE_TEMPERATURE
+MIN_TEMPERATURE: Final = 0.01
+MAX_TEMPERATURE: Final = 100.0  # the largest value of FLORENCE_SCORE_TEMPERATURE
 _EDGE: Final = 1e-9  # scores of 0 and 1 have no log-odds
 
 
@@ -86,7 +86,7 @@ def fit_temperature(judged: Sequence[Judged]) -> Temperature | None:
     if any(len({one.right for one in half}) < 2 for half in halves):
         return None
     cooled = [
-        Judged(_divided(one.score, temperature), one.right)
+        Judged(_sigmoid(_odds(one.score) / temperature), one.right)
         for half, other in (halves, halves[::-1])
         for temperature in [_fitted(other)]
         for one in half
@@ -98,7 +98,7 @@ def fit_temperature(judged: Sequence[Judged]) -> Temperature | None:
 def _fitted(judged: Sequence[Judged]) -> float:
     """By bisection: the slope of the log-likelihood falls as 1 / temperature grows."""
     odds = [_odds(one.score) for one in judged]
-    low, high = math.log(1 / HOTTEST), math.log(1 / COLDEST)
+    low, high = math.log(1 / MAX_TEMPERATURE), math.log(1 / MIN_TEMPERATURE)
     for _ in range(50):
         middle = (low + high) / 2
         slope = sum(
@@ -107,10 +107,6 @@ def _fitted(judged: Sequence[Judged]) -> float:
         )
         low, high = (middle, high) if slope > 0 else (low, middle)
     return math.exp(-low)
-
-
-def _divided(score: float, temperature: float) -> float:
-    return _sigmoid(_odds(score) / temperature)
 
 
 def _odds(score: float) -> float:

@@ -8,6 +8,7 @@ where a picture has one reference. Knows nothing about tasks.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -25,7 +26,7 @@ from florence.evaluation.measures.figures import Figures, Repeats
 
 ALL_SCORES: Final = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 _TEXT: Final = "caption"  # the tokenizer's key for the text
-_RUNS: Final = 4  # BLEU's longest n-gram
+_MAX_NGRAM: Final = 4  # BLEU's longest n-gram
 _WORD = re.compile(r"\w+(?:[-']\w+)*")
 
 Texts = dict[int, list[str]]
@@ -41,7 +42,7 @@ class Words(StrEnum):
 class CaptionScores:
     """A `Metric` of captions against their references.
 
-    `pictures`: index of each caption's picture. `said`: the captions. `right`: one or more references for
+    `pictures`: index of each caption's picture. `candidates`: the captions. `references`: one or more for
     each. `scores`: which of `ALL_SCORES` to compute; METEOR is left out without Java. `ending`: suffix of the
     figures' names. `each`: the CIDEr of each caption, 0 to 10.
 
@@ -53,38 +54,38 @@ class CaptionScores:
     def __init__(
         self,
         pictures: Sequence[int],
-        said: Sequence[str],
-        right: Sequence[Sequence[str]],
+        candidates: Sequence[str],
+        references: Sequence[Sequence[str]],
         *,
         scores: Sequence[str] = ALL_SCORES,
         ending: str = "",
         words: Words | None = None,
     ) -> None:
         self._pictures = np.asarray(pictures, dtype=int)
-        texts = [*said, *(text for references in right for text in references)]
+        texts = [*candidates, *itertools.chain.from_iterable(references)]
         tokens = iter(tokenize(texts, words or words_here()))
-        answers: Texts = {number: [next(tokens)] for number in range(len(said))}
-        references: Texts = {number: [next(tokens) for _ in of] for number, of in enumerate(right)}
+        said: Texts = {number: [next(tokens)] for number in range(len(candidates))}
+        right: Texts = {number: [next(tokens) for _ in of] for number, of in enumerate(references)}
         self._ending = ending
         self._scores = [name for name in scores if name != "METEOR" or has_java()]
-        self._runs = _runs(answers, references)
+        self._bleu_counts = _bleu_counts(said, right)
         self._each: dict[str, NDArray[Any]] = {}
         self._meteor = math.nan
-        self.each = np.full(len(said), math.nan)
-        if not said:
+        self.each = np.full(len(candidates), math.nan)
+        if not candidates:
             return
-        if len(said) > 1:
-            self.each = self._each["CIDEr"] = _scorer("cider", "Cider", references, answers)[1]
+        if len(candidates) > 1:
+            self.each = self._each["CIDEr"] = _scorer("cider", "Cider", right, said)[1]
         if "ROUGE-L" in self._scores:
-            self._each["ROUGE-L"] = _scorer("rouge", "Rouge", references, answers)[1]
+            self._each["ROUGE-L"] = _scorer("rouge", "Rouge", right, said)[1]
         if "METEOR" in self._scores:
-            self._meteor, self._each["METEOR"] = _meteor(references, answers)
+            self._meteor, self._each["METEOR"] = _meteor(right, said)
 
     def figures(self, repeats: Repeats) -> Figures:
         counts = repeats[self._pictures]
         total = counts.sum()
         figures = dict(zip(ALL_SCORES, self._bleu(counts), strict=False))
-        for name in ALL_SCORES[_RUNS:]:
+        for name in ALL_SCORES[_MAX_NGRAM:]:
             each = self._each.get(name)
             figures[name] = math.nan if each is None or not total else float(counts @ each) / total
         if (repeats == 1).all():
@@ -94,11 +95,11 @@ class CaptionScores:
     def _bleu(self, counts: Repeats) -> Sequence[float]:
         """BLEU from sums over all captions."""
         if not counts.sum():
-            return [math.nan] * _RUNS
-        correct, guess, lengths = (counts @ column for column in self._runs)
-        scorer = evaluator("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=_RUNS)
-        said, right = lengths
-        scorer.ctest = [{"correct": correct, "guess": guess, "testlen": said, "reflen": [right]}]
+            return [math.nan] * _MAX_NGRAM
+        correct, guess, lengths = (counts @ column for column in self._bleu_counts)
+        scorer = evaluator("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=_MAX_NGRAM)
+        length, reference_length = lengths
+        scorer.ctest = [{"correct": correct, "guess": guess, "testlen": length, "reflen": [reference_length]}]
         bleu: list[float] = scorer.compute_score(option="closest")[0]
         return bleu
 
@@ -110,10 +111,10 @@ def _scorer(module: str, name: str, references: Texts, answers: Texts) -> tuple[
     return float(score), np.asarray(each, dtype=float)
 
 
-def _runs(answers: Texts, references: Texts) -> list[NDArray[Any]]:
+def _bleu_counts(answers: Texts, references: Texts) -> list[NDArray[Any]]:
     """BLEU's counts for each caption: matching n-grams and all n-grams [captions, 4], and the lengths of the
     caption and of the closest reference [captions, 2]."""
-    scorer = evaluator("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=_RUNS)
+    scorer = evaluator("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=_MAX_NGRAM)
     for number, (text,) in answers.items():
         scorer += (text, references[number])
     rows = scorer.ctest

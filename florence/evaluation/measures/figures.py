@@ -33,20 +33,19 @@ class Metric(Protocol):
 class Share:
     """A figure that is a ratio of sums, such as a mean.
 
-    `pictures`: index of each item's picture. `tops`, `wholes`: each item's part of the numerator and the
-    denominator.
+    `pictures`: index of each item's picture. `numerators`, `denominators`: each item's part of the two sums.
     """
 
     name: str
     pictures: Sequence[int]
-    tops: Sequence[float]
-    wholes: Sequence[float]
+    numerators: Sequence[float]
+    denominators: Sequence[float]
 
     def figures(self, repeats: Repeats) -> Figures:
         counts = repeats[np.asarray(self.pictures, dtype=int)]
-        whole = float(counts @ np.asarray(self.wholes, dtype=float))
-        top = float(counts @ np.asarray(self.tops, dtype=float))
-        return {self.name: top / whole if whole else math.nan}
+        denominator = float(counts @ np.asarray(self.denominators, dtype=float))
+        numerator = float(counts @ np.asarray(self.numerators, dtype=float))
+        return {self.name: numerator / denominator if denominator else math.nan}
 
 
 def mean_of(name: str, pictures: Sequence[int], values: Sequence[float]) -> Share:

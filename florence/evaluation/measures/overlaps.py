@@ -1,4 +1,4 @@
-"""Overlaps of boxes and areas, by pycocotools' masks."""
+"""Overlaps of boxes and areas, by pycocotools' masks. Knows nothing about answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from florence.evaluation.files.examples import Outline
 from florence.evaluation.libraries import evaluator
-from florence.export.geometry import Box
+from florence.export.geometry import Box, coco_box
 
 RIGHT_OVERLAP: Final = 0.5
 
@@ -15,12 +15,6 @@ RIGHT_OVERLAP: Final = 0.5
 def box_overlap(a: Box, b: Box) -> float:
     """Intersection over union of two boxes; the second must have an area; 0 if the first has none."""
     return float(evaluator("pycocotools.mask").iou([coco_box(a)], [coco_box(b)], [0])[0, 0])
-
-
-def coco_box(box: Box) -> list[float]:
-    """x, y, width, height; 0 where corners are in the wrong order."""
-    x1, y1, x2, y2 = box
-    return [x1, y1, max(x2 - x1, 0.0), max(y2 - y1, 0.0)]
 
 
 def area_overlap(a: Outline, b: Outline, size: tuple[int, int]) -> float:

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from florence.evaluation.libraries import evaluator
 from florence.evaluation.measures.figures import Figures, Repeats
-from florence.evaluation.measures.overlaps import coco_box
-from florence.export.geometry import Box
+from florence.export.geometry import Box, coco_box
 
 PictureId = tuple[int, str]
 """A picture's index, and the question about it if each question is evaluated on its own."""

@@ -16,7 +16,7 @@ from florence.evaluation.measures.figures import Evaluation, Metric, Share, judg
 from florence.evaluation.measures.masks import outline_of
 from florence.evaluation.measures.overlaps import RIGHT_OVERLAP, area_overlap
 from florence.evaluation.measures.texts import anls, edits, leaves, plain_text, vqa_accuracy, word_accuracy
-from florence.types.results import JsonValue, OcrRegion, OcrRegions, Tags, Text
+from florence.types.results import JsonValue, OcrRegion, OcrRegions, Tags, Text, split_tags
 
 _BEST_CIDER = 10.0
 
@@ -41,7 +41,10 @@ def measure_reading(rows: Sequence[Answered]) -> Evaluation:
     """Metrics of a text that was read: exact match, words in any order, character error rate."""
     exact = measure_exact(rows)
     wrong = _error_rate(rows)
-    quality = [max(0.0, 1 - top / whole) for top, whole in zip(wrong.tops, wrong.wholes, strict=True)]
+    quality = [
+        max(0.0, 1 - edited / length)
+        for edited, length in zip(wrong.numerators, wrong.denominators, strict=True)
+    ]
     return Evaluation(rows, [*exact.parts, _words(rows), wrong], quality, exact.judged)
 
 
@@ -137,7 +140,7 @@ def _true_value(row: Answered) -> Any:
     """The true value; tags may be given as a text with commas."""
     value = row.example.truth.value
     if isinstance(row.result, Tags) and isinstance(value, str):
-        return [tag for part in value.split(",") if (tag := part.strip())]
+        return split_tags(value)
     return value
 
 

@@ -8,7 +8,6 @@ credentials are not used. An error does not disclose what a host answered; the l
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,14 +35,16 @@ from florence.server.fetching.connecting import CheckedAddresses, Resolve, syste
 from florence.server.fetching.urls import PictureUrl, parse_url
 from florence.server.http.bodies import Body
 from florence.server.keys import caller
+from florence.server.log import logger
+from florence.server.v2.compression import PLAIN
 from florence.settings import Settings
 
 MAX_REDIRECTS: Final = 3
 CONNECT_S: Final = 5.0
 """Seconds for one address to take a connection, and for TLS."""
+NO_PICTURE: Final = "image_url's host has no picture at this URL, or refuses it to this service"
+NOT_REACHED: Final = "image_url's host can't be reached, or broke the connection"
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
-
-logger = logging.getLogger("florence.service")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -183,7 +184,7 @@ class PictureFetcher:
                 return await self._read(url, response, body)
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError) as error:
             logger.info("%s gave no picture: %s: %s", url.authority, type(error).__name__, quote(str(error)))
-            raise FetchFailed("image_url's host can't be reached, or broke the connection") from None
+            raise FetchFailed(NOT_REACHED) from None
         finally:
             await connection.aclose()
 
@@ -195,7 +196,7 @@ class PictureFetcher:
         if response.status != 200:
             logger.info("%s answered %d where a picture was expected", url.authority, response.status)
             raise _failure(response.status)
-        if headers.get(b"content-encoding", "identity").strip().lower() not in ("", "identity"):
+        if headers.get(b"content-encoding", "").strip().lower() not in PLAIN:
             raise NoPicture("image_url's host sends the picture compressed, which was not requested")
         length = headers.get(b"content-length", "").strip()
         if length.isdecimal() and int(length[:20]) > self.max_bytes:
@@ -224,7 +225,7 @@ def _failure(status: int) -> FlorenceError:
     """The error for a status that is neither 200 nor a redirect; its message does not disclose the status."""
     if status == 429 or status >= 500:
         return FetchFailed("image_url's host failed, or is busy")
-    return NoPicture("image_url's host has no picture at this URL, or refuses it to this service")
+    return NoPicture(NO_PICTURE)
 
 
 def fetcher_of(settings: Settings) -> PictureFetcher:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import resource
 import select
 import socket
@@ -23,6 +22,7 @@ from typing import Any, Final
 from uvicorn.loops import auto
 
 from florence.server.http.paths import HEALTH
+from florence.server.log import logger
 
 ACCEPTED_AT_ONCE: Final = 512
 """Connections accepted in one iteration of the event loop, some 10 microseconds each."""
@@ -35,7 +35,6 @@ PROBES: Final = tuple(
     b"%b %b " % (method, path) for method in (b"GET", b"HEAD") for path in map(str.encode, HEALTH)
 )
 _LONGEST: Final = max(map(len, PROBES))
-logger = logging.getLogger("florence.service")
 
 
 def refusal(status: str, message: str, more: str = "") -> bytes:

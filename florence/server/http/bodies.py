@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
 from florence.errors import BodyTooLarge, Overloaded, SlowBody
-from florence.server.v2.compression import decompressed
+from florence.server.v2.compression import PLAIN, decompressed
 
 PATIENCE_S: Final = 2.0
 """Seconds that a body waits for its share of the budget."""
@@ -188,7 +188,7 @@ async def plain_body(
     than `max_bytes`), ProtocolError for a body that is malformed, cut short, or followed by other bytes;
     Overloaded.
     """
-    if encoding in ("", "identity"):
+    if encoding in PLAIN:
         return body
     account = kept_body(scope)
     pieces, plain = decompressed(body, encoding), bytearray()

@@ -7,7 +7,6 @@ Knows HTTP messages only. The order is in `routing.middleware_of`.
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,10 +28,9 @@ from florence.errors import (
 from florence.server.http.bodies import Body, BodyBudget, keep_body, plain_body, read_body
 from florence.server.http.paths import WITHOUT_MODEL
 from florence.server.keys import ApiKeys
+from florence.server.log import logger
 from florence.server.replies import error_reply, json_reply
-from florence.server.v2.compression import PIECE
-
-logger = logging.getLogger("florence.service")
+from florence.server.v2.compression import PIECE, PLAIN
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ class Decompress(HttpMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         encoding = Headers(scope=scope).get("content-encoding", "")
-        if encoding in ("", "identity"):
+        if encoding in PLAIN:
             return await self.app(scope, receive, send)
         try:
             plain = await plain_body(scope, await read_body(receive), encoding, self.max_bytes)

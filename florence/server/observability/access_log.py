@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from florence.server.observability.json_log import ACCESS, FIELDS
+from florence.server.log import logger
+from florence.server.observability.json_log import ACCESS, FIELDS, UVICORN
 
-LOGGERS: Final = (ACCESS, "florence.service", "uvicorn.error")
+LOGGERS: Final = (ACCESS, logger.name, UVICORN)
 """Loggers whose lines hold paths, tasks or reasons from requests."""
 MUTED: Final = (
     "opentelemetry.baggage.propagation",
@@ -96,10 +97,10 @@ def _tells_an_answer(record: logging.LogRecord) -> bool:
 def guard_log() -> None:
     """Add both filters to `LOGGERS`; the loggers in `MUTED` write errors only."""
     for name in LOGGERS:
-        logger = logging.getLogger(name)
+        target = logging.getLogger(name)
         for made in (FewAlike, EscapeControls):
-            if not any(isinstance(each, made) for each in logger.filters):
-                logger.addFilter(made())
+            if not any(isinstance(each, made) for each in target.filters):
+                target.addFilter(made())
     for name in MUTED:
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -8,7 +8,6 @@ has set the directory of the workers' files, so the metrics are made with the fi
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from florence.server.http.middleware import HttpMiddleware
-from florence.server.observability.metric_files import DIRECTORY, files_of_the_dead
+from florence.server.observability.metric_files import files_of_the_dead, metrics_folder
 from florence.server.v2.tally import HIDDEN
 
 if TYPE_CHECKING:
@@ -120,8 +119,8 @@ def scrape() -> bytes:
     from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    directory = os.environ.get(DIRECTORY)
-    if not directory:  # no workers: an app inside of another program
+    directory = metrics_folder()
+    if directory is None:  # an app inside of another program
         return generate_latest(REGISTRY)
     _forget_the_dead(directory)
     collected = MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
@@ -131,11 +130,11 @@ def scrape() -> bytes:
     return generate_latest(registry)
 
 
-def _forget_the_dead(directory: str) -> None:
+def _forget_the_dead(directory: Path) -> None:
     """Remove the gauges of killed workers, which would keep their last values."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    for pid in set(files_of_the_dead(Path(directory), "gauge_live*_*.db").values()):
+    for pid in set(files_of_the_dead(directory, "gauge_live*_*.db").values()):
         mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 

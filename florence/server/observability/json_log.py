@@ -16,7 +16,8 @@ from florence.server.observability.request_ids import call_facts
 FIELDS: Final = "florence"
 """The attribute of a record that has further fields: `logger.info(..., extra={FIELDS: {...}})`."""
 ACCESS: Final = "bentoml.access"
-_LOGGERS: Final = (None, "bentoml", "uvicorn.error", "circus")  # those to which BentoML gives handlers
+UVICORN: Final = "uvicorn.error"
+_LOGGERS: Final = (None, "bentoml", UVICORN, "circus")  # those to which BentoML gives handlers
 
 
 class JsonLines(logging.Formatter):

@@ -31,16 +31,22 @@ _USED: Final = 4  # bytes at a file's beginning, which say how many of it are us
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
+def metrics_folder() -> Path | None:
+    """The folder; None where there are no workers."""
+    folder = os.environ.get(DIRECTORY)
+    return Path(folder) if folder else None
+
+
 def reserve_files() -> None:
     """Call in a worker before it makes its first metric. Also gives back what workers that are gone had
     reserved and not used. Raises FlorenceError where the disk has no room."""
-    directory = os.environ.get(DIRECTORY)
-    if not directory:  # no workers
+    directory = metrics_folder()
+    if directory is None:
         return
-    _trim_the_dead(Path(directory))
+    _trim_the_dead(directory)
     try:
         for kind, size in SIZES.items():
-            with Path(directory, f"{kind}_{os.getpid()}.db").open("ab") as file:
+            with (directory / f"{kind}_{os.getpid()}.db").open("ab") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         if error.errno in _FULL:

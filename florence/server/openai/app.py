@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from florence.answers.answer import Answer
 from florence.errors import FieldError, NotFound, RequestError, UnknownModel
-from florence.runtime.streaming import OnText
+from florence.runtime.streaming import OnText, check_streamed
 from florence.server.events import reply_in_events
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.http.bodies import read_body
@@ -154,16 +154,12 @@ class _Chat:
     def _stream_options(self, asked: ChatTask) -> RequestParameters:
         """The options with one beam. Raises FieldError for an answer that can't be sent piece by piece."""
         task = asked.task if isinstance(asked.task, Task) else self._model.tasks.resolve(asked.task)
-        why = None
-        if not task.kind.is_text:
-            why = f"{task.token} answers with {task.kind}, which are there at the end only"
-        elif self._options.tiled:
-            why = "the answers of tiles are merged when all are there"
-        elif (self._options.num_beams or 1) > 1:
-            why = f"beams compete until the last token, got num_beams={self._options.num_beams}"
-        if why:
-            raise FieldError("stream", f"stream is not supported for this: {why}; leave stream out")
-        return self._options if self._options.do_sample else self._options.model_copy(update={"num_beams": 1})
+        options = self._options
+        try:
+            check_streamed(task, options.num_beams or 1, tiled=options.tiled)
+        except RequestError as error:
+            raise FieldError("stream", f"{error}; leave stream out") from None
+        return options if options.do_sample else options.model_copy(update={"num_beams": 1})
 
 
 def _size(messages: Any) -> int:

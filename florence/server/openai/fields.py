@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from florence.errors import FieldError, OptionError, quote
+from florence.errors import FieldError, OptionError, TaskError, quote
+from florence.types.invalid import unknown_name
 from florence.types.options import OF_SAMPLING, RequestParameters, read_request_parameters
-from florence.types.tasks import Kind
+from florence.types.tasks import Kind, read_kind
 
 UNSUPPORTED: Final = "unsupported_parameter"
 READ: Final = ("model", "messages", "stream", "stream_options", "answer_as")
@@ -72,9 +73,8 @@ def read_options(body: Mapping[str, Any]) -> RequestParameters:
         elif name in RequestParameters.model_fields:
             options[name] = value
         else:
-            allowed = ", ".join(("model", "messages", "stream", "answer_as", *LENGTHS))
-            own = ", ".join(RequestParameters.model_fields)
-            raise FieldError(name[:60], f"unknown field {name[:60]!r}; the fields are {allowed}, {own}")
+            known = (*READ, *LENGTHS, *RequestParameters.model_fields)
+            raise FieldError(name[:60], unknown_name("field", name, known))
     try:
         return read_request_parameters(_with_sampling(options))
     except OptionError as error:
@@ -89,9 +89,10 @@ def read_answer_as(body: Mapping[str, Any]) -> Kind | None:
     wanted = body.get("answer_as")
     if wanted is None:
         return None
-    if wanted not in list(Kind):
-        raise FieldError("answer_as", f"answer_as must be one of {', '.join(Kind)}, got {quote(wanted)}")
-    return Kind(wanted)
+    try:
+        return read_kind(wanted)
+    except TaskError as error:
+        raise FieldError("answer_as", str(error)) from None
 
 
 def read_flag(fields: Mapping[str, Any], name: str, inside: str = "") -> bool:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from florence.errors import FieldError, FlorenceError, TaskError, quote
+from florence.errors import FieldError, FlorenceError, quote
 from florence.server.long_strings import LongString, short_strings
 from florence.server.picture import decode_base64
-from florence.server.v2.prompts import AcceptedPrompts
-from florence.types.declared import ways_out
+from florence.server.v2.prompts import TAKE_ANY, AcceptedPrompts
+from florence.types.declared import find_declared
 from florence.types.options import MAX_TEXT_CHARS
 from florence.types.tasks import Input, Kind, Task, TaskTable, prompt_task
 
@@ -95,11 +95,7 @@ def find_asked(text: str, tasks: TaskTable, answer_as: Kind | None, *, any_promp
             return _with_input(task, given)
     if any_prompt:
         return ChatTask(AcceptedPrompts(tasks, True).find(text, None)[0])
-    try:
-        return ChatTask(tasks.resolve(text))
-    except TaskError as error:
-        other = "send answer_as with it, or let FLORENCE_PROMPTS=any take prompts as they are"
-        raise TaskError(f"{error}{ways_out(text, other)}") from None
+    return ChatTask(find_declared(tasks, text, f"send answer_as with it, or {TAKE_ANY}"))
 
 
 def _readings(text: str, tasks: TaskTable) -> Iterator[tuple[str, str]]:

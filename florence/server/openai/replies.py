@@ -5,7 +5,6 @@ Knows OpenAI's shapes; answers are `florence.types`'.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Mapping
@@ -14,12 +13,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from florence.answers.told import describe
-from florence.server.events import EVENTS
+from florence.answers.description import describe
+from florence.server.events import EVENTS, build_event
+from florence.server.replies import json_bytes
 from florence.types.answer import TaskAnswer
 from florence.types.results import Result
 
-DONE = b"data: [DONE]\n\n"
+DONE = build_event(b"[DONE]")
 
 
 def completion(model: str, answer: TaskAnswer[Result]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class ChatChunks:
         usage = {"usage": None} if self.with_usage else {}
         head = _head(self.id, self.created, self.model, "chat.completion.chunk")
         body = {**head, "choices": choices, **usage, **(more or {})}
-        return b"data: %b\n\n" % json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
+        return build_event(json_bytes(body))
 
 
 def model_object(name: str, checkpoint: str, created: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from florence.server.json_schemas import (
     EVENT_STREAM,
-    JSON,
     Responses,
     closed_object,
     json_body,
@@ -23,8 +22,9 @@ from florence.server.openai.app import CHAT_PATH, MODEL_PATH, MODELS_PATH
 from florence.server.openai.errors import error_body
 from florence.server.openai.fields import IGNORED, LENGTHS, WITHOUT_EFFECT
 from florence.server.openai.replies import completion, model_object
+from florence.server.replies import JSON
 from florence.types.answer import TaskAnswer
-from florence.types.options import MAX_TEXT_CHARS, RequestParameters
+from florence.types.options import MAX_TEXT_CHARS, option_schemas
 from florence.types.results import Result
 from florence.types.tasks import Kind
 
@@ -137,7 +137,7 @@ def chat_schemas(name: str) -> dict[str, Any]:
 
 def _options() -> dict[str, Any]:
     """The options of the typed endpoints; here a temperature may be 0, which turns sampling off."""
-    options: dict[str, Any] = RequestParameters.model_json_schema()["properties"]
+    options = option_schemas()
     temperature = options["temperature"]
     return options | {"temperature": {**temperature, "anyOf": [{"const": 0}, *temperature["anyOf"]]}}
 

@@ -6,7 +6,6 @@ Knows the Accept header and that process; `export` draws.
 from __future__ import annotations
 
 import asyncio
-import logging
 from asyncio.subprocess import PIPE
 from typing import Final
 
@@ -19,10 +18,9 @@ from florence.errors import DeadlineExceeded, EngineError, ImageError, quote
 from florence.export.process import REFUSED, DrawJob
 from florence.images.isolated import command
 from florence.images.limits import ImageLimits
-from florence.server.replies import limiter_in
+from florence.server.log import logger
+from florence.server.replies import JSON, limiter_in
 from florence.types.pictures import PictureOptions
-
-logger = logging.getLogger("florence.service")
 
 PNG: Final = "image/png"
 _MAX_PROCESSES: Final = 1  # processes at a time: each takes a core and the memory of a picture
@@ -32,7 +30,7 @@ _TURN: Final = RunVar[anyio.CapacityLimiter]("florence_drawers")
 def wants_picture(accept: str) -> bool:
     """Whether an Accept header names image/png, and not application/json too."""
     kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    return PNG in kinds and "application/json" not in kinds
+    return PNG in kinds and JSON not in kinds
 
 
 async def draw_answer(

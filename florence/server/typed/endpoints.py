@@ -93,14 +93,7 @@ async def answer_task(
     accepted."""
     image, text, region = fields.pop("image"), fields.pop("text", None), fields.pop("region", None)
     parameters = RequestParameters.model_construct(**fields)  # validated with the input
-    future = model.submit(
-        image,
-        task,
-        text,
-        region=region,
-        timeout_s=timeout_s,
-        parameters=parameters,
-    )
+    future = model.submit(image, task, text, region=region, timeout_s=timeout_s, parameters=parameters)
     answer = await await_answer(future, timeout_s)
     if wants_picture(accept):
         return await draw_answer(answer, image, parameters, limits, timeout_s)

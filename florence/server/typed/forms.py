@@ -15,15 +15,15 @@ from florence.errors import ProtocolError, RequestError, TooMuchStructure
 from florence.images.headers import FIRST_BYTES, is_picture
 from florence.server.http.bodies import read_body
 from florence.server.long_strings import MAX_QUOTED, Document, short_strings
+from florence.server.picture import PIECE
 from florence.server.replies import off_loop
+from florence.types.options import TEXT_FIELDS
 
 MULTIPART: Final = "multipart/form-data"
 PICTURE: Final = "image/*"
 """The type of a body that is a picture alone."""
-_PLAIN: Final = ("text", "prompt")  # never JSON
 _MAX_PARTS: Final = 32
 _MAX_TEXT_PART: Final = 32 * 2**20  # bytes of a part that is not a file: it is decoded in one go
-_PIECE: Final = 2**20
 _BENTOML_CLIENT: Final = "BentoML HTTP Client/"  # writes all values of a form in JSON
 
 
@@ -58,7 +58,7 @@ async def read_alone(request: Request) -> dict[str, Any]:
         if name in fields or name == "image":
             what = "the picture is the body" if name == "image" else "send it once"
             raise RequestError(f"{name[:60]} is sent more than once: {what}")
-        fields[name] = text if name in _PLAIN else _read_value(text)
+        fields[name] = text if name in TEXT_FIELDS else _read_value(text)
     return {"image": await read_body(request.receive), **fields}
 
 
@@ -77,7 +77,7 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
     size = (part.size or 0) if isinstance(part, UploadFile) else len(part)
     if (
         isinstance(part, UploadFile)
-        and name not in ("image", *_PLAIN)
+        and name not in ("image", *TEXT_FIELDS)
         and is_picture(await part.read(FIRST_BYTES))
     ):
         raise RequestError(f"{name[:60]} holds a picture; the field for the picture is image")
@@ -89,18 +89,18 @@ async def _read_part(form: FormData, name: str, *, in_json: bool) -> Any:
         if name == "image":
             return data
         part = data.decode("utf-8", "replace")
-    if name == "image" or (name in _PLAIN and not in_json):
+    if name == "image" or (name in TEXT_FIELDS and not in_json):
         return part
     return await off_loop(size, _read_value, part)
 
 
 def _read_upload(file: BinaryIO) -> bytes | bytearray:
     """A file's bytes; a large one in pieces, none of which holds the interpreter's lock for long."""
-    data = file.read(_PIECE)
-    if len(data) < _PIECE:
+    data = file.read(PIECE)
+    if len(data) < PIECE:
         return data
     whole = bytearray(data)
-    while data := file.read(_PIECE):
+    while data := file.read(PIECE):
         whole += data
     return whole
 

@@ -27,12 +27,14 @@ from florence.images.headers import FIRST_BYTES, FORMATS, is_picture
 from florence.server.fetching.fetcher import PictureFetcher
 from florence.server.fetching.urls import MAX_URL_CHARS
 from florence.server.http.bodies import kept_body, read_body
+from florence.server.json_schemas import REFERENCE
 from florence.server.long_strings import Document, parsing_cost, short_strings
 from florence.server.picture import EncodedPicture
 from florence.server.replies import off_loop
 from florence.server.typed.forms import MULTIPART, is_alone, read_alone, read_form
 from florence.types.analysis import SentRegion
 from florence.types.options import MAX_TEXT_CHARS, RequestParameters
+from florence.types.regions import REGION_FORMS
 from florence.types.tasks import Input, Kind
 
 _SHAPES = "the body must be a JSON object, multipart/form-data, or a picture with Content-Type: image/jpeg"
@@ -44,7 +46,7 @@ class Described(IODescriptor):  # type: ignore[misc]  # BentoML's types are not 
     @classmethod
     def openapi_components(cls, name: str) -> dict[str, Any]:
         """The type's schema and those inside it, without the keys that the document can't hold."""
-        schema = cls.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+        schema = cls.model_json_schema(ref_template=REFERENCE, mode="serialization")
         schemas = {**schema.pop("$defs", {}), cls.__name__: schema}
         known = {field.name for field in Schema.__attrs_attrs__}
         return {
@@ -80,11 +82,7 @@ def _no_picture() -> Any:
 class PictureInput(Described):
     """The input of every task: the picture, or its URL. Unknown fields are refused."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        json_schema_extra={"oneOf": [*_EITHER]},
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"oneOf": [*_EITHER]})
 
     image: EncodedPicture = Field(
         default_factory=_no_picture,
@@ -196,10 +194,7 @@ class TextInput(RequestParameters, _TextField):
 
 
 class _RegionField(PictureInput):
-    region: SentRegion = Field(
-        description="x1, y1, x2, y2 in pixels of the picture after EXIF rotation, or as text <loc_x1><loc_y1>"
-        "<loc_x2><loc_y2> in thousandths of it."
-    )
+    region: SentRegion = Field(description=REGION_FORMS)
 
 
 class RegionInput(RequestParameters, _RegionField):

@@ -20,12 +20,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from florence import __version__
-from florence.errors import Closed, DeadlineExceeded
+from florence.errors import Closed, DeadlineExceeded, SlowBody, UnknownEncoding
+from florence.server.fetching.fetcher import NO_PICTURE, NOT_REACHED
 from florence.server.http.held import HeldBody
-from florence.server.json_schemas import JSON, REFERENCE, object_of, reference
+from florence.server.json_schemas import REFERENCE, object_of, reference
 from florence.server.keys import HELP
 from florence.server.openai.schemas import TAG, chat_operations, chat_schemas
-from florence.server.replies import INTERNAL_ERROR, error_reply, json_reply
+from florence.server.replies import INTERNAL_ERROR, JSON, error_reply, json_reply
 from florence.server.typed.analysis import SUMMARY as ANALYZE_SUMMARY
 from florence.server.typed.analysis import AnalyzeAnswer, AnalyzeInput
 from florence.server.typed.drawn import PNG
@@ -43,28 +44,16 @@ _FAILURES: Final = (  # status, meaning, an example of its message
     (400, "The request can't be answered as it stands; the message says what to change.", "image is missing"),
     (401, "The service has API keys, and none that it knows was sent.", f"an API key is needed: {HELP}"),
     (404, "There is no such path, model or version.", "Not Found"),
-    (
-        408,
-        "The body did not arrive in the time allowed.",
-        "the request's body did not arrive within 60 s (FLORENCE_BODY_TIMEOUT_S)",
-    ),
+    (408, "The body did not arrive in the time allowed.", str(SlowBody(60))),
     (
         413,
         "The body or the picture is larger than allowed.",
         "the picture has 10000x8000 = 80000000 pixels; up to 64000000 are allowed",
     ),
-    (
-        422,
-        "The host of image_url answered, without a picture.",
-        "image_url's host has no picture at this URL, or refuses it to this service",
-    ),
-    (501, "The body's encoding is neither gzip nor deflate.", "Unsupported compression type"),
+    (422, "The host of image_url answered, without a picture.", NO_PICTURE),
+    (501, "The body's encoding is neither gzip nor deflate.", str(UnknownEncoding())),
     (500, "The service failed; its log says more.", INTERNAL_ERROR),
-    (
-        502,
-        "The host of image_url can't be reached, or fails.",
-        "image_url's host can't be reached, or broke the connection",
-    ),
+    (502, "The host of image_url can't be reached, or fails.", NOT_REACHED),
     (
         503,
         "The queue is full, or the service is starting or stopping; come back after Retry-After seconds.",
@@ -83,9 +72,10 @@ def about_routes(inference: Inference, max_body_bytes: int) -> list[Route]:
     async def info(request: Request) -> Response:
         if inference.model is None:
             return error_reply(Closed("the model is not loaded"))
-        own = {"timeout_s": inference.timeout_s, "max_body_bytes": max_body_bytes, "version": __version__}
-        facts = ServiceInfo.model_validate(inference.model.info() | own)
-        return json_reply(facts.model_dump(mode="json"))
+        facts = inference.model.info() | {"version": __version__}
+        own = {"timeout_s": inference.timeout_s, "max_body_bytes": max_body_bytes}
+        facts["limits"] = facts["limits"] | own
+        return json_reply(ServiceInfo.model_validate(facts).model_dump(mode="json"))
 
     return [Route("/docs.json", docs), Route("/info", info)]
 

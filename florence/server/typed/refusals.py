@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from florence.errors import RequestError, TaskError, quote
 from florence.types.analysis import MAX_TASKS, AnalysisTask
+from florence.types.invalid import reason_of
 from florence.types.options import RequestParameters, explain_option
 from florence.types.regions import LOCATIONS_EXAMPLE, PIXELS_EXAMPLE
 from florence.types.tasks import Input, Task
@@ -29,7 +30,6 @@ def explain(error: Exception, input_type: type[BaseModel], task: Task | None) ->
     unchanged. `task`: the endpoint's, if it is always the same."""
     if not isinstance(error, ValidationError):
         return error
-    allowed = ", ".join(input_type.model_fields)
     reasons: list[str] = []
     for detail in error.errors(include_url=False):
         name = str(detail["loc"][0])[:60] if detail["loc"] else ""
@@ -39,17 +39,13 @@ def explain(error: Exception, input_type: type[BaseModel], task: Task | None) ->
             name == "region" or (name == "text" and detail["type"] in ("missing", "extra_forbidden"))
         ):
             return TaskError(_input_rule(task, name))
-        if detail["type"] == "extra_forbidden":
-            reasons.append(f"unknown field {name!r}; the fields are {allowed}")
-        elif detail["type"] == "missing":
-            reasons.append(f"{name} is missing")
-        elif name in RequestParameters.model_fields:
+        if name in RequestParameters.model_fields or not name:
             reasons.append(explain_option(detail))
+        elif detail["type"] == "picture":  # its value is long
+            message = detail["msg"]
+            reasons.append(message if "picture" in message else f"{name}: {message}")
         else:
-            message = detail["msg"].removeprefix("Value error, ")
-            got = "" if name in ("", "image") else f", got {quote(detail['input'], 60)}"
-            named = name and "picture" not in message  # a message on the picture names it itself
-            reasons.append(f"{name}: {message}{got}" if named else message)
+            reasons.append(reason_of(dict(detail), input_type.model_fields))
     return RequestError("; ".join(dict.fromkeys(reasons)))
 
 

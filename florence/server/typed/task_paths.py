@@ -18,7 +18,7 @@ from florence.server.typed.endpoints import answer_task
 from florence.server.typed.inputs import INPUT_TYPES, Refused, bring_picture
 from florence.server.typed.refusals import explain
 from florence.server.v2.inference import Inference
-from florence.types.declared import ways_out
+from florence.types.declared import find_declared
 from florence.types.tasks import TASKS_PATH
 
 
@@ -38,9 +38,9 @@ async def _answer(
     model = inference.ready_model()
     name = request.path_params["name"]
     try:
-        task = model.tasks.resolve(name)
+        task = find_declared(model.tasks, name, "send it to /prompt")
     except TaskError as error:
-        raise NotFound(f"{error}{ways_out(name, 'send it to /prompt')}") from None
+        raise NotFound(str(error)) from None
     input_type = INPUT_TYPES[task.input]
     sent = await input_type.from_http_request(request, None)
     if isinstance(sent, Refused):

@@ -13,6 +13,8 @@ from typing import Final
 from florence.errors import ProtocolError, UnknownEncoding
 
 _WINDOWS: Mapping[str, int] = MappingProxyType({"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS})
+PLAIN: Final = ("", "identity")
+"""Values of Content-Encoding for a body that is not encoded; "" where there is no such header."""
 ENCODINGS: Final = ", ".join(_WINDOWS)
 PIECE: Final = 2**17
 """Bytes that are decompressed at a time."""
@@ -26,7 +28,7 @@ def decompressed(body: bytes | bytearray, encoding: str) -> Iterator[bytes]:
     bytes.
     """
     if encoding not in _WINDOWS:
-        raise UnknownEncoding("Unsupported compression type")
+        raise UnknownEncoding
     stream, packed, plain = zlib.decompressobj(_WINDOWS[encoding]), memoryview(body), b""
     while not stream.eof:
         given: bytes | memoryview = stream.unconsumed_tail

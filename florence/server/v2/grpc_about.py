@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_health.v1.health import aio
+from grpc_health.v1.health import SERVICE_NAME, aio
 from grpc_reflection.v1alpha import reflection
 
+HEALTH: Final = str(SERVICE_NAME)
 INFERENCE: Final = "inference.GRPCInferenceService"
 LOOK_S: Final = 0.25
 """Seconds between two checks of the models, for clients that watch their health."""

@@ -14,15 +14,12 @@ import grpc
 from florence.errors import Unauthorized
 from florence.server.keys import ApiKeys
 from florence.server.observability.request_ids import HEADER, begin_call
+from florence.server.replies import GRPC_CODES, failure_of
+from florence.server.v2.grpc_about import HEALTH, INFERENCE
 
 _OPEN_METHODS: Final = frozenset(
-    (
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
-        "/grpc.health.v1.Health/List",
-        "/inference.GRPCInferenceService/ServerLive",
-        "/inference.GRPCInferenceService/ServerReady",
-    )
+    {f"/{HEALTH}/{name}" for name in ("Check", "Watch", "List")}
+    | {f"/{INFERENCE}/{name}" for name in ("ServerLive", "ServerReady")}
 )
 _Prepare = Callable[[Any, Any], Awaitable[Any]]
 """From a call's request (a stream: its requests) and its context to what the method gets."""
@@ -67,12 +64,12 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # as ab
         try:
             self._keys.check(sent if isinstance(sent, str) else None)
         except Unauthorized as error:
-            reason = str(error)
+            failure = failure_of(error)
         else:
             return handler
 
         async def refuse(_request: Any, context: Any) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
+            await context.abort(grpc.StatusCode[GRPC_CODES[failure.status]], failure.message)
 
         if handler is None:  # an unknown method
             return grpc.unary_unary_rpc_method_handler(refuse)

@@ -116,9 +116,7 @@ def _handlers(calls: _Calls) -> tuple[Any, ...]:
         for name, call in unary.items()
     }
     methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-        calls.model_stream_infer,
-        None,
-        service_pb2.ModelStreamInferResponse.SerializeToString,
+        calls.model_stream_infer, None, service_pb2.ModelStreamInferResponse.SerializeToString
     )
     return (grpc.method_handlers_generic_handler(INFERENCE, methods),)
 

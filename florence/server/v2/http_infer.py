@@ -7,7 +7,6 @@ model.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,15 +18,15 @@ from starlette.types import Scope
 from florence.answers.answer import OriginalAnswer
 from florence.errors import ClientLeft, NotFound, ProtocolError
 from florence.runtime.streaming import OnText
-from florence.server.events import EVENTS, reply_in_events
+from florence.server.events import EVENTS, build_event, reply_in_events
 from florence.server.http.bodies import plain_body, read_body
+from florence.server.log import logger
 from florence.server.long_strings import parsing_cost
 from florence.server.outcomes import log_answer
-from florence.server.replies import checkpoint_header, json_reply, off_loop, reply_or_error
-from florence.server.v2.compression import choose_encoding, compress
+from florence.server.replies import checkpoint_header, json_bytes, json_reply, off_loop, reply_or_error
+from florence.server.v2.compression import PLAIN, choose_encoding, compress
 from florence.server.v2.infer_body import (
     build_binary_answer,
-    build_event,
     build_generate_answer,
     build_infer_answer,
     build_text_event,
@@ -37,8 +36,6 @@ from florence.server.v2.infer_body import (
 )
 from florence.server.v2.inference import Inference, ModelRepository
 from florence.server.v2.tensors import InferAnswer, InferRequest
-
-logger = logging.getLogger("florence.service")
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -145,7 +142,7 @@ def _outcome(scope: Scope, status: int, started: float) -> str:
 async def _read_generate(request: Request) -> InferRequest:
     inference = inference_of(request)
     inference.ready_model()
-    if request.headers.get("content-encoding", "identity") not in ("", "identity"):
+    if request.headers.get("content-encoding", "") not in PLAIN:
         raise ProtocolError("Unsupported content-encoding, only 'identity' is supported.")
     body = await read_body(request.receive)
     return await off_loop(parsing_cost(body), parse_generate_request, inference.served, body)
@@ -161,4 +158,4 @@ async def _generate(
 
 
 def _event_reply(content: dict[str, object], headers: dict[str, str]) -> Response:
-    return Response(build_event(content), headers=headers, media_type=EVENTS)
+    return Response(build_event(json_bytes(content)), headers=headers, media_type=EVENTS)

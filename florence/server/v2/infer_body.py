@@ -6,14 +6,15 @@ Pure functions on bytes. JSON that Triton refuses with status 500 is refused wit
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 from florence.errors import MalformedJson, OptionError, ProtocolError
+from florence.server.events import build_event
 from florence.server.long_strings import LONG, Document, LongString
+from florence.server.replies import json_bytes
 from florence.server.v2.inference import generation_options
 from florence.server.v2.model import INPUTS, OUTPUT, ServedModel
 from florence.server.v2.prompts import AcceptedPrompts
@@ -77,7 +78,7 @@ def build_binary_answer(answer: InferAnswer) -> tuple[bytes, int]:
     """The answer with a packed tensor, and how many bytes of it are its JSON."""
     packed = pack(text.encode("ascii") for text in answer.texts)
     output = {**answer_tensor(len(answer.texts)), "parameters": {"binary_data_size": len(packed)}}
-    head = json.dumps({**_head(answer), "outputs": [output]}, separators=(",", ":")).encode("ascii")
+    head = json_bytes({**_head(answer), "outputs": [output]})
     return head + packed, len(head)
 
 
@@ -125,12 +126,7 @@ def is_token_stream(infer: InferRequest, prompts: AcceptedPrompts) -> bool:
 
 def build_text_event(served: ServedModel, request_id: str, text: str) -> bytes:
     """A piece of the answer's text, as one server-sent event."""
-    return build_event({**_head(InferAnswer(served, request_id, ())), TEXT_KEY: text})
-
-
-def build_event(content: Mapping[str, Any]) -> bytes:
-    """The answer as one server-sent event."""
-    return b"data: " + json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n\n"
+    return build_event(json_bytes({**_head(InferAnswer(served, request_id, ())), TEXT_KEY: text}))
 
 
 def _head(answer: InferAnswer) -> dict[str, Any]:

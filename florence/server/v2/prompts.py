@@ -6,10 +6,13 @@ Knows tasks and texts; nothing about requests and models.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from florence.errors import TaskError
-from florence.types.declared import ways_out
+from florence.types.declared import find_declared
 from florence.types.tasks import INPUT_SLOT, TASKS, Input, Task, TaskTable, prompt_task
+
+TAKE_ANY: Final = "let FLORENCE_PROMPTS=any take prompts as they are"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,7 @@ class AcceptedPrompts:
         """
         if self.anything and prompt not in self.tasks:
             return _as_original(prompt, text), None
-        try:
-            return self.tasks.resolve(prompt), text
-        except TaskError as error:
-            other = "let FLORENCE_PROMPTS=any take prompts as they are"
-            raise TaskError(f"{error}{ways_out(prompt, other)}") from None
+        return find_declared(self.tasks, prompt, TAKE_ANY), text
 
 
 def _as_original(prompt: str, text: str | None) -> Task:

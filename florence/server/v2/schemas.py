@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
-from florence.server.json_schemas import EVENT_STREAM, JSON, Responses, json_body, object_of, reference
+from florence.server.json_schemas import EVENT_STREAM, Responses, json_body, object_of, reference
+from florence.server.replies import JSON
 from florence.server.v2.http_app import MODEL_PATH
 from florence.server.v2.infer_body import build_generate_answer, build_infer_answer
 from florence.server.v2.model import INPUTS, OUTPUT, REQUIRED_INPUTS, ServedModel
 from florence.server.v2.tensors import InferAnswer
-from florence.types.options import RequestParameters
+from florence.types.options import option_schemas
 from florence.types.tasks import TASKS
 
 _DESCRIPTIONS = {
@@ -178,9 +179,8 @@ def _parameters() -> dict[str, Any]:
 
 def _options() -> dict[str, Any]:
     """The options of the typed endpoints, as v2 takes them: no null, and a list as one text with commas."""
-    declared = RequestParameters.model_json_schema()["properties"]
     made = {}
-    for name, schema in declared.items():
+    for name, schema in option_schemas().items():
         kinds = [kind for kind in schema["anyOf"] if kind["type"] != "null"]
         if any(kind["type"] == "array" for kind in kinds):
             kinds = [{"type": "string", "pattern": _LABELS, "description": "Separated by commas."}]

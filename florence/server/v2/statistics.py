@@ -34,6 +34,7 @@ class Spans(NamedTuple):
 
 
 _NAME = "nv_inference_"
+_DOING = ("waiting", "reading pictures", "in the model", "making replies")  # a field of `Spans` each
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")
 _BATCH = "batch."  # prefix of a request's number of rows
 _FAILURE = "failure."  # prefix of the reason
@@ -115,10 +116,10 @@ class Statistics:
             ("count", "Rows of answered inference requests", counts["rows"]),
             ("exec_count", "Inference requests that the model answered", counts["success.count"]),
             ("request_duration_us", "Microseconds of all inference requests", whole // 1000),
-            ("queue_duration_us", "Microseconds spent waiting", counts["queue.ns"] // 1000),
-            ("compute_input_duration_us", "... reading pictures", counts["compute_input.ns"] // 1000),
-            ("compute_infer_duration_us", "... in the model", counts["compute_infer.ns"] // 1000),
-            ("compute_output_duration_us", "... making replies", counts["compute_output.ns"] // 1000),
+            *(
+                (f"{name}_duration_us", f"Microseconds spent {doing}", counts[f"{name}.ns"] // 1000)
+                for name, doing in zip(Spans._fields, _DOING, strict=True)
+            ),
         )
         lines = [
             metric_text(_NAME + "request_failure", "Failed inference requests", failures),

@@ -6,14 +6,13 @@ whose directory BentoML sets: so it must be imported after that, with the first 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from florence.server.observability.metric_files import DIRECTORY
+from florence.server.observability.metric_files import metrics_folder
 
 if TYPE_CHECKING:
     from prometheus_client import Gauge
@@ -38,9 +37,9 @@ class Tally:
         self._shared: dict[str, Gauge] = {}
 
     @cached_property
-    def _directory(self) -> str | None:
+    def _directory(self) -> Path | None:
         """The workers' files; None where there are no workers."""
-        return os.environ.get(DIRECTORY)
+        return metrics_folder()
 
     @cached_property
     def _gauges(self) -> dict[str, Gauge]:
@@ -78,9 +77,7 @@ class Tally:
             return self._counts.copy()
         from prometheus_client.multiprocess import MultiProcessCollector
 
-        files = [
-            str(file) for mode in self._gauges for file in Path(self._directory).glob(f"gauge_{mode}_*.db")
-        ]
+        files = [str(file) for mode in self._gauges for file in self._directory.glob(f"gauge_{mode}_*.db")]
         merged = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
         samples = [each for metric in merged if metric.name.startswith(HIDDEN) for each in metric.samples]
         own = [(dict(each.labels), int(each.value)) for each in samples]

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from florence.answers.columns import SUFFIX, read_columns
 from florence.errors import RequestError
 from florence.types.answer import TaskAnswer
+from florence.types.invalid import reason_of
 from florence.types.results import Result
 
 
@@ -67,7 +68,4 @@ def is_incomplete(line: bytes) -> bool:
 
 
 def _reason(error: ValueError | RecursionError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False)[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return reason_of(dict(error.errors()[0])) if isinstance(error, ValidationError) else str(error)

@@ -1,7 +1,7 @@
 """Renders PDF pages, each in a process of its own, with limits on memory and time.
 
 So a PDF that crashes PDFium, or keeps it busy for ever, fails one request only. Where the system can't limit
-memory (Windows), only time is limited.
+memory (Windows), only time is limited. Knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ WALL_S: Final = 120.0
 _DONE, _REFUSED, _TOO_LARGE = b"+", b"-", b"!"
 
 
-def render_page_apart(data: bytes, page: int, limits: ImageLimits) -> bytes:
+def render_page_isolated(data: bytes, page: int, limits: ImageLimits) -> bytes:
     """`pdf.render_page` in a process of its own. Also raises `ImageError` when the process crashes or takes
     too long."""
     return _ask(data, page, limits)
 
 
-def count_pages_apart(data: bytes, limits: ImageLimits) -> int:
+def count_pages_isolated(data: bytes, limits: ImageLimits) -> int:
     """`pdf.count_pages` in a process of its own."""
     return int(_ask(data, 0, limits))
 
@@ -39,7 +39,7 @@ def _ask(data: bytes, page: int, limits: ImageLimits) -> bytes:
     if library is None or library.origin is None:
         raise ImageError(pdf.NO_LIBRARY)
     words = map(str, (page, *astuple(limits)))
-    started = command("florence.images.apart", *words, packages=(Path(library.origin).parents[1],))
+    started = command("florence.images.pdf_process", *words, packages=(Path(library.origin).parents[1],))
     try:
         ran = subprocess.run(
             started, input=data, capture_output=True, timeout=WALL_S, check=False, env=environment()

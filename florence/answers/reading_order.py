@@ -27,9 +27,9 @@ _BESIDE: Final = 0.8
 _CORE: Final = 0.2
 """Share of a piece's height at its top, and at its bottom, that may overlap with tightly set neighbouring
 lines."""
-_STEEPEST: Final = math.radians(30)
+_MAX_SKEW: Final = math.radians(30)
 """A page that is rotated by more than this is not just a skewed scan."""
-_DEEPEST: Final = 50
+_MAX_DEPTH: Final = 50
 """Deepest nesting of cuts; no printed page needs as many."""
 Span = tuple[float, float]
 """Left and right, in pixels."""
@@ -46,7 +46,7 @@ def _upright(quads: Sequence[Quad]) -> list[Box]:
     edges = [(quad[2] - quad[0], quad[3] - quad[1]) for quad in quads]
     angles = [math.atan2(down, across) for across, down in edges if abs(down) < across]
     angle = median(angles) if angles else 0.0
-    angle = angle if abs(angle) <= _STEEPEST else 0.0
+    angle = angle if abs(angle) <= _MAX_SKEW else 0.0
     cos, sin = math.cos(angle), math.sin(angle)
     boxes = list[Box]()
     for quad in quads:
@@ -64,7 +64,7 @@ class _Page:
     def ordered(self, pieces: Sequence[int], depth: int = 0) -> list[list[int]]:
         """The lines of these pieces in reading order: cut along gutters, and above and below pieces that
         cross them."""
-        for cut in (self._columns, self._runs) if depth < _DEEPEST else ():
+        for cut in (self._columns, self._runs) if depth < _MAX_DEPTH else ():
             parts = cut(pieces)
             if len(parts) > 1:
                 return [line for part in parts for line in self.ordered(part, depth + 1)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence.answers.lines import lines_of
+from florence.answers.reading_order import lines_of
 from florence.types.results import Quad
 
 HIGH = 20.0  # height of a line in pixels
