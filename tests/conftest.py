@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     home = TemporaryDirectory(prefix="florence-tests-")
     config.add_cleanup(home.cleanup)
     os.environ |= {"BENTOML_HOME": home.name, "BENTOML_DO_NOT_TRACK": "true", "COLUMNS": "80"}
-    if not os.access(Path.home(), os.W_OK):
+    if not os.access(os.environ.get("HOME", ""), os.W_OK):
         os.environ.setdefault("TRITON_CACHE_DIR", home.name)
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
