@@ -146,9 +146,8 @@ class Services:
             unreachable = isinstance(error, Unreachable | ConnectionLost)
             first = unreachable and not service.failures
             now = self._clock()
-            if (
-                unreachable and service.retry_at <= now
-            ):  # else another request at the same time has reported it
+            # Otherwise another request at the same time has reported it.
+            if unreachable and service.retry_at <= now:
                 service.failures += 1
             backoff_s = min(MIN_BACKOFF_S * 2 ** max(service.failures - 1, 0), MAX_BACKOFF_S)
             if not unreachable and isinstance(error, Unavailable):

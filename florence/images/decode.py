@@ -2,8 +2,7 @@
 
 The format is recognised by the bytes. Limits on bytes, pixels and frames are checked against the header
 before a pixel is decoded. A `seen.View` says which frame of an animation or page of a document is decoded,
-and how other modes become RGB. PDF pages are rendered by
-`pdf_process`.
+and how other modes become RGB. PDF pages are rendered by `pdf_process`.
 
 No setting of Pillow is changed, and no warning of Pillow's is emitted, in any thread.
 

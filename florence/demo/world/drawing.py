@@ -32,9 +32,8 @@ def random_scene(rng: np.random.Generator, typeface: Typeface, limits: Limits) -
 def held_out(seed: int, count: int, limits: Limits) -> Iterator[tuple[Scene, Image.Image, list[Question]]]:
     """Scenes 0 to `count` - 1 of a held-out seed, with pictures and questions."""
     typeface = Typeface()
-    draw = (
-        random_scene if limits.things[1] <= MAX_THINGS else make_scene
-    )  # a crowded scene is seldom is_answerable
+    # A crowded scene is seldom answerable.
+    draw = random_scene if limits.things[1] <= MAX_THINGS else make_scene
     for index in range(count):
         rng = scene_rng(Split.HELD_OUT, seed, index)
         scene = draw(rng, typeface, limits)
