@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from ctypes import CDLL
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,16 +56,24 @@ else:  # a GPU machine without the service's packages runs only the GPU tests
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the outcome depend on nothing of the machine: not on a proxy, the user's home, the width of the
-    terminal, or a shell that started the tests in the background with SIGINT ignored."""
+    """Let the outcome depend on nothing of the machine: not on a proxy, the user's home and settings, the
+    width of the terminal, or a shell that started the tests in the background with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     home = TemporaryDirectory(prefix="florence-tests-")
     config.add_cleanup(home.cleanup)
+    for name in settings_of(os.environ):
+        del os.environ[name]
     os.environ |= {"BENTOML_HOME": home.name, "BENTOML_DO_NOT_TRACK": "true", "COLUMNS": "80"}
     if not os.access(os.environ.get("HOME", ""), os.W_OK):
         os.environ.setdefault("TRITON_CACHE_DIR", home.name)
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+
+
+def settings_of(environment: Mapping[str, str]) -> list[str]:
+    """The service's variables in an environment, without those that are about the tests."""
+    tests = ("FLORENCE_CI", "FLORENCE_TEST_")
+    return [name for name in environment if name.startswith("FLORENCE_") and not name.startswith(tests)]
 
 
 def seed_torch(config: pytest.Config) -> None:
@@ -131,6 +139,13 @@ def freed_memory() -> Iterator[None]:
     """Return the memory that a module's models have freed to the system; glibc would keep gigabytes of it."""
     yield
     CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the settings that other tests' commands have left in this process's environment."""
+    for name in settings_of(os.environ):
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -20,6 +19,7 @@ from florence.runtime.configured import keywords_of
 from florence.runtime.load_options import LoadKeywords, LoadOptions
 from florence.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("no_settings")
 OPTIONS = {each.name for each in fields(LoadOptions)}
 OF_SETTINGS = OPTIONS & Settings.model_fields.keys()
 VALUES: Mapping[str, Any] = {
@@ -40,13 +40,6 @@ VALUES: Mapping[str, Any] = {
     "score_temperature": 2.5,
     "max_tiles": 9,
 }
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("FLORENCE_"):
-            monkeypatch.delenv(name)
 
 
 def test_keywords_have_the_options_names_and_types() -> None:

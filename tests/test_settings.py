@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import asdict
 
@@ -15,13 +14,7 @@ from florence.errors import SettingsError
 from florence.images.limits import ImageLimits
 from florence.settings import Settings, read_settings
 
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the settings from the environment."""
-    for name in list(os.environ):
-        if name.startswith("FLORENCE_"):
-            monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def test_defaults_are_those_of_the_replaced_deployment_and_of_the_picture_limits() -> None:
